@@ -1,0 +1,92 @@
+"""Every error of diskq, each with what to do about it.
+
+Operating errors derive from DiskqError and carry what they speak of as attributes, which survive
+pickling. Mistakes in a call (a wrong type, a value out of range) are TypeError and ValueError.
+"""
+
+from __future__ import annotations
+
+import queue
+
+
+class DiskqError(Exception):
+    """Base of all operating errors; `str(error)` says what happened and what to do."""
+
+    def __init__(self, message: str, **fields: object) -> None:
+        super().__init__(message)
+        self.__dict__.update(fields)
+
+
+class Empty(DiskqError, queue.Empty):
+    """Raised when no message became ready in time. Try again later, or wait longer."""
+
+
+class Full(DiskqError, queue.Full):
+    """Raised when a put would touch the room kept for settling. Consume, trim, or add disk."""
+
+
+class LeaseLost(DiskqError):
+    """Raised when a settle comes with an old token; nothing was changed. Drop the message's work:
+    somebody else has the message now."""
+
+    topic: str
+    group: str
+    offset: int
+    token: int
+
+
+class AlreadySettled(DiskqError):
+    """Raised when a message is settled twice in one process. Settle each delivery once."""
+
+    offset: int
+
+
+class Closed(DiskqError):
+    """Raised when a closed store or consumer is used. Open a new one."""
+
+
+class WrongProcess(DiskqError):
+    """Raised when a consumer or message is used in a forked child. Make a consumer in the child."""
+
+
+class ConfigConflict(DiskqError):
+    """Raised when settings differ from the stored ones. Leave them out, or use the stored ones."""
+
+
+class NotFound(DiskqError):
+    """Raised when a store, topic, group or dead letter does not exist. Check the name."""
+
+
+class NotAStore(DiskqError):
+    """Raised when the path holds something else than a diskq store. Choose another path."""
+
+
+class WrongFormat(DiskqError):
+    """Raised when another version of diskq wrote the store. Use that version."""
+
+    found: int
+    supported: int
+
+
+class Corrupt(DiskqError):
+    """Raised when stored bytes fail their check. Run `diskq verify`; restore from a backup."""
+
+
+class MessageTooLarge(DiskqError):
+    """Raised when a body, key, headers or batch is over its limit. Store a reference instead."""
+
+    size: int
+    limit: int
+
+
+class ReadOnly(DiskqError):
+    """Raised when a store opened read-only, or not writable here, is asked to change."""
+
+
+class Unsupported(DiskqError):
+    """Raised when the place or platform cannot keep diskq's promises. Use a local disk."""
+
+
+class DiskFailed(DiskqError):
+    """Raised when the disk refused a write; the last commit may be lost, nothing more is written.
+    Check the disk, reopen the store, run `diskq verify`."""

@@ -1,0 +1,59 @@
+"""Every limit of diskq, named, with its unit. Tests try each at -1, 0 and +1."""
+
+from __future__ import annotations
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+TIB = 1024 * GIB
+PAGE_BYTES = 4096
+
+# What one message may be.
+MAX_BODY_BYTES = 16 * MIB
+MAX_KEY_BYTES = 1024
+MAX_HEADERS = 64
+MAX_HEADERS_BYTES = 64 * KIB  # all names and values of one message together
+MAX_TTL_SECONDS = 10 * 365 * 86400.0
+
+# What one call may carry, so that no write transaction holds the others up for long.
+MAX_PUT_MESSAGES = 100_000
+MAX_PUT_BYTES = 256 * MIB
+MAX_GET_MESSAGES = 10_000
+MAX_EXPIRED_LEASES = 64  # lease rows past their deadline that one get takes back
+MAX_DEAD_OWNERS_LEASES = 1_000  # lease rows of dead processes that one get takes back
+MAX_REDRIVE_MESSAGES = 1_000  # dead letters that one transaction gives back
+MAX_TRIM_SEGMENTS = 1_000  # segments that one transaction deletes
+
+# Names of topics, groups and consumers.
+MAX_NAME_BYTES = 128
+NAME_ALPHABET = "letters, digits, '.', '_' and '-'"
+
+# Settings of a group.
+MIN_LEASE_SECONDS = 0.001
+MAX_LEASE_SECONDS = 7 * 86400.0
+MAX_DELIVERIES = 10_000
+MAX_DELAY_SECONDS = 10 * 365 * 86400.0
+MAX_IN_FLIGHT = 1_000_000
+LANES = 10  # priorities of a topic
+
+# What is kept of a message that failed.
+MAX_HISTORY = 32  # the latest entries
+MAX_ERROR_CHARS = 2_000
+
+# The store.
+SEGMENT_BYTES = 4 * PAGE_BYTES - 16  # fills four LMDB overflow pages exactly
+MAP_BYTES = (TIB, 64 * GIB, 4 * GIB, 256 * MIB)  # address space asked for, in this order
+MAX_READERS = 1024
+MAX_LOG_DATABASES = 96  # topics with an id below have a log database of their own
+MIN_STORE_BYTES = 4 * MIB
+MIN_RESERVE_BYTES = 512 * KIB  # room that only settling, trim and purge may use ...
+MAX_RESERVE_BYTES = 64 * MIB  # ... a sixteenth of the store, between these two
+MAX_SHARED_COMMIT = 256  # operations of one process that share a commit
+TRIM_MESSAGES = 128  # a group looks for passed segments once per so many acks
+TRIM_BYTES = 256 * KIB  # ... or bytes
+
+# Live consumers of a store, and how a blocked get waits.
+MAX_CONSUMERS = 1024
+WAKE_WORDS = 4096
+LOOK_SECONDS = 0.05  # how often a blocked get looks whether a holder of leases died
+WAIT_SECONDS = 1.0  # the longest sleep of a blocked get

@@ -1,0 +1,201 @@
+"""The segment log of a topic: append, find, read, trim; and the topic's row.
+
+Segments are immutable and keyed by topic and first offset, so offsets are dense by construction: a
+segment begins where the one before it in its lane ends. All functions run inside a transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from . import limits
+from .codec import (
+    LANE,
+    LOG_KEY,
+    TOPIC_KEY,
+    Packed,
+    Segment,
+    TopicRow,
+    count_in,
+    decode_topic,
+    encode_segment,
+)
+from .engine import Database, Tx
+from .errors import Corrupt, NotFound
+
+_CACHED_BYTES = 64 * limits.KIB  # larger segments are not kept for the next read
+
+
+class Stored(NamedTuple):
+    """A message as the log has it; `flags` tell how to take the record apart."""
+
+    offset: int
+    record: bytes
+    flags: int
+    put_at_ns: int
+
+
+def load(tx: Tx, topic_id: int, name: str) -> TopicRow:
+    """The topic's row, to be changed and stored again.
+
+    Raises: NotFound if the topic was deleted.
+    """
+    row = tx.get(TOPIC_KEY.pack(b"T", topic_id))
+    if row is None:
+        raise NotFound(f"topic {name!r} does not exist any more", topic=name)
+    return TopicRow(row)
+
+
+def store(tx: Tx, topic_id: int, row: TopicRow) -> None:
+    """Write the topic's row back."""
+    tx.put(TOPIC_KEY.pack(b"T", topic_id), row.encode())
+
+
+def wake_groups(tx: Tx, row: TopicRow, count: int) -> None:
+    """After the commit, wake up to `count` blocked consumers of each group of the topic."""
+    for group_id in decode_topic(row.config).groups:
+        tx.wake(group_id, count)
+
+
+class Log:
+    """One topic's log inside one transaction."""
+
+    __slots__ = ("database", "topic_id", "tx")
+
+    def __init__(self, tx: Tx, database: Database, topic_id: int) -> None:
+        self.tx = tx
+        self.database = database
+        self.topic_id = topic_id
+
+    def append(self, row: TopicRow, packed: list[Packed]) -> int:
+        """Add segments behind the last offset; returns the first new offset.
+
+        Times never go back within a topic, whatever the clock does.
+        """
+        now = row.last_put_ns = max(self.tx.engine.clock.wall_ns(), row.last_put_ns)
+        first = offset = row.next[LANE]
+        put = self.tx.lmdb.put
+        database = self.database
+        append = self.topic_id < limits.MAX_LOG_DATABASES and len(row.next) == 1
+        for run in packed:
+            key = LOG_KEY.pack(self.topic_id, offset)
+            value = encode_segment(key, run, now)
+            put(key, value, append=append, db=database)
+            offset += run.count
+            row.bytes += len(value)
+        row.next[LANE] = offset
+        row.stored += offset - first
+        row.segments += len(packed)
+        return first
+
+    def read(self, first: int, stop: int) -> list[Stored]:
+        """The messages `first` to `stop`, all of which must be there.
+
+        Raises: Corrupt.
+        """
+        found: list[Stored] = []
+        cache = self.tx.engine.segments
+        while first < stop:
+            segment = cache.get(self.topic_id)
+            if segment is None or not 0 <= first - segment.first < segment.count:
+                segment = next(self.segments(first), None)
+                if segment is None or segment.first > first:
+                    raise Corrupt(
+                        f"offset {first} of topic {self.topic_id} is missing from its log; run"
+                        " 'diskq verify' and restore the store from a backup",
+                        offset=first,
+                    )
+                if segment.count > 1 and len(segment.data) <= _CACHED_BYTES:
+                    cache[self.topic_id] = segment
+            found += cut(segment, first, stop)
+            first = segment.first + segment.count
+        return found
+
+    def first(self) -> int | None:
+        """The oldest offset still stored, None if there is none."""
+        for key, _ in self.items():
+            return int(LOG_KEY.unpack(key)[1])
+        return None
+
+    def offset_at(self, when_ns: int, end: int) -> int:
+        """The first offset put at `when_ns` or later, `end` if there is none yet. Messages of one
+        segment have one time."""
+        for segment in self.segments(0):
+            if segment.put_at_ns >= when_ns:
+                return segment.first
+        return end
+
+    def segments(self, offset: int) -> Iterator[Segment]:
+        """The segments from the one that has `offset`, or the next behind it, in key order.
+
+        Raises: Corrupt.
+        """
+        for key, value in self.items(offset):
+            segment = Segment(key, value)
+            if segment.first + segment.count > offset:
+                yield segment
+
+    def trim(self, row: TopicRow, floor: int) -> int:
+        """Delete the segments that end at or before `floor`, at most MAX_TRIM_SEGMENTS of them;
+        returns how many."""
+        deleted = 0
+        cursor = self.tx.cursor(self.database)
+        more = self._seek(cursor, 0)
+        while more and deleted < limits.MAX_TRIM_SEGMENTS:
+            key, value = cursor.item()
+            topic_id, first = LOG_KEY.unpack(key)
+            count = count_in(value)
+            if topic_id != self.topic_id or first + count > floor:
+                break
+            row.stored -= count
+            row.segments -= 1
+            row.bytes -= len(value)
+            deleted += 1
+            more = cursor.delete() and cursor.key() != b""
+        return deleted
+
+    def erase(self) -> bool:
+        """Delete up to MAX_TRIM_SEGMENTS segments of a deleted topic; False when none is left."""
+        if self.database is None:
+            return False
+        cursor = self.tx.cursor(self.database)
+        for _ in range(limits.MAX_TRIM_SEGMENTS):
+            if not self._seek(cursor, 0):
+                return False
+            cursor.delete()
+        return True
+
+    def items(self, offset: int = 0) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values of the segments, as `segments` has them, but not checked."""
+        if self.database is None:
+            return
+        cursor = self.tx.cursor(self.database)
+        if self._seek(cursor, offset):
+            start = cursor.key()
+            yield from self.tx.scan(start[:4], start, self.database)
+
+    def _seek(self, cursor: Any, offset: int) -> bool:
+        """Place the cursor on the last key that is not behind `offset`, else on the next one."""
+        wanted = LOG_KEY.pack(self.topic_id, offset)
+        found = cursor.set_range(wanted)
+        if found and cursor.key() == wanted:
+            return True
+        if cursor.prev() if found else cursor.last():
+            if cursor.key()[:4] == wanted[:4]:
+                return True
+            cursor.next()
+        elif found:
+            cursor.first()
+        return bool(found and cursor.key()[:4] == wanted[:4])
+
+
+def cut(segment: Segment, first: int, stop: int) -> list[Stored]:
+    """The messages of a segment that are between the two offsets."""
+    low = max(first - segment.first, 0)
+    high = min(stop - segment.first, segment.count)
+    flags, put_at_ns = segment.flags, segment.put_at_ns
+    return [
+        Stored(offset, record, flags, put_at_ns)
+        for offset, record in enumerate(segment.records(low, high), segment.first + low)
+    ]

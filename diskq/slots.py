@@ -1,0 +1,200 @@
+"""The file `slots`: who is alive, what it is handling, and the words to wake it by.
+
+Nothing in it must last. It has a fixed size and is never truncated or unlinked:
+
+    0       u32: 1 once two groups may share a wake word
+    4096    WAKE_WORDS times u32, see wake.py
+    20480   MAX_CONSUMERS slots of 128 bytes:
+            owner u64, group u32, pid u32, handling u64 (offset + 1), waiting u8, name length u8, name
+
+A live consumer holds a POSIX lock on the first byte of its slot. The kernel frees it at any death,
+a forked child does not inherit it, and F_GETLK asks for it without side effects. Two rules follow
+(fcntl(2)): a process sees its own locks as free, so it remembers its own slots; closing *any*
+descriptor of the file drops all of the process's locks, so a process opens it once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import struct
+import sys
+import threading
+from typing import NamedTuple
+
+from .errors import Unsupported
+from .limits import MAX_CONSUMERS, WAKE_WORDS
+from .wake import ALL, Words
+
+_WORDS_START = 4096
+_SLOTS_START = _WORDS_START + 4 * WAKE_WORDS
+_SLOT_BYTES = 128
+_SLOT = struct.Struct("=QIIQBB")
+_HANDLING = struct.Struct("=Q")
+_HANDLING_AT, _WAITING_AT = 16, 24
+_NAME_BYTES = _SLOT_BYTES - _SLOT.size
+_FILE_BYTES = _SLOTS_START + MAX_CONSUMERS * _SLOT_BYTES
+
+
+class Slot(NamedTuple):
+    """What a slot says. `handling` is the offset being handled, None if none was named."""
+
+    owner: int
+    group: int
+    pid: int
+    handling: int | None
+    waiting: bool
+    name: str
+
+
+class Slots:
+    """This process's view of the file. Safe across threads."""
+
+    def __init__(self, path: str) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        self._file = os.open(path, flags, 0o666 & os.stat(os.path.dirname(path)).st_mode)
+        if os.fstat(self._file).st_size < _FILE_BYTES:
+            os.ftruncate(self._file, _FILE_BYTES)
+        self._memory = mmap.mmap(self._file, _FILE_BYTES)
+        self._words = Words(self._memory, _WORDS_START, WAKE_WORDS)
+        self._mine: dict[int, int] = {}  # slot -> owner
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Drop all locks of this process; its consumers count as dead from now on."""
+        self._words.close()
+        self._memory.close()
+        os.close(self._file)
+
+    # Wake words
+
+    def share_words(self) -> None:
+        """Note that some groups share a word, so that a wake-up must reach all its waiters."""
+        self._memory[0] = 1
+
+    def word(self, group: int) -> int:
+        """The group's word, to be read before looking for messages."""
+        return self._words.read(group % WAKE_WORDS)
+
+    def wake(self, group: int, value: int, count: int) -> None:
+        """Wake `count` consumers blocked on the group."""
+        self._words.wake(group % WAKE_WORDS, value, ALL if self._memory[0] else count)
+
+    def nudge(self, group: int) -> None:
+        """Let the group's blocked consumers look around, though nothing was committed."""
+        self._words.nudge(group % WAKE_WORDS)
+
+    def wait(self, group: int, seen: int, seconds: float) -> None:
+        """Sleep until something happens in the group whose word was `seen`."""
+        self._words.wait(group % WAKE_WORDS, seen, seconds)
+
+    # Consumers
+
+    def take(self, owner: int, group: int, name: str) -> int:
+        """Lock and fill a slot for a new consumer; returns its number.
+
+        A slot whose consumer died is taken last: it still says what that one was handling.
+
+        Raises: Unsupported if MAX_CONSUMERS are alive.
+        """
+        raw = name.encode()[:_NAME_BYTES]
+        with self._lock:
+            owners = [self.read(index).owner for index in range(MAX_CONSUMERS)]
+            for index in sorted(range(MAX_CONSUMERS), key=lambda index: owners[index] != 0):
+                if index not in self._mine and self._try_lock(index):
+                    slot = _SLOT.pack(owner, group, os.getpid(), 0, 0, len(raw)) + raw
+                    start = _SLOTS_START + index * _SLOT_BYTES
+                    self._memory[start : start + len(slot)] = slot
+                    self._mine[index] = owner
+                    return index
+        raise Unsupported(
+            f"the store has {MAX_CONSUMERS} live consumers, the most it can have; close some"
+        )
+
+    def release(self, index: int, *, clean: bool) -> None:
+        """Give a slot up; unless `clean`, what it says stays, for who frees its leases."""
+        if self._mine.pop(index, None) is None:
+            return
+        if clean:
+            start = _SLOTS_START + index * _SLOT_BYTES
+            self._memory[start : start + _SLOT.size] = bytes(_SLOT.size)
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _SLOTS_START + index * _SLOT_BYTES)
+
+    def forget(self, index: int, owner: int) -> None:
+        """Clear the slot of a dead consumer whose leases are free again."""
+        with self._lock:
+            if self.read(index).owner == owner and not self.alive(index, owner):
+                start = _SLOTS_START + index * _SLOT_BYTES
+                self._memory[start : start + _SLOT.size] = bytes(_SLOT.size)
+
+    def handle(self, index: int, offset: int | None) -> None:
+        """Name the message being handled: should the process die now, only that one is charged."""
+        value = 0 if offset is None else offset + 1
+        _HANDLING.pack_into(self._memory, _SLOTS_START + index * _SLOT_BYTES + _HANDLING_AT, value)
+
+    def set_waiting(self, index: int, waiting: bool) -> None:
+        """Tell others that this consumer is blocked in a get."""
+        self._memory[_SLOTS_START + index * _SLOT_BYTES + _WAITING_AT] = waiting
+
+    def read(self, index: int) -> Slot:
+        """What a slot says, whether its consumer is alive or not."""
+        start = _SLOTS_START + index * _SLOT_BYTES
+        owner, group, pid, handling, waiting, length = _SLOT.unpack_from(self._memory, start)
+        name = self._memory[start + _SLOT.size : start + _SLOT.size + length]
+        text = name.decode(errors="replace")
+        return Slot(owner, group, pid, handling - 1 if handling else None, bool(waiting), text)
+
+    def alive(self, index: int, owner: int) -> bool:
+        """Whether the consumer `owner`, which had this slot, is alive."""
+        if index in self._mine:
+            return self._mine[index] == owner
+        start = _SLOTS_START + index * _SLOT_BYTES
+        (found,) = _HANDLING.unpack_from(self._memory, start)
+        return found == owner and self._locked_elsewhere(index)
+
+    def is_mine(self, index: int) -> bool:
+        """Whether a consumer of this process has the slot."""
+        return index in self._mine
+
+    def live(self) -> list[tuple[int, Slot]]:
+        """All live consumers of all processes, by slot."""
+        found = []
+        for index in range(MAX_CONSUMERS):
+            start = _SLOTS_START + index * _SLOT_BYTES
+            if self._memory[start : start + 8] != bytes(8):
+                slot = self.read(index)
+                if self.alive(index, slot.owner):
+                    found.append((index, slot))
+        return found
+
+    def count_waiting(self, group: int, but: int) -> int:
+        """Live consumers of the group, other than slot `but`, that are blocked in a get."""
+        flags = self._memory[_SLOTS_START + _WAITING_AT : _FILE_BYTES : _SLOT_BYTES]
+        count = 0
+        index = flags.find(1)
+        while index >= 0:
+            slot = self.read(index)
+            if index != but and slot.group == group and self.alive(index, slot.owner):
+                count += 1
+            index = flags.find(1, index + 1)
+        return count
+
+    def _try_lock(self, index: int) -> bool:
+        try:
+            flags = fcntl.LOCK_EX | fcntl.LOCK_NB
+            fcntl.lockf(self._file, flags, 1, _SLOTS_START + index * _SLOT_BYTES)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
+
+    def _locked_elsewhere(self, index: int) -> bool:
+        start = _SLOTS_START + index * _SLOT_BYTES
+        if sys.platform == "darwin":
+            query = struct.pack("qqihh", start, 1, 0, fcntl.F_WRLCK, os.SEEK_SET)
+            return struct.unpack("qqihh", fcntl.fcntl(self._file, fcntl.F_GETLK, query))[3] != (
+                fcntl.F_UNLCK
+            )
+        query = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0)
+        answer = fcntl.fcntl(self._file, fcntl.F_GETLK, query)
+        return struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK

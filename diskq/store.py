@@ -1,0 +1,183 @@
+"""Store: one directory with topics. `diskq.open` is where everything begins."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from types import TracebackType
+from typing import TypeVar
+
+from . import admin, check, limits, stats, verify
+from .clock import Clock
+from .codec import DURABILITIES
+from .consumer import Consumer
+from .engine import Engine, Tx, close_engine, open_engine
+from .errors import Closed, ConfigConflict, NotFound, ReadOnly
+from .model import Finding, StoreStats
+from .queue import DEFAULT_GROUP, Queue
+from .topic import Topic
+
+T = TypeVar("T")
+
+
+def open(  # noqa: A001 - diskq.open is to diskq what open is to files
+    path: str | os.PathLike[str],
+    *,
+    durability: str | None = None,
+    create: bool = True,
+    readonly: bool = False,
+    max_bytes: int | None = None,
+    clock: Clock | None = None,
+) -> Store:
+    """Open the store in directory `path`; make it, complete or not at all, unless `create=False`.
+
+    `durability` says what a power cut can undo: "commit" (a new store's) nothing that returned,
+    "relaxed" at most the last commit, "process" anything, even damage it; kill -9 undoes nothing in
+    any. `max_bytes` (at least 4 MiB, None: the disk) bounds a new store's file: puts raise Full
+    before it is reached, settling goes on. Both are kept in the store; None takes what is stored.
+
+    The same path may be opened more than once in a process. `clock` is for tests.
+
+    Raises: NotFound, NotAStore, ConfigConflict, WrongFormat, Corrupt, ReadOnly, Unsupported, Full.
+    """
+    if durability is not None and durability not in DURABILITIES:
+        raise ValueError(f"durability must be one of {', '.join(DURABILITIES)}, not {durability!r}")
+    if max_bytes is not None:
+        check.count("max_bytes", max_bytes, limits.MIN_STORE_BYTES, limits.TIB)
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be str or os.PathLike, not {type(path).__name__}")
+    engine = open_engine(
+        os.fspath(path),
+        durability=durability,
+        create=create,
+        readonly=readonly,
+        max_bytes=max_bytes,
+        clock=clock or Clock(),
+    )
+    try:
+        for what, wanted, stored in (
+            ("durability", durability, engine.meta.durability),
+            ("max_bytes", max_bytes, engine.meta.max_bytes),
+        ):
+            if wanted is not None and wanted != stored:
+                raise ConfigConflict(
+                    f"store {engine.path} has {what}={stored!r}, not {wanted!r}; leave it out"
+                )
+        if not engine.readonly:
+            if engine.meta.boot_id != engine.clock.boot_id():
+                engine.commit(admin.note_boot)
+            admin.sweep(engine)
+        return Store(engine, readonly=readonly)
+    except BaseException:
+        close_engine(engine)
+        raise
+
+
+class Store:
+    """One directory with topics; made by `diskq.open`. A context manager. Safe across threads, and
+    in a child after fork."""
+
+    def __init__(self, engine: Engine, *, readonly: bool) -> None:
+        self._engine: Engine | None = engine
+        self._readonly = readonly
+        self._consumers: weakref.WeakSet[Consumer] = weakref.WeakSet()
+
+    @property
+    def engine(self) -> Engine:
+        """For diskq's own use.
+
+        Raises: Closed.
+        """
+        if self._engine is None:
+            raise Closed("the store is closed; open it again")
+        return self._engine
+
+    def commit(self, operation: Callable[[Tx], T]) -> T:
+        """The one door for writing, see engine.py; for diskq's own use.
+
+        Raises: ReadOnly, Closed, and what the operation raises.
+        """
+        if self._readonly:
+            raise ReadOnly(f"store {self.path} was opened read-only; open it with readonly=False")
+        return self.engine.commit(operation)
+
+    @property
+    def path(self) -> str:
+        """The directory."""
+        return self.engine.path
+
+    def topic(self, name: str) -> Topic:
+        """The topic of this name, made if need be, durably when this returns.
+
+        Raises: NotFound if it does not exist in a store opened read-only, ReadOnly, Closed.
+        """
+        check.name("topic", name)
+        engine = self.engine
+        topic_id = engine.read(lambda tx: admin.find_topic(tx, name))
+        if topic_id is None:
+            if self._readonly:
+                raise NotFound(f"there is no topic {name!r} in {engine.path}", topic=name)
+            topic_id = self.commit(lambda tx: admin.make_topic(tx, name))
+        return Topic(self, name, topic_id)
+
+    def queue(self, name: str) -> Queue:
+        """The topic of this name and its group "default", made if need be: the simple face.
+
+        Raises: as `topic`.
+        """
+        topic = self.topic(name)
+        return Queue(topic, topic.group(DEFAULT_GROUP))
+
+    def topics(self) -> list[Topic]:
+        """All topics, by name."""
+        found = self.engine.read(lambda tx: list(stats.topic_ids(tx)))
+        return [Topic(self, name, topic_id) for name, topic_id in found]
+
+    def delete_topic(self, name: str) -> None:
+        """Remove a topic with its groups, messages and dead letters. Who uses it gets NotFound.
+
+        Raises: NotFound, Closed.
+        """
+        admin.delete_topic(self, check.name("topic", name))
+
+    def stats(self) -> StoreStats:
+        """The store in numbers, from one snapshot; the same cost with any backlog."""
+        return stats.store_stats(self.engine)
+
+    def verify(self) -> Iterator[Finding]:
+        """Check every invariant of the store, and yield what is wrong; nothing if it is sound.
+
+        Reads all of it in one snapshot, and so keeps space from being reused while it runs.
+        """
+        return iter(verify.check_store(self.engine))
+
+    def adopt(self, consumer: Consumer) -> None:
+        """For diskq's own use: close this consumer with the store."""
+        self._consumers.add(consumer)
+
+    def close(self) -> None:
+        """Close the store's consumers, then the store. May be called twice."""
+        engine = self._engine
+        if engine is None:
+            return
+        for consumer in list(self._consumers):
+            with suppress(Closed):
+                consumer.close()
+        self._engine = None
+        close_engine(engine)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Store {self._engine.path if self._engine else 'closed'}>"
