@@ -11,85 +11,18 @@
 Start at `open`. `docs/explanation/architecture.md` shows how the modules build on each other.
 """
 
+from . import errors, model
 from .clock import Clock
 from .consumer import Consumer
-from .errors import (
-    AlreadySettled,
-    Closed,
-    ConfigConflict,
-    Corrupt,
-    DiskFailed,
-    DiskqError,
-    Empty,
-    Full,
-    LeaseLost,
-    MessageTooLarge,
-    NotAStore,
-    NotFound,
-    ReadOnly,
-    Unsupported,
-    WrongFormat,
-    WrongProcess,
-)
+from .errors import *  # noqa: F403 - every error is public
 from .group import Group
 from .message import Message
-from .model import (
-    Backoff,
-    ConsumerInfo,
-    DeadLetter,
-    Failure,
-    Finding,
-    GroupSettings,
-    GroupStats,
-    LogMessage,
-    Outgoing,
-    Receipt,
-    Receipts,
-    StoreStats,
-    TopicStats,
-)
+from .model import *  # noqa: F403 - every value is public
 from .queue import Queue
-from .store import Store, open
+from .store import Store, open  # noqa: A004 - diskq.open is to diskq what open is to files
 from .topic import Topic
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "AlreadySettled",
-    "Backoff",
-    "Clock",
-    "Closed",
-    "ConfigConflict",
-    "Consumer",
-    "ConsumerInfo",
-    "Corrupt",
-    "DeadLetter",
-    "DiskFailed",
-    "DiskqError",
-    "Empty",
-    "Failure",
-    "Finding",
-    "Full",
-    "Group",
-    "GroupSettings",
-    "GroupStats",
-    "LeaseLost",
-    "LogMessage",
-    "Message",
-    "MessageTooLarge",
-    "NotAStore",
-    "NotFound",
-    "Outgoing",
-    "Queue",
-    "ReadOnly",
-    "Receipt",
-    "Receipts",
-    "Store",
-    "StoreStats",
-    "Topic",
-    "TopicStats",
-    "Unsupported",
-    "WrongFormat",
-    "WrongProcess",
-    "open",
-]
+__all__ = ["Clock", "Consumer", "Group", "Message", "Queue", "Store", "Topic", "open"]
+__all__ += errors.__all__ + model.__all__

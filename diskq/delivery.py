@@ -1,40 +1,29 @@
 """What happens to a message of a group: leased, acked, given back, failed; and who died.
 
-This is the policy between the faces and the rows. All functions run inside a write transaction
-(`look` in a read transaction), change the given group row, and leave it to the caller to store it.
-
     ready --take--> leased --ack--> gone
-                      |--give back, holder died--> ready, in its old place
+                      |--release, holder died--> ready, in its old place
                       |--fail (nack, deadline passed, died while handling it)--> waiting
                       '--fail (reject, max_deliveries reached)--> dead
+
+The policy between the faces and the rows; all of it runs inside one transaction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice, takewhile
 from typing import NamedTuple
 
 from . import held, leases, limits, log
 from .clock import NS, nanoseconds
-from .codec import (
-    GROUP_KEY,
-    HELD,
-    LANE,
-    TOPIC_KEY,
-    WAITING,
-    GroupRow,
-    HeldRow,
-    LeaseRow,
-    TopicRow,
-    decode_group,
-    decode_topic,
-)
-from .engine import Database, Tx
+from .codec import HELD, GroupRow, HeldRow, LeaseRow, decode_group, decode_topic
+from .engine import Tx
+from .environment import Database
 from .errors import LeaseLost
 from .log import Log, Stored
 from .model import Failure
+from .segment import LANE
 
 
 class Place(NamedTuple):
@@ -62,280 +51,292 @@ class Grant(NamedTuple):
     failures: int
 
 
-# Taking -----------------------------------------------------------------------------------------
+class Delivery:
+    """A group inside one transaction; `store` writes its row back."""
 
+    def __init__(self, tx: Tx, at: Place, row: GroupRow | None = None) -> None:
+        self.tx = tx
+        self.at = at
+        self.id = at.group_id
+        self.clock = tx.engine.clock
+        self.row = row or leases.load(tx, at.group_id, at.group)
+        self.settings = decode_group(self.row.config).settings
+        self.log = Log(tx, at.database, at.topic_id)
 
-def take(tx: Tx, at: Place, group: GroupRow, member: Member, limit: int) -> list[Grant]:
-    """Lease up to `limit` messages: retries that are due, then the lowest offsets.
+    def store(self) -> None:
+        """Write the group's row back, if it changed."""
+        leases.store(self.tx, self.id, self.row)
 
-    Finding nothing, it first takes back what dead consumers held.
-    """
-    if group.leased:
-        _expire(tx, at, group)
-    topic = log.load(tx, at.topic_id, at.topic)
-    grants = _grant(tx, at, group, topic, member, limit)
-    if not grants and group.leased and _reap(tx, at, group):
-        grants = _grant(tx, at, group, topic, member, limit)
-    if grants and group.waiting:
-        _pass_on_the_watch(tx, at)
-    return grants
+    # Taking
 
+    def take(self, member: Member, limit: int) -> list[Grant]:
+        """Lease up to `limit` messages: retries that are due, then the lowest offsets.
 
-def _pass_on_the_watch(tx: Tx, at: Place) -> None:
-    """Who takes a message stops waiting for the next retry; let another consumer wait for it."""
-    due = held.next_due(tx, at.group_id)
-    if due and due[0] - tx.engine.clock.wall_ns() < nanoseconds(limits.WAIT_SECONDS):
-        tx.wake(at.group_id, 1)
+        Finding nothing, it first takes back what dead consumers held.
+        """
+        if self.row.leased:
+            self._expire()
+        grants = self._grant_all(member, limit)
+        if not grants and self.row.leased and self._reap():
+            grants = self._grant_all(member, limit)
+        if grants and self.row.waiting:
+            self._pass_on_the_watch()
+        return grants
 
-
-def _grant(
-    tx: Tx, at: Place, group: GroupRow, topic: TopicRow, member: Member, limit: int
-) -> list[Grant]:
-    settings = decode_group(group.config).settings
-    unread = topic.next[LANE] - group.cursor[LANE]
-    if limit > 1:
-        limit = _fair_share(tx, at, member, limit, unread + group.ready + group.waiting)
-    if settings.max_in_flight is not None:
-        limit = min(limit, settings.max_in_flight - group.leased)
-    clock = tx.engine.clock
-    deadline_ns = clock.monotonic_ns() + nanoseconds(settings.lease_seconds)
-    grants: list[Grant] = []
-
-    def grant(row: LeaseRow, messages: Sequence[Stored], failures: int) -> int:
-        row.deadline_ns = deadline_ns
-        row.owner, row.slot = member
-        row.granted_ns = clock.wall_ns()
-        row.token = tx.next_tokens(row.count)
-        leases.grant(tx, at.group_id, row)
-        grants.append(Grant(row, messages, failures))
-        group.leased += len(messages)
-        group.delivered += len(messages)
-        return len(messages)
-
-    while limit > 0 and group.waiting:
-        due = held.next_due(tx, at.group_id)
-        if due is None or due[0] > clock.wall_ns():
-            break
-        row = held.lease(tx, at.group_id, group, due[1], due[0])
-        message = Stored(due[1], row.record, row.flags, row.put_at_ns)
-        limit -= grant(LeaseRow(due[1], 1, flags=HELD), [message], row.failures)
-        group.redelivered += 1
-    source = Log(tx, at.database, at.topic_id)
-    while limit > 0 and group.ready:
-        run = leases.take_back(tx, at.group_id, group, limit)
-        if run is None:
-            break
-        messages = source.read(run.first, run.first + run.count)
-        if run.settled:
-            messages = [messages[position] for position in run.positions()]
-        limit -= grant(run, messages, 0)
-        group.redelivered += len(messages)
-    if limit > 0 and unread > 0:
-        first = group.cursor[LANE]
-        count = min(limit, unread)
-        messages = source.read(first, first + count)
-        group.cursor[LANE] = first + count
-        grant(LeaseRow(first, count), messages, 0)
-    return grants
-
-
-def _fair_share(tx: Tx, at: Place, member: Member, limit: int, available: int) -> int:
-    """A batch leaves their share to the consumers that are waiting now."""
-    waiting = tx.engine.slots.count_waiting(at.group_id, member.slot)
-    return min(limit, max(1, -(-available // (waiting + 1))))
-
-
-def _expire(tx: Tx, at: Place, group: GroupRow) -> None:
-    """Take messages back whose deadline passed, now that somebody wants them."""
-    now = tx.engine.clock.monotonic_ns()
-    passed = takewhile(lambda row: row.deadline_ns <= now, leases.rows(tx, at.group_id, 1))
-    for row in list(islice(passed, limits.MAX_EXPIRED_LEASES)):
-        name = _holder_name(tx, row)
-        for position in row.positions():
-            fail(tx, at, group, row, row.first + position, "expired", name, "")
-        leases.update(tx, at.group_id, row)
-
-
-def _reap(tx: Tx, at: Place, group: GroupRow) -> bool:
-    """Take back the leases of dead consumers; charge only what they were handling."""
-    found = False
-    for row in list(islice(_dead(tx, at.group_id), limits.MAX_DEAD_OWNERS_LEASES)):
-        found = True
-        _free_dead(tx, at, group, row)
-    return found
-
-
-def _dead(tx: Tx, group_id: int) -> Iterable[LeaseRow]:
-    known: dict[tuple[int, int], bool] = {}
-    for row in leases.rows(tx, group_id, 1):
-        who = row.slot, row.owner
-        if who not in known:
-            known[who] = tx.engine.slots.alive(*who)
-        if not known[who]:
-            yield row
-
-
-def _free_dead(tx: Tx, at: Place, group: GroupRow, row: LeaseRow) -> None:
-    """Give back a row whose holder died. The message it named, or its only one, is charged. If it
-    named none of several, they will be delivered one by one, so that the next death names it."""
-    slot = tx.engine.slots.read(row.slot)
-    named = slot.handling if slot.owner == row.owner else None
-    if named is None and row.unsettled == 1:
-        named = row.next_unsettled
-    if named is not None and row.holds(named):
-        name = _holder_name(tx, row)
-        fail(tx, at, group, row, named, "crashed", name, "", delay_ns=0)
-    release_run(tx, at, group, row, solo=named is None)
-    tx.after.append(partial(tx.engine.slots.forget, row.slot, row.owner))
-
-
-def _holder_name(tx: Tx, row: LeaseRow) -> str:
-    slot = tx.engine.slots.read(row.slot)
-    return slot.name if slot.owner == row.owner else ""
-
-
-def look(tx: Tx, at: Place) -> float:
-    """Seconds until the group may have a message to take, 0 if it seems to have one now."""
-    data = tx.get(GROUP_KEY.pack(b"G", at.group_id))
-    topic = tx.get(TOPIC_KEY.pack(b"T", at.topic_id))
-    if data is None or topic is None:
-        return 0  # deleted: taking tells
-    group = GroupRow(data)
-    in_flight = decode_group(group.config).settings.max_in_flight
-    room = in_flight is None or group.leased < in_flight
-    if room and (group.ready or TopicRow(topic).next[LANE] > group.cursor[LANE]):
-        return 0
-    seconds = limits.WAIT_SECONDS
-    clock = tx.engine.clock
-    if room and group.waiting and (due := held.next_due(tx, at.group_id)):
-        seconds = min(seconds, (due[0] - clock.wall_ns()) / NS)
-    if group.leased:
-        first = next(leases.rows(tx, at.group_id, 1), None)
-        if first is not None:
-            seconds = min(seconds, (first.deadline_ns - clock.monotonic_ns()) / NS)
-        if any(_dead(tx, at.group_id)):
-            return 0
-        if any(not tx.engine.slots.is_mine(row.slot) for row in leases.rows(tx, at.group_id, 1)):
-            seconds = min(seconds, limits.LOOK_SECONDS)
-    return max(seconds, 0)
-
-
-# Settling ---------------------------------------------------------------------------------------
-
-
-def holding(tx: Tx, at: Place, lease: LeaseRow, offsets: Sequence[int]) -> LeaseRow:
-    """The row in which `lease` still holds these messages. The fence: all who settle pass here.
-
-    Raises: LeaseLost.
-    """
-    row = leases.find(tx, at.group_id, lease.deadline_ns, lease.first, lease.token)
-    for offset in offsets:
-        if row is None or not row.holds(offset):
-            raise LeaseLost(
-                f"the lease of message {offset} in group {at.group!r} was lost: its deadline"
-                " passed and others took it back; drop this work, it is being done again",
-                topic=at.topic,
-                group=at.group,
-                offset=offset,
-                token=lease.token + offset - lease.first,
+    def _grant_all(self, member: Member, limit: int) -> list[Grant]:
+        row = self.row
+        end = log.load(self.tx, self.at.topic_id, self.at.topic).next[LANE]
+        unread = end - row.next[LANE]
+        if limit > 1:
+            limit = self._fair_share(member, limit, unread + row.ready + row.waiting)
+        if self.settings.max_in_flight is not None:
+            limit = min(limit, self.settings.max_in_flight - row.leased)
+        grants: list[Grant] = []
+        while limit > 0:
+            grant = (
+                (row.waiting and self._take_retry())
+                or (row.ready and self._take_returned(limit))
+                or (end > row.next[LANE] and self._take_unread(limit, end))
             )
-    assert row is not None
-    return row
+            if not grant:
+                break
+            self._grant(grant, member)
+            grants.append(grant)
+            limit -= len(grant.messages)
+        return grants
 
+    def _take_retry(self) -> Grant | None:
+        due = held.next_due(self.tx, self.id)
+        if due is None or due[0] > self.clock.wall_ns():
+            return None
+        message = held.lease(self.tx, self.id, self.row, due[1])
+        self.row.redelivered += 1
+        stored = Stored(due[1], message.record, message.flags, message.put_at_ns)
+        return Grant(LeaseRow(due[1], 1, flags=HELD), [stored], message.failures)
 
-def ack(tx: Tx, at: Place, group: GroupRow, lease: LeaseRow, offsets: Sequence[int]) -> None:
-    """Settle messages of one lease for good.
+    def _take_returned(self, limit: int) -> Grant | None:
+        run = leases.take_back(self.tx, self.id, self.row, limit)
+        if run is None:
+            return None
+        messages = self.log.read(run.first, run.first + run.count)
+        messages = [message for message in messages if run.holds(message.offset)]
+        self.row.redelivered += len(messages)
+        return Grant(run, messages, 0)
 
-    Raises: LeaseLost.
-    """
-    row = holding(tx, at, lease, offsets)
-    for offset in offsets:
-        row.settled |= 1 << offset - row.first
-    if row.flags & HELD:
-        held.drop(tx, at.group_id, row.first)
-    leases.update(tx, at.group_id, row)
-    group.leased -= len(offsets)
-    group.acked += len(offsets)
-    _wake_held_back(tx, at, group, len(offsets))
+    def _take_unread(self, limit: int, end: int) -> Grant:
+        first = self.row.next[LANE]
+        messages = self.log.read(first, min(first + limit, end))
+        self.row.next[LANE] += len(messages)
+        return Grant(LeaseRow(first, len(messages)), messages, 0)
 
+    def _grant(self, grant: Grant, member: Member) -> None:
+        lease, count = grant.lease, len(grant.messages)
+        lease.owner, lease.slot = member
+        lease.token = self.tx.next_tokens(lease.count)
+        lease.granted_ns = self.clock.wall_ns()
+        lease.deadline_ns = self.clock.monotonic_ns() + nanoseconds(self.settings.lease_seconds)
+        leases.grant(self.tx, self.id, lease)
+        self.row.leased += count
+        self.row.delivered += count
 
-def fail(
-    tx: Tx,
-    at: Place,
-    group: GroupRow,
-    row: LeaseRow,
-    offset: int,
-    cause: str,
-    consumer: str,
-    error: str,
-    *,
-    delay_ns: int | None = None,
-) -> None:
-    """End a delivery without success: the message waits `delay_ns` (default: the backoff), or is
-    dead if it was rejected or failed `max_deliveries` times. The caller updates the lease row."""
-    if row.flags & HELD:
-        message = held.load(tx, at.group_id, offset)
-    else:
-        _, record, flags, put_at_ns = Log(tx, at.database, at.topic_id).read(offset, offset + 1)[0]
-        message = HeldRow(WAITING, flags, 0, 0, put_at_ns, (), record)
-    now = tx.engine.clock.wall_ns()
-    message.failures += 1
-    message.history += (Failure(now, cause, consumer, error[: limits.MAX_ERROR_CHARS]),)
-    row.settled |= 1 << offset - row.first
-    group.leased -= 1
-    group.failed += 1
-    settings = decode_group(group.config).settings
-    if cause == "reject" or message.failures >= settings.max_deliveries:
-        held.bury(tx, at.group_id, group, offset, message, now)
-    else:
+    def _fair_share(self, member: Member, limit: int, available: int) -> int:
+        """A batch leaves their share to the consumers that are waiting now."""
+        waiting = self.tx.engine.slots.count_waiting(self.id, member.slot)
+        return min(limit, max(1, -(-available // (waiting + 1))))
+
+    def _pass_on_the_watch(self) -> None:
+        """Who takes a message stops waiting for the next retry: another one is to wait for it."""
+        due = held.next_due(self.tx, self.id)
+        if due and due[0] - self.clock.wall_ns() < nanoseconds(limits.WAIT_SECONDS):
+            self.tx.wake(self.id, 1)
+
+    # Taking back
+
+    def _leased(self) -> Iterator[LeaseRow]:
+        return leases.rows(self.tx, self.id, 1)
+
+    def _expire(self) -> None:
+        """Take messages back whose deadline passed, now that somebody wants them."""
+        now = self.clock.monotonic_ns()
+        passed = takewhile(lambda lease: lease.deadline_ns <= now, self._leased())
+        for lease in list(islice(passed, limits.MAX_EXPIRED_LEASES)):
+            name = self._holder_name(lease)
+            for offset in lease.offsets():
+                self._fail(lease, offset, "expired", name, "")
+            leases.update(self.tx, self.id, lease)
+
+    def _reap(self) -> bool:
+        """Take back the leases of dead consumers; charge only what they were handling."""
+        dead = list(islice(self._dead(), limits.MAX_DEAD_OWNERS_LEASES))
+        for lease in dead:
+            self._take_from_dead(lease)
+        return bool(dead)
+
+    def _dead(self) -> Iterator[LeaseRow]:
+        alive: dict[tuple[int, int], bool] = {}
+        for lease in self._leased():
+            who = lease.slot, lease.owner
+            if who not in alive:
+                alive[who] = self.tx.engine.slots.alive(*who)
+            if not alive[who]:
+                yield lease
+
+    def _take_from_dead(self, lease: LeaseRow) -> None:
+        """The message that the dead consumer named, or its only one, is charged. If it named none
+        of several, they are delivered one by one from now on, so that the next death tells."""
+        slots = self.tx.engine.slots
+        slot = slots.read(lease.slot)
+        named = slot.handling if slot.owner == lease.owner else None
+        if named is None and lease.unsettled == 1:
+            named = lease.next_unsettled
+        if named is not None and lease.holds(named):
+            self._fail(lease, named, "crashed", self._holder_name(lease), "", delay_ns=0)
+        self._release_all(lease, solo=named is None)
+        self.tx.after.append(partial(slots.forget, lease.slot, lease.owner))
+
+    def _holder_name(self, lease: LeaseRow) -> str:
+        slot = self.tx.engine.slots.read(lease.slot)
+        return slot.name if slot.owner == lease.owner else ""
+
+    def look(self) -> float:
+        """Seconds until there may be a message to take, 0 if there seems to be one now."""
+        row = self.row
+        most = self.settings.max_in_flight
+        room = most is None or row.leased < most
+        end = log.load(self.tx, self.at.topic_id, self.at.topic).next[LANE]
+        if room and (row.ready or end > row.next[LANE]):
+            return 0
+        waits = [limits.WAIT_SECONDS]
+        if room and row.waiting and (due := held.next_due(self.tx, self.id)):
+            waits.append((due[0] - self.clock.wall_ns()) / NS)
+        if row.leased and (first := next(self._leased(), None)):
+            waits.append((first.deadline_ns - self.clock.monotonic_ns()) / NS)
+            if any(self._dead()):
+                return 0
+            if any(not self.tx.engine.slots.is_mine(lease.slot) for lease in self._leased()):
+                waits.append(limits.LOOK_SECONDS)  # their holder may die without a word
+        return max(min(waits), 0)
+
+    # Settling
+
+    def holding(self, lease: LeaseRow, offsets: Sequence[int]) -> LeaseRow:
+        """What the store has of this lease. The fence: whoever settles or extends passes here.
+
+        Raises: LeaseLost unless it still holds all of these messages.
+        """
+        row = leases.find(self.tx, self.id, lease)
+        for offset in offsets:
+            if row is None or not row.holds(offset):
+                raise LeaseLost(
+                    f"the lease of message {offset} in group {self.at.group!r} was lost: others"
+                    " took the message back; drop this work, it is being done again",
+                    topic=self.at.topic,
+                    group=self.at.group,
+                    offset=offset,
+                    token=lease.token + offset - lease.first,
+                )
+        assert row is not None
+        return row
+
+    def ack(self, lease: LeaseRow, offsets: Sequence[int]) -> None:
+        """Messages of one lease are done. Raises: LeaseLost."""
+        row = self.holding(lease, offsets)
+        for offset in offsets:
+            row.settled |= 1 << offset - row.first
+        if row.flags & HELD:
+            held.drop(self.tx, self.id, row.first)
+        leases.update(self.tx, self.id, row)
+        self.row.acked += len(offsets)
+        self._unlease(len(offsets))
+
+    def fail(
+        self, lease: LeaseRow, offset: int, cause: str, name: str, error: str, delay_ns: int | None
+    ) -> None:
+        """A delivery to the consumer `name` failed. Raises: LeaseLost."""
+        row = self.holding(lease, [offset])
+        self._fail(row, offset, cause, name, error, delay_ns)
+        leases.update(self.tx, self.id, row)
+
+    def _fail(
+        self,
+        lease: LeaseRow,
+        offset: int,
+        cause: str,
+        name: str,
+        error: str,
+        delay_ns: int | None = None,
+    ) -> None:
+        """Take a message out of its lease: it waits `delay_ns` (default: the backoff), or is dead
+        if it was rejected or failed `max_deliveries` times. The caller updates the lease's row."""
+        if lease.flags & HELD:
+            message = held.load(self.tx, self.id, offset)
+        else:
+            _, record, flags, put_at_ns = self.log.read(offset, offset + 1)[0]
+            message = HeldRow(record, flags, put_at_ns)
+        now = self.clock.wall_ns()
+        message.failures += 1
+        message.history += (Failure(now, cause, name, error[: limits.MAX_ERROR_CHARS]),)
+        lease.settled |= 1 << offset - lease.first
+        self.row.failed += 1
+        self._unlease(1)
+        if cause == "reject" or message.failures >= self.settings.max_deliveries:
+            held.bury(self.tx, self.id, self.row, offset, message, now)
+            return
         if delay_ns is None:
-            delay_ns = settings.backoff.delay_ns(message.failures)
-        held.wait(tx, at.group_id, group, offset, message, now + delay_ns)
-        tx.wake(at.group_id, 1)
-    _wake_held_back(tx, at, group, 1)
+            delay_ns = self.settings.backoff.delay_ns(message.failures)
+        held.wait(self.tx, self.id, self.row, offset, message, now + delay_ns)
+        self.tx.wake(self.id, 1)
 
+    def release(self, lease: LeaseRow, offset: int) -> None:
+        """Give one message back, uncharged and in its old place. Raises: LeaseLost."""
+        row = self.holding(lease, [offset])
+        if row.unsettled == 1:
+            self._release_all(row, solo=False)
+            return
+        row.settled |= 1 << offset - row.first
+        leases.update(self.tx, self.id, row)
+        leases.grant(self.tx, self.id, LeaseRow(offset, 1))
+        self.row.ready += 1
+        self._unlease(1)
+        self.tx.wake(self.id, 1)
 
-def release(tx: Tx, at: Place, group: GroupRow, row: LeaseRow, offset: int) -> None:
-    """Give one message of a lease back, uncharged and in its old place."""
-    if row.unsettled == 1:
-        return release_run(tx, at, group, row, solo=False)
-    row.settled |= 1 << offset - row.first
-    leases.update(tx, at.group_id, row)
-    leases.grant(tx, at.group_id, LeaseRow(offset, 1))
-    group.leased -= 1
-    group.ready += 1
-    tx.wake(at.group_id, 1)
+    def release_owned(self, owner: int | None) -> None:
+        """Give back all that a consumer holds, or with None all that anybody holds, uncharged."""
+        for lease in list(self._leased()):
+            if owner is None or lease.owner == owner:
+                self._release_all(lease, solo=False)
 
+    def _release_all(self, lease: LeaseRow, *, solo: bool) -> None:
+        if lease.flags & HELD and lease.unsettled:
+            message = held.load(self.tx, self.id, lease.first)
+            held.wait(self.tx, self.id, self.row, lease.first, message, self.clock.wall_ns())
+            lease.settled = 1
+            self.row.leased -= 1
+            self.tx.wake(self.id, 1)
+        leases.give_back(self.tx, self.id, self.row, lease, solo=solo)
 
-def release_run(tx: Tx, at: Place, group: GroupRow, row: LeaseRow, *, solo: bool) -> None:
-    """Give back all that is not settled of a lease row, uncharged."""
-    if row.flags & HELD and row.unsettled:
-        message = held.load(tx, at.group_id, row.first)
-        held.wait(tx, at.group_id, group, row.first, message, tx.engine.clock.wall_ns())
-        row.settled = 1
-        group.leased -= 1
-        tx.wake(at.group_id, 1)
-    leases.give_back(tx, at.group_id, group, row, solo=solo)
+    def extend(self, lease: LeaseRow, offset: int, seconds: float | None) -> int:
+        """Give a lease a new deadline, which is returned. Raises: LeaseLost."""
+        row = self.holding(lease, [offset])
+        duration = nanoseconds(seconds or self.settings.lease_seconds)
+        leases.move(self.tx, self.id, row, self.clock.monotonic_ns() + duration)
+        return row.deadline_ns
 
-
-def _wake_held_back(tx: Tx, at: Place, group: GroupRow, count: int) -> None:
-    """Consumers that max_in_flight holds back can go on."""
-    most = decode_group(group.config).settings.max_in_flight
-    if most is not None and group.leased + count >= most:
-        tx.wake(at.group_id, count)
-
-
-# Trimming ---------------------------------------------------------------------------------------
+    def _unlease(self, count: int) -> None:
+        """Messages left a lease; consumers that max_in_flight holds back can go on."""
+        self.row.leased -= count
+        most = self.settings.max_in_flight
+        if most is not None and self.row.leased + count >= most:
+            self.tx.wake(self.id, count)
 
 
 def trim(tx: Tx, at: Place) -> int:
-    """Delete segments that every group has passed, a bounded number; returns how many."""
+    """Delete segments that every group of the topic has passed, a bounded number; returns how
+    many. Group rows must have been stored before."""
     topic = log.load(tx, at.topic_id, at.topic)
     groups = decode_topic(topic.config).groups
-    floors = [leases.floor(tx, group, leases.load(tx, group, at.group)) for group in groups]
-    if not floors:
-        return 0
-    deleted = Log(tx, at.database, at.topic_id).trim(topic, min(floors))
+    floors = [leases.floor(tx, group, leases.load(tx, group, "")) for group in groups]
+    deleted = Log(tx, at.database, at.topic_id).trim(topic, min(floors)) if floors else 0
     if deleted:
         log.store(tx, at.topic_id, topic)
     return deleted

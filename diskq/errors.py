@@ -8,6 +8,12 @@ from __future__ import annotations
 
 import queue
 
+__all__ = [
+    "AlreadySettled", "Closed", "ConfigConflict", "Corrupt", "DiskFailed", "DiskqError", "Empty",
+    "Full", "LeaseLost", "MessageTooLarge", "NotAStore", "NotFound", "ReadOnly", "Unsupported",
+    "WrongFormat", "WrongProcess",
+]  # fmt: skip
+
 
 class DiskqError(Exception):
     """Base of all operating errors; `str(error)` says what happened and what to do."""

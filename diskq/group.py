@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from . import admin, check, held, leases, limits, log, stats
-from .codec import DEAD, GroupRow, HeldRow, decode_group, decode_record
+from .codec import DEAD, HeldRow, decode_group
 from .consumer import Consumer
 from .delivery import Place
 from .engine import Tx
 from .model import DeadLetter, GroupSettings, GroupStats
+from .segment import decode_record
 
 if TYPE_CHECKING:
     from .topic import Topic
@@ -43,28 +45,27 @@ class Group:
     @property
     def settings(self) -> GroupSettings:
         """The stored settings."""
-        return self.topic.store.engine.read(lambda tx: decode_group(self._row(tx).config).settings)
+        row = self.topic.store.engine.read(lambda tx: leases.load(tx, self.id, self.name))
+        return decode_group(row.config).settings
 
     def stats(self) -> GroupStats:
         """The group in numbers, from one snapshot; the same cost with any backlog."""
 
         def snapshot(tx: Tx) -> GroupStats:
-            self._row(tx)
-            return stats.group_stats(tx, log.load(tx, self.topic.id, self.topic.name), self.id)
+            topic = log.load(tx, self.topic.id, self.topic.name)
+            return stats.group_stats(tx, topic, self.id, self.name)
 
         return self.topic.store.engine.read(snapshot)
 
     def dead(self, start: int = 0) -> Iterator[DeadLetter]:
         """The dead letters with offset `start` and above, by offset. Messages that die or are
         redriven meanwhile may or may not appear."""
-        engine = self.topic.store.engine
 
         def page(tx: Tx) -> list[tuple[int, HeldRow]]:
-            self._row(tx)
-            rows = held.rows(tx, self.id, DEAD, start)
-            return [row for row, _ in zip(rows, range(_PAGE), strict=False)]
+            leases.load(tx, self.id, self.name)
+            return list(islice(held.rows(tx, self.id, DEAD, start), _PAGE))
 
-        while found := engine.read(page):
+        while found := self.topic.store.engine.read(page):
             for offset, row in found:
                 yield _dead_letter(offset, row)
             start = found[-1][0] + 1
@@ -75,7 +76,6 @@ class Group:
 
         Raises: NotFound if one of `offsets` is not dead; then none is given back.
         """
-        engine = self.topic.store.engine
         if offsets is not None:
             chosen = [check.count("offset", offset, 0, 2**64 - 1) for offset in offsets]
             return self.topic.store.commit(lambda tx: self._revive(tx, chosen))
@@ -83,12 +83,27 @@ class Group:
         if limit is not None:
             left = min(left, check.count("limit", limit, 0, 2**63))
         count = 0
-        while left and (
-            done := self.topic.store.commit(lambda tx: self._revive(tx, self._first_dead(tx, left)))  # noqa: B023
-        ):
+        while count < left and (done := self._redrive_some(left - count)):
             count += done
-            left -= done
         return count
+
+    def _redrive_some(self, limit: int) -> int:
+        bound = min(limit, limits.MAX_REDRIVE_MESSAGES)
+
+        def operation(tx: Tx) -> int:
+            first = islice(held.rows(tx, self.id, DEAD), bound)
+            return self._revive(tx, [offset for offset, _ in first])
+
+        return self.topic.store.commit(operation)
+
+    def _revive(self, tx: Tx, offsets: Sequence[int]) -> int:
+        row = leases.load(tx, self.id, self.name)
+        for offset in offsets:
+            held.revive(tx, self.id, row, offset, tx.engine.clock.wall_ns())
+        leases.store(tx, self.id, row)
+        if offsets:
+            tx.wake(self.id, len(offsets))
+        return len(offsets)
 
     def delete(self) -> None:
         """Remove the group with its position, waiting messages and dead letters. Its consumers get
@@ -96,30 +111,13 @@ class Group:
 
         Raises: NotFound.
         """
-        admin.delete_group(self.topic.store, self.place())
+        self.topic.store.check_writable()
+        admin.delete_group(self.topic.store.engine, self.place())
 
     def place(self) -> Place:
         """The group as transactions address it."""
         database = self.topic.store.engine.log(self.topic.id)
         return Place(self.topic.id, self.topic.name, self.id, self.name, database)
-
-    def _row(self, tx: Tx) -> GroupRow:
-        return leases.load(tx, self.id, self.name)
-
-    def _first_dead(self, tx: Tx, limit: int) -> list[int]:
-        bound = range(min(limit, limits.MAX_REDRIVE_MESSAGES))
-        return [row[0] for row, _ in zip(held.rows(tx, self.id, DEAD), bound, strict=False)]
-
-    def _revive(self, tx: Tx, offsets: Sequence[int]) -> int:
-        group = self._row(tx)
-        now_ns = tx.engine.clock.wall_ns()
-        for offset in offsets:
-            row = held.find_dead(tx, self.id, offset)
-            held.revive(tx, self.id, group, offset, row, now_ns)
-        leases.store(tx, self.id, group)
-        if offsets:
-            tx.wake(self.id, len(offsets))
-        return len(offsets)
 
     def __repr__(self) -> str:
         return f"<Group {self.topic.name}/{self.name}>"

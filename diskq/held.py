@@ -1,7 +1,8 @@
 """Messages that left the log's way for one group: waiting for a retry, leased again, or dead.
 
-    held   group, LIVE, offset   waiting (with a row in `state` 'D' group, due, offset), or leased
-    held   group, DEAD, offset   dead; found without reading what waits
+    held   group, LIVE, offset         waiting or leased
+    held   group, DEAD, offset         dead; found without reading what waits
+    state  'D' group, due_ns, offset   one row for each that waits, in order of time
 
 A held message has its body with it, so a slow or dead one never keeps its segment in the log.
 Counters of the states are in the group's row, which the caller stores.
@@ -14,11 +15,11 @@ from collections.abc import Iterator
 from .codec import (
     BURIED,
     DEAD,
-    GROUP_KEY,
     HELD_KEY,
-    LEASE_KEY,
+    ID_KEY,
     LEASED,
     LIVE,
+    TIME_KEY,
     WAITING,
     GroupRow,
     HeldRow,
@@ -28,18 +29,16 @@ from .engine import Tx
 from .errors import Corrupt, NotFound
 from .model import Failure
 
-_DUE_KEY = LEASE_KEY  # the same shape: prefix, group, time, offset
-
 
 def load(tx: Tx, group_id: int, offset: int) -> HeldRow:
-    """The live row of a message that a lease says is held.
+    """The live row of a message that another row says is held.
 
     Raises: Corrupt.
     """
-    data = tx.lmdb.get(HELD_KEY.pack(group_id, LIVE, offset), db=tx.engine.held)
-    if data is None:
+    row = _get(tx, group_id, LIVE, offset)
+    if row is None:
         raise Corrupt(f"held message {offset} of group {group_id} is missing; run 'diskq verify'")
-    return decode_held(data)
+    return row
 
 
 def find_dead(tx: Tx, group_id: int, offset: int) -> HeldRow:
@@ -47,58 +46,62 @@ def find_dead(tx: Tx, group_id: int, offset: int) -> HeldRow:
 
     Raises: NotFound.
     """
-    data = tx.lmdb.get(HELD_KEY.pack(group_id, DEAD, offset), db=tx.engine.held)
-    if data is None:
+    row = _get(tx, group_id, DEAD, offset)
+    if row is None:
         raise NotFound(f"no dead letter has offset {offset}; see 'diskq dead ls'", offset=offset)
-    return decode_held(data)
+    return row
 
 
 def wait(tx: Tx, group_id: int, group: GroupRow, offset: int, row: HeldRow, due_ns: int) -> None:
     """Let a message wait until `due_ns` of the wall clock."""
     row.state, row.due_ns = WAITING, due_ns
     group.waiting += 1
-    tx.put(_DUE_KEY.pack(b"D", group_id, due_ns, offset), b"")
-    tx.lmdb.put(HELD_KEY.pack(group_id, LIVE, offset), row.encode(), db=tx.engine.held)
+    tx.put(TIME_KEY.pack(b"D", group_id, due_ns, offset), b"")
+    _put(tx, group_id, LIVE, offset, row)
 
 
 def bury(tx: Tx, group_id: int, group: GroupRow, offset: int, row: HeldRow, now_ns: int) -> None:
     """Make a message a dead letter."""
     row.state, row.due_ns = BURIED, now_ns
     group.dead += 1
-    tx.lmdb.delete(HELD_KEY.pack(group_id, LIVE, offset), db=tx.engine.held)
-    tx.lmdb.put(HELD_KEY.pack(group_id, DEAD, offset), row.encode(), db=tx.engine.held)
+    drop(tx, group_id, offset)
+    _put(tx, group_id, DEAD, offset, row)
 
 
-def revive(tx: Tx, group_id: int, group: GroupRow, offset: int, row: HeldRow, now_ns: int) -> None:
-    """Let a dead message wait for a delivery at once, with a clean slate but its history."""
+def revive(tx: Tx, group_id: int, group: GroupRow, offset: int, now_ns: int) -> None:
+    """Let a dead message wait for a delivery at once, with a clean slate but its history.
+
+    Raises: NotFound.
+    """
+    row = find_dead(tx, group_id, offset)
     row.failures = 0
     row.history += (Failure(now_ns, "redriven", "", ""),)
     group.dead -= 1
-    tx.lmdb.delete(HELD_KEY.pack(group_id, DEAD, offset), db=tx.engine.held)
+    drop(tx, group_id, offset, DEAD)
     wait(tx, group_id, group, offset, row, now_ns)
 
 
 def next_due(tx: Tx, group_id: int) -> tuple[int, int] | None:
     """When the next waiting message is due, and its offset."""
-    for key, _ in tx.scan(GROUP_KEY.pack(b"D", group_id)):
-        _, _, due_ns, offset = _DUE_KEY.unpack(key)
+    for key, _ in tx.scan(ID_KEY.pack(b"D", group_id)):
+        _, _, due_ns, offset = TIME_KEY.unpack(key)
         return due_ns, offset
     return None
 
 
-def lease(tx: Tx, group_id: int, group: GroupRow, offset: int, due_ns: int) -> HeldRow:
+def lease(tx: Tx, group_id: int, group: GroupRow, offset: int) -> HeldRow:
     """Take a waiting message out of the waiting ones."""
     row = load(tx, group_id, offset)
-    tx.delete(_DUE_KEY.pack(b"D", group_id, due_ns, offset))
+    tx.delete(TIME_KEY.pack(b"D", group_id, row.due_ns, offset))
     row.state, row.due_ns = LEASED, 0
     group.waiting -= 1
-    tx.lmdb.put(HELD_KEY.pack(group_id, LIVE, offset), row.encode(), db=tx.engine.held)
+    _put(tx, group_id, LIVE, offset, row)
     return row
 
 
-def drop(tx: Tx, group_id: int, offset: int) -> None:
-    """Forget a live message: it was acked."""
-    tx.lmdb.delete(HELD_KEY.pack(group_id, LIVE, offset), db=tx.engine.held)
+def drop(tx: Tx, group_id: int, offset: int, kind: int = LIVE) -> None:
+    """Forget a message that is not waiting."""
+    tx.lmdb.delete(HELD_KEY.pack(group_id, kind, offset), db=tx.engine.held)
 
 
 def rows(tx: Tx, group_id: int, kind: int, start: int = 0) -> Iterator[tuple[int, HeldRow]]:
@@ -106,3 +109,12 @@ def rows(tx: Tx, group_id: int, kind: int, start: int = 0) -> Iterator[tuple[int
     first = HELD_KEY.pack(group_id, kind, start)
     for key, value in tx.scan(first[:5], first, tx.engine.held):
         yield HELD_KEY.unpack(key)[2], decode_held(value)
+
+
+def _get(tx: Tx, group_id: int, kind: int, offset: int) -> HeldRow | None:
+    data = tx.lmdb.get(HELD_KEY.pack(group_id, kind, offset), db=tx.engine.held)
+    return None if data is None else decode_held(data)
+
+
+def _put(tx: Tx, group_id: int, kind: int, offset: int, row: HeldRow) -> None:
+    tx.lmdb.put(HELD_KEY.pack(group_id, kind, offset), row.encode(), db=tx.engine.held)

@@ -12,18 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .codec import (
-    GROUP_KEY,
-    HELD,
-    LANE,
-    LEASE_KEY,
-    SOLO,
-    GroupRow,
-    LeaseRow,
-    decode_lease,
-)
+from .codec import HELD, ID_KEY, SOLO, TIME_KEY, GroupRow, LeaseRow, decode_lease
 from .engine import Tx
 from .errors import NotFound
+from .segment import LANE
 
 
 def load(tx: Tx, group_id: int, name: str) -> GroupRow:
@@ -31,9 +23,9 @@ def load(tx: Tx, group_id: int, name: str) -> GroupRow:
 
     Raises: NotFound if the group was deleted.
     """
-    data = tx.get(GROUP_KEY.pack(b"G", group_id))
+    data = tx.get(ID_KEY.pack(b"G", group_id))
     if data is None:
-        raise NotFound(f"group {name!r} does not exist any more", group=name)
+        raise NotFound(f"group {name!r} does not exist any more; see 'diskq group ls'", group=name)
     return GroupRow(data)
 
 
@@ -41,33 +33,30 @@ def store(tx: Tx, group_id: int, group: GroupRow) -> None:
     """Write the group's row back, if it changed."""
     data = group.encode()
     if data != group.data:
-        tx.put(GROUP_KEY.pack(b"G", group_id), data)
+        tx.put(ID_KEY.pack(b"G", group_id), data)
 
 
 def grant(tx: Tx, group_id: int, row: LeaseRow) -> None:
     """Insert a lease row. Its deadline moves by a nanosecond if another run with the same first
     offset has the same one (part of a run can be given back and granted anew)."""
-    value = row.encode()
-    while not tx.put(_key(group_id, row), value, overwrite=False):
+    while not tx.put(_key(group_id, row), row.encode(), overwrite=False):
         row.deadline_ns += 1
 
 
-def find(tx: Tx, group_id: int, deadline_ns: int, first: int, token: int) -> LeaseRow | None:
-    """The lease row with this key, if it still is the delivery with this token."""
-    key = LEASE_KEY.pack(b"L", group_id, deadline_ns, first)
+def find(tx: Tx, group_id: int, lease: LeaseRow) -> LeaseRow | None:
+    """What the store has of a granted lease now; None if it was lost."""
+    key = _key(group_id, lease)
     value = tx.get(key)
-    if value is None:
-        return None
-    row = decode_lease(key, value)
-    return row if row.token == token else None
+    row = decode_lease(key, value) if value is not None else None
+    return row if row and row.token == lease.token else None
 
 
 def update(tx: Tx, group_id: int, row: LeaseRow) -> None:
     """Write a row whose settled messages changed; it goes when all are settled."""
-    if row.settled.bit_count() == row.count:
-        tx.delete(_key(group_id, row))
-    else:
+    if row.unsettled:
         tx.put(_key(group_id, row), row.encode())
+    else:
+        tx.delete(_key(group_id, row))
 
 
 def move(tx: Tx, group_id: int, row: LeaseRow, deadline_ns: int) -> None:
@@ -83,51 +72,44 @@ def give_back(tx: Tx, group_id: int, group: GroupRow, row: LeaseRow, *, solo: bo
     Settled ones at both ends are cut off, so that the row's first message is its own.
     """
     tx.delete(_key(group_id, row))
-    count = row.unsettled
-    group.leased -= count
-    if count == 0:
-        return
-    group.ready += count
-    low = row.next_unsettled - row.first
-    high = (~row.settled & ((1 << row.count) - 1)).bit_length()
-    flags = SOLO if solo else 0
-    freed = LeaseRow(row.first + low, high - low, 0, flags)
-    freed.settled = row.settled >> low & ((1 << high - low) - 1)
-    grant(tx, group_id, freed)
-    tx.wake(group_id, count)
+    if count := row.unsettled:
+        offsets = row.offsets()
+        run = LeaseRow(offsets[0], offsets[-1] + 1 - offsets[0], flags=SOLO if solo else 0)
+        run.settled = (row.settled >> run.first - row.first) & ((1 << run.count) - 1)
+        grant(tx, group_id, run)
+        group.leased -= count
+        group.ready += count
+        tx.wake(group_id, count)
 
 
 def take_back(tx: Tx, group_id: int, group: GroupRow, limit: int) -> LeaseRow | None:
-    """Take up to `limit` messages out of the first row that was given back, as a new row."""
+    """Take up to `limit` messages out of the first row that was given back, as a run to grant."""
     row = next(rows(tx, group_id), None)
     if row is None or row.deadline_ns:
         return None
     tx.delete(_key(group_id, row))
-    positions = row.positions()
-    if row.flags & SOLO:
-        limit = 1
-    taken = min(limit, len(positions))
-    end = positions[taken - 1] + 1
-    if taken < len(positions):
-        start = positions[taken]
-        rest = LeaseRow(row.first + start, row.count - start, row.settled >> start, row.flags)
-        grant(tx, group_id, rest)
+    offsets = row.offsets()
+    taken = 1 if row.flags & SOLO else min(limit, len(offsets))
     group.ready -= taken
-    return LeaseRow(row.first, end, row.settled & ((1 << end) - 1))
+    if taken < len(offsets):
+        start = offsets[taken] - row.first
+        rest = LeaseRow(offsets[taken], row.count - start, row.settled >> start, row.flags)
+        grant(tx, group_id, rest)
+    count = offsets[taken - 1] + 1 - row.first
+    return LeaseRow(row.first, count, row.settled & ((1 << count) - 1))
 
 
 def rows(tx: Tx, group_id: int, deadline_ns: int = 0) -> Iterator[LeaseRow]:
     """The lease rows of a group from a deadline on, those given back first, then by deadline."""
-    start = LEASE_KEY.pack(b"L", group_id, deadline_ns, 0)
-    for key, value in tx.scan(start[:5], start):
-        yield decode_lease(key, value)
+    start = TIME_KEY.pack(b"L", group_id, deadline_ns, 0)
+    return (decode_lease(*item) for item in tx.scan(start[:5], start))
 
 
 def floor(tx: Tx, group_id: int, group: GroupRow) -> int:
     """The first offset of the log that the group may still need."""
     kept = (row.next_unsettled for row in rows(tx, group_id) if not row.flags & HELD)
-    return min(kept, default=group.cursor[LANE])
+    return min(kept, default=group.next[LANE])
 
 
 def _key(group_id: int, row: LeaseRow) -> bytes:
-    return LEASE_KEY.pack(b"L", group_id, row.deadline_ns, row.first)
+    return TIME_KEY.pack(b"L", group_id, row.deadline_ns, row.first)

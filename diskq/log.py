@@ -1,7 +1,7 @@
 """The segment log of a topic: append, find, read, trim; and the topic's row.
 
-Segments are immutable and keyed by topic and first offset, so offsets are dense by construction: a
-segment begins where the one before it in its lane ends. All functions run inside a transaction.
+Segments are immutable and keyed by topic and first offset; a segment begins where the one before it
+ends, so offsets are dense. All functions run inside a transaction.
 """
 
 from __future__ import annotations
@@ -10,19 +10,11 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from . import limits
-from .codec import (
-    LANE,
-    LOG_KEY,
-    TOPIC_KEY,
-    Packed,
-    Segment,
-    TopicRow,
-    count_in,
-    decode_topic,
-    encode_segment,
-)
-from .engine import Database, Tx
+from .codec import ID_KEY, TopicRow, decode_topic
+from .engine import Tx
+from .environment import Database
 from .errors import Corrupt, NotFound
+from .segment import LANE, LOG_KEY, Packed, Segment, count_in, encode_segment
 
 _CACHED_BYTES = 64 * limits.KIB  # larger segments are not kept for the next read
 
@@ -41,21 +33,15 @@ def load(tx: Tx, topic_id: int, name: str) -> TopicRow:
 
     Raises: NotFound if the topic was deleted.
     """
-    row = tx.get(TOPIC_KEY.pack(b"T", topic_id))
-    if row is None:
-        raise NotFound(f"topic {name!r} does not exist any more", topic=name)
-    return TopicRow(row)
+    data = tx.get(ID_KEY.pack(b"T", topic_id))
+    if data is None:
+        raise NotFound(f"topic {name!r} does not exist any more; see 'diskq topic ls'", topic=name)
+    return TopicRow(data)
 
 
 def store(tx: Tx, topic_id: int, row: TopicRow) -> None:
     """Write the topic's row back."""
-    tx.put(TOPIC_KEY.pack(b"T", topic_id), row.encode())
-
-
-def wake_groups(tx: Tx, row: TopicRow, count: int) -> None:
-    """After the commit, wake up to `count` blocked consumers of each group of the topic."""
-    for group_id in decode_topic(row.config).groups:
-        tx.wake(group_id, count)
+    tx.put(ID_KEY.pack(b"T", topic_id), row.encode())
 
 
 class Log:
@@ -69,28 +55,28 @@ class Log:
         self.topic_id = topic_id
 
     def append(self, row: TopicRow, packed: list[Packed]) -> int:
-        """Add segments behind the last offset; returns the first new offset.
-
-        Times never go back within a topic, whatever the clock does.
-        """
+        """Add segments behind the last offset, and wake who waits for them; returns the first new
+        offset. Times never go back within a topic, whatever the clock does."""
         now = row.last_put_ns = max(self.tx.engine.clock.wall_ns(), row.last_put_ns)
-        first = offset = row.next[LANE]
-        put = self.tx.lmdb.put
-        database = self.database
+        first: int = row.next[LANE]
+        offset = first
         append = self.topic_id < limits.MAX_LOG_DATABASES and len(row.next) == 1
         for run in packed:
             key = LOG_KEY.pack(self.topic_id, offset)
             value = encode_segment(key, run, now)
-            put(key, value, append=append, db=database)
-            offset += run.count
+            self.tx.lmdb.put(key, value, append=append, db=self.database)
+            offset += run.length
             row.bytes += len(value)
         row.next[LANE] = offset
         row.stored += offset - first
         row.segments += len(packed)
+        store(self.tx, self.topic_id, row)
+        for group_id in decode_topic(row.config).groups:
+            self.tx.wake(group_id, offset - first)
         return first
 
     def read(self, first: int, stop: int) -> list[Stored]:
-        """The messages `first` to `stop`, all of which must be there.
+        """The messages `first` to before `stop`, all of which must be there.
 
         Raises: Corrupt.
         """
@@ -119,12 +105,9 @@ class Log:
         return None
 
     def offset_at(self, when_ns: int, end: int) -> int:
-        """The first offset put at `when_ns` or later, `end` if there is none yet. Messages of one
-        segment have one time."""
-        for segment in self.segments(0):
-            if segment.put_at_ns >= when_ns:
-                return segment.first
-        return end
+        """The first offset put at `when_ns` or later, `end` if there is none yet."""
+        later = (segment.first for segment in self.segments(0) if segment.put_at_ns >= when_ns)
+        return next(later, end)
 
     def segments(self, offset: int) -> Iterator[Segment]:
         """The segments from the one that has `offset`, or the next behind it, in key order.
@@ -136,44 +119,39 @@ class Log:
             if segment.first + segment.count > offset:
                 yield segment
 
+    def items(self, offset: int = 0) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values of the segments, as `segments` has them, but not checked."""
+        if self.database is not None:
+            cursor = self.tx.lmdb.cursor(self.database)
+            if self._seek(cursor, offset):
+                start = cursor.key()
+                yield from self.tx.scan(start[:4], start, self.database)
+
     def trim(self, row: TopicRow, floor: int) -> int:
         """Delete the segments that end at or before `floor`, at most MAX_TRIM_SEGMENTS of them;
         returns how many."""
         deleted = 0
-        cursor = self.tx.cursor(self.database)
-        more = self._seek(cursor, 0)
-        while more and deleted < limits.MAX_TRIM_SEGMENTS:
+        cursor = self.tx.lmdb.cursor(self.database)
+        while deleted < limits.MAX_TRIM_SEGMENTS and self._seek(cursor, 0):
             key, value = cursor.item()
-            topic_id, first = LOG_KEY.unpack(key)
             count = count_in(value)
-            if topic_id != self.topic_id or first + count > floor:
+            if LOG_KEY.unpack(key)[1] + count > floor:
                 break
             row.stored -= count
             row.segments -= 1
             row.bytes -= len(value)
+            cursor.delete()
             deleted += 1
-            more = cursor.delete() and cursor.key() != b""
         return deleted
 
     def erase(self) -> bool:
         """Delete up to MAX_TRIM_SEGMENTS segments of a deleted topic; False when none is left."""
-        if self.database is None:
-            return False
-        cursor = self.tx.cursor(self.database)
+        cursor = self.tx.lmdb.cursor(self.database)
         for _ in range(limits.MAX_TRIM_SEGMENTS):
             if not self._seek(cursor, 0):
                 return False
             cursor.delete()
         return True
-
-    def items(self, offset: int = 0) -> Iterator[tuple[bytes, bytes]]:
-        """Keys and values of the segments, as `segments` has them, but not checked."""
-        if self.database is None:
-            return
-        cursor = self.tx.cursor(self.database)
-        if self._seek(cursor, offset):
-            start = cursor.key()
-            yield from self.tx.scan(start[:4], start, self.database)
 
     def _seek(self, cursor: Any, offset: int) -> bool:
         """Place the cursor on the last key that is not behind `offset`, else on the next one."""
@@ -184,7 +162,7 @@ class Log:
         if cursor.prev() if found else cursor.last():
             if cursor.key()[:4] == wanted[:4]:
                 return True
-            cursor.next()
+            found = cursor.next()
         elif found:
             cursor.first()
         return bool(found and cursor.key()[:4] == wanted[:4])

@@ -7,6 +7,11 @@ from typing import NamedTuple, overload
 
 from .clock import nanoseconds
 
+__all__ = [
+    "Backoff", "ConsumerInfo", "DeadLetter", "Failure", "Finding", "GroupSettings", "GroupStats",
+    "LogMessage", "Outgoing", "Receipt", "Receipts", "StoreStats", "TopicStats",
+]  # fmt: skip
+
 
 class Backoff(NamedTuple):
     """How long a failed message waits: `base_seconds * factor ** (failures - 1)`, at most

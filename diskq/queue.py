@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from .consumer import Consumer
 from .message import Message
-from .model import Outgoing, Receipt, Receipts
 
 if TYPE_CHECKING:
     from .group import Group
@@ -19,39 +17,29 @@ DEFAULT_GROUP = "default"
 class Queue:
     """A queue on disk; made by `Store.queue`. Each message goes to one of those who get it.
 
-    Safe across threads and processes. The first `get` of a process makes its consumer.
+    `put` and `put_many` are the topic's, `consumer` is the group's; see there. The first `get` of a
+    process makes its consumer. Safe across threads and processes.
     """
 
     def __init__(self, topic: Topic, group: Group) -> None:
         self.topic = topic
         self.group = group
-        self._consumer: Consumer | None = None
-
-    def put(
-        self, body: bytes, *, key: str | None = None, headers: Mapping[str, str] | None = None
-    ) -> Receipt:
-        """See `Topic.put`."""
-        return self.topic.put(body, key=key, headers=headers)
-
-    def put_many(self, messages: Iterable[bytes | Outgoing]) -> Receipts:
-        """See `Topic.put_many`."""
-        return self.topic.put_many(messages)
+        self.put = topic.put
+        self.put_many = topic.put_many
+        self.consumer = group.consumer
+        self._own: Consumer | None = None
 
     def get(self, block: bool = True, timeout: float | None = None) -> Message:
         """See `Consumer.get`."""
-        return self._own_consumer().get(block, timeout)
+        return self._consumer().get(block, timeout)
 
     def get_nowait(self) -> Message:
         """See `Consumer.get_nowait`."""
-        return self._own_consumer().get_nowait()
+        return self._consumer().get_nowait()
 
     def get_many(self, n: int, timeout: float | None = None) -> list[Message]:
         """See `Consumer.get_many`."""
-        return self._own_consumer().get_many(n, timeout)
-
-    def consumer(self, name: str | None = None) -> Consumer:
-        """See `Group.consumer`."""
-        return self.group.consumer(name)
+        return self._consumer().get_many(n, timeout)
 
     def qsize(self) -> int:
         """How many messages are not done yet, those being handled included; dead ones are not."""
@@ -61,11 +49,10 @@ class Queue:
         """Whether `qsize()` is 0."""
         return self.qsize() == 0
 
-    def _own_consumer(self) -> Consumer:
-        consumer = self._consumer
-        if consumer is None or not consumer.usable:
-            consumer = self._consumer = self.consumer()
-        return consumer
+    def _consumer(self) -> Consumer:
+        if self._own is None or not self._own.usable:
+            self._own = self.consumer()
+        return self._own
 
     def __repr__(self) -> str:
         return f"<Queue {self.topic.name}>"

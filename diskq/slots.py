@@ -5,7 +5,8 @@ Nothing in it must last. It has a fixed size and is never truncated or unlinked:
     0       u32: 1 once two groups may share a wake word
     4096    WAKE_WORDS times u32, see wake.py
     20480   MAX_CONSUMERS slots of 128 bytes:
-            owner u64, group u32, pid u32, handling u64 (offset + 1), waiting u8, name length u8, name
+            owner u64, group u32, pid u32, handling u64 (offset + 1), waiting u8, name's length u8,
+            name
 
 A live consumer holds a POSIX lock on the first byte of its slot. The kernel frees it at any death,
 a forked child does not inherit it, and F_GETLK asks for it without side effects. Two rules follow
@@ -157,16 +158,10 @@ class Slots:
         """Whether a consumer of this process has the slot."""
         return index in self._mine
 
-    def live(self) -> list[tuple[int, Slot]]:
+    def live(self) -> list[Slot]:
         """All live consumers of all processes, by slot."""
-        found = []
-        for index in range(MAX_CONSUMERS):
-            start = _SLOTS_START + index * _SLOT_BYTES
-            if self._memory[start : start + 8] != bytes(8):
-                slot = self.read(index)
-                if self.alive(index, slot.owner):
-                    found.append((index, slot))
-        return found
+        slots = [self.read(index) for index in range(MAX_CONSUMERS)]
+        return [slot for at, slot in enumerate(slots) if slot.owner and self.alive(at, slot.owner)]
 
     def count_waiting(self, group: int, but: int) -> int:
         """Live consumers of the group, other than slot `but`, that are blocked in a get."""
@@ -197,4 +192,4 @@ class Slots:
             )
         query = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0)
         answer = fcntl.fcntl(self._file, fcntl.F_GETLK, query)
-        return struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK
+        return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)

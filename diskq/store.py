@@ -14,7 +14,7 @@ from .clock import Clock
 from .codec import DURABILITIES
 from .consumer import Consumer
 from .engine import Engine, Tx, close_engine, open_engine
-from .errors import Closed, ConfigConflict, NotFound, ReadOnly
+from .errors import Closed, ConfigConflict, ReadOnly
 from .model import Finding, StoreStats
 from .queue import DEFAULT_GROUP, Queue
 from .topic import Topic
@@ -42,29 +42,21 @@ def open(  # noqa: A001 - diskq.open is to diskq what open is to files
 
     Raises: NotFound, NotAStore, ConfigConflict, WrongFormat, Corrupt, ReadOnly, Unsupported, Full.
     """
-    if durability is not None and durability not in DURABILITIES:
+    if durability not in (None, *DURABILITIES):
         raise ValueError(f"durability must be one of {', '.join(DURABILITIES)}, not {durability!r}")
     if max_bytes is not None:
         check.count("max_bytes", max_bytes, limits.MIN_STORE_BYTES, limits.TIB)
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path must be str or os.PathLike, not {type(path).__name__}")
     engine = open_engine(
         os.fspath(path),
-        durability=durability,
+        durability=durability or "commit",
         create=create,
         readonly=readonly,
-        max_bytes=max_bytes,
+        max_bytes=max_bytes or 0,
         clock=clock or Clock(),
     )
     try:
-        for what, wanted, stored in (
-            ("durability", durability, engine.meta.durability),
-            ("max_bytes", max_bytes, engine.meta.max_bytes),
-        ):
-            if wanted is not None and wanted != stored:
-                raise ConfigConflict(
-                    f"store {engine.path} has {what}={stored!r}, not {wanted!r}; leave it out"
-                )
+        _check_equal(engine, "durability", durability, DURABILITIES[engine.meta.durability])
+        _check_equal(engine, "max_bytes", max_bytes, engine.meta.max_bytes)
         if not engine.readonly:
             if engine.meta.boot_id != engine.clock.boot_id():
                 engine.commit(admin.note_boot)
@@ -73,6 +65,14 @@ def open(  # noqa: A001 - diskq.open is to diskq what open is to files
     except BaseException:
         close_engine(engine)
         raise
+
+
+def _check_equal(engine: Engine, what: str, wanted: object, stored: object) -> None:
+    if wanted is not None and wanted != stored:
+        raise ConfigConflict(
+            f"store {engine.path} has {what}={stored!r}, not {wanted!r}; leave it out to take what"
+            " is stored"
+        )
 
 
 class Store:
@@ -99,9 +99,13 @@ class Store:
 
         Raises: ReadOnly, Closed, and what the operation raises.
         """
-        if self._readonly:
-            raise ReadOnly(f"store {self.path} was opened read-only; open it with readonly=False")
+        self.check_writable()
         return self.engine.commit(operation)
+
+    def check_writable(self) -> None:
+        """Raises: ReadOnly, Closed."""
+        if self._readonly:
+            raise ReadOnly(f"store {self.path} is open read-only; open it for writing")
 
     @property
     def path(self) -> str:
@@ -111,14 +115,12 @@ class Store:
     def topic(self, name: str) -> Topic:
         """The topic of this name, made if need be, durably when this returns.
 
-        Raises: NotFound if it does not exist in a store opened read-only, ReadOnly, Closed.
+        Raises: ReadOnly if it would have to be made, Closed.
         """
         check.name("topic", name)
         engine = self.engine
         topic_id = engine.read(lambda tx: admin.find_topic(tx, name))
         if topic_id is None:
-            if self._readonly:
-                raise NotFound(f"there is no topic {name!r} in {engine.path}", topic=name)
             topic_id = self.commit(lambda tx: admin.make_topic(tx, name))
         return Topic(self, name, topic_id)
 
@@ -140,7 +142,8 @@ class Store:
 
         Raises: NotFound, Closed.
         """
-        admin.delete_topic(self, check.name("topic", name))
+        self.check_writable()
+        admin.delete_topic(self.engine, check.name("topic", name))
 
     def stats(self) -> StoreStats:
         """The store in numbers, from one snapshot; the same cost with any backlog."""

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 
 from . import admin, check, log, stats
 from .admin import Start
-from .codec import LANE, Packed, decode_record, pack_messages
 from .engine import Tx
-from .errors import NotFound
+from .environment import Database
 from .group import Group
 from .log import Log, Stored, cut
 from .model import Backoff, LogMessage, Outgoing, Receipt, Receipts, TopicStats
+from .segment import LANE, Packed, decode_record, pack_messages
 
 if TYPE_CHECKING:
     from .store import Store
+
+_END = 2**56  # behind every offset
 
 
 class Topic:
@@ -36,8 +38,7 @@ class Topic:
         Raises: Full, MessageTooLarge, TypeError, NotFound (the topic was deleted), Closed.
         """
         message = body if key is None and headers is None else Outgoing(body, key, headers)
-        first, commit_id = self._append(pack_messages([check.message(message)]))
-        return Receipt(first, commit_id)
+        return Receipt(*self._append(pack_messages([check.message(message)])))
 
     def put_many(self, messages: Iterable[bytes | Outgoing]) -> Receipts:
         """Append messages in one commit, all or none, at consecutive offsets. Durable when it
@@ -54,15 +55,11 @@ class Topic:
     def _append(self, packed: list[Packed]) -> tuple[int, int]:
         database = self.store.engine.log(self.id)
         size = sum(len(run.content) for run in packed)
-        count = sum(run.count for run in packed)
 
         def operation(tx: Tx) -> tuple[int, int]:
-            row = log.load(tx, self.id, self.name)
             tx.engine.need_room(tx, size)
-            first = Log(tx, database, self.id).append(row, packed)
-            log.store(tx, self.id, row)
-            log.wake_groups(tx, row, count)
-            return first, tx.commit_id
+            row = log.load(tx, self.id, self.name)
+            return Log(tx, database, self.id).append(row, packed), tx.commit_id
 
         return self.store.commit(operation)
 
@@ -79,37 +76,24 @@ class Topic:
         """The group of this name, made if need be. A setting that is None is what is stored, or
         for a new group the default.
 
-        `start`: where a new group begins: "earliest" stored message, "latest" (only what comes), an
-        offset, or a datetime. `lease_seconds` (30): how long a consumer may handle a message.
-        `max_deliveries` (5): failed deliveries until a message is dead. `backoff`
+        `start`: where a new group begins: at the "earliest" message stored, the "latest" (only what
+        comes), an offset, or a datetime. `lease_seconds` (30): how long a consumer may handle a
+        message. `max_deliveries` (5): failed deliveries until a message is dead. `backoff`
         (Backoff(1, 2, 300)): how long a failed message waits. `max_in_flight` (no bound): messages
         leased at once.
 
         Raises: ConfigConflict if the group has other settings, NotFound, ReadOnly, Closed.
         """
+        given = {"lease_seconds": lease_seconds, "max_deliveries": max_deliveries}
+        given |= {"backoff": backoff, "max_in_flight": max_in_flight}  # type: ignore[dict-item]
         check.name("group", name)
-        engine = self.store.engine
-        given = {
-            "lease_seconds": lease_seconds,
-            "max_deliveries": max_deliveries,
-            "backoff": backoff,
-            "max_in_flight": max_in_flight,
-        }
-        if engine.readonly:
-            return self._existing_group(name)
-        database = engine.log(self.id)
+        database = self.store.engine.log(self.id)
 
         def operation(tx: Tx) -> int:
             source = Log(tx, database, self.id)
-            return admin.make_group(tx, source, self.name, name, start, **given)
+            return admin.make_group(tx, source, self.name, name, start, given)  # type: ignore[arg-type]
 
         return Group(self, name, self.store.commit(operation))
-
-    def _existing_group(self, name: str) -> Group:
-        for group in self.groups():
-            if group.name == name:
-                return group
-        raise NotFound(f"topic {self.name!r} has no group {name!r}", topic=self.name, group=name)
 
     def groups(self) -> list[Group]:
         """The topic's groups, by name."""
@@ -124,33 +108,31 @@ class Topic:
 
         Raises: Corrupt, NotFound, Closed.
         """
-        at = check.count("start", start, 0, 2**56)
-        end = 2**56 if stop is None else check.count("stop", stop, 0, 2**56)
-        left = 2**56 if limit is None else check.count("limit", limit, 0, 2**56)
-        while left and (found := self.store.engine.read(lambda tx: self._page(tx, at, end))):  # noqa: B023
-            for offset, record, flags, put_at_ns in found[:left]:
+        at = check.count("start", start, 0, _END)
+        end = _END if stop is None else check.count("stop", stop, 0, _END)
+        left = _END if limit is None else check.count("limit", limit, 0, _END)
+        database = self.store.engine.log(self.id)
+        while found := self._page(database, at, end)[:left]:
+            for offset, record, flags, put_at_ns in found:
                 body, key, headers, _ = decode_record(record, flags)
                 yield LogMessage(offset, body, key, headers, put_at_ns)
-            left = max(left - len(found), 0)
+            left -= len(found)
             at = found[-1].offset + 1
 
-    def _page(self, tx: Tx, start: int, stop: int) -> list[Stored]:
-        stop = min(stop, log.load(tx, self.id, self.name).next[LANE])
-        source = Log(tx, self.store.engine.log(self.id), self.id)
-        segment = next(source.segments(start), None) if start < stop else None
-        return cut(segment, start, stop) if segment else []
+    def _page(self, database: Database, start: int, stop: int) -> list[Stored]:
+        def page(tx: Tx) -> list[Stored]:
+            end = min(stop, log.load(tx, self.id, self.name).next[LANE])
+            segment = next(Log(tx, database, self.id).segments(start), None)
+            return cut(segment, start, end) if segment else []
+
+        return self.store.engine.read(page)
 
     def stats(self) -> TopicStats:
         """The topic and its groups in numbers, from one snapshot; the same cost with any backlog.
 
         Raises: NotFound, Closed.
         """
-
-        def snapshot(tx: Tx) -> TopicStats:
-            log.load(tx, self.id, self.name)
-            return stats.topic_stats(tx, self.id)
-
-        return self.store.engine.read(snapshot)
+        return self.store.engine.read(lambda tx: stats.topic_stats(tx, self.id, self.name))
 
     def __repr__(self) -> str:
         return f"<Topic {self.name}>"

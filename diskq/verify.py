@@ -15,30 +15,27 @@ from .admin import DELETED_GROUP
 from .codec import (
     BURIED,
     DEAD,
-    GROUP_KEY,
     HELD,
     HELD_KEY,
-    LANE,
-    LEASE_KEY,
+    ID_KEY,
     LEASED,
     LIVE,
-    LOG_KEY,
     META_KEY,
-    TOPIC_KEY,
+    TIME_KEY,
     U32,
     WAITING,
     GroupRow,
     Meta,
-    Segment,
     TopicRow,
-    count_in,
     decode_group,
     decode_topic,
 )
-from .engine import Database, Engine, Tx
+from .engine import Engine, Tx
+from .environment import Database
 from .errors import Corrupt
 from .log import Log
 from .model import Finding
+from .segment import LANE, LOG_KEY, Segment, count_in
 
 
 def check_store(engine: Engine) -> list[Finding]:
@@ -77,8 +74,8 @@ def main(path: str) -> int:
 
 
 def _check(tx: Tx, logs: dict[int, Database]) -> Iterator[Finding]:
-    topics = {TOPIC_KEY.unpack(key)[1]: TopicRow(value) for key, value in tx.scan(b"T")}
-    groups = {GROUP_KEY.unpack(key)[1]: GroupRow(value) for key, value in tx.scan(b"G")}
+    topics = {ID_KEY.unpack(key)[1]: TopicRow(value) for key, value in tx.scan(b"T")}
+    groups = {ID_KEY.unpack(key)[1]: GroupRow(value) for key, value in tx.scan(b"G")}
     yield from _check_names(tx, topics, groups)
     for topic_id, topic in topics.items():
         where = f"topic {decode_topic(topic.config).name}"
@@ -93,7 +90,7 @@ def _check(tx: Tx, logs: dict[int, Database]) -> Iterator[Finding]:
                 floor = leases.floor(tx, group_id, group)
                 if not (topic.next[LANE] if first is None else first) <= floor:
                     yield Finding(place, f"needs offset {floor}, the log begins at {first}")
-                if group.cursor[LANE] > topic.next[LANE]:
+                if group.next[LANE] > topic.next[LANE]:
                     yield Finding(place, "its cursor is behind the end of the log")
     yield from _check_owners(tx, set(groups))
 
@@ -158,7 +155,7 @@ def _check_log(log: Log, where: str, topic: TopicRow) -> Iterator[Finding]:
 
 def _check_group(tx: Tx, where: str, group_id: int, group: GroupRow) -> Iterator[Finding]:
     """Each message is in one place, and the counters are right."""
-    taken: dict[int, bytes] = {}
+    taken: set[int] = set()
     ready = leased = 0
     leased_held = set()
     for row in leases.rows(tx, group_id):
@@ -169,19 +166,18 @@ def _check_group(tx: Tx, where: str, group_id: int, group: GroupRow) -> Iterator
         if row.flags & HELD:
             leased_held.add(row.first)
             continue
-        for position in row.positions():
-            offset = row.first + position
-            if offset in taken or offset >= group.cursor[LANE]:
+        for offset in row.offsets():
+            if offset in taken or offset >= group.next[LANE]:
                 yield Finding(where, f"the lease of {offset} overlaps another, or the cursor")
-            taken[offset] = b"L"
+            taken.add(offset)
     waiting = dict(_due(tx, group_id))
     counts = {WAITING: 0, LEASED: 0, BURIED: 0}
     for kind in (LIVE, DEAD):
         for offset, message in held.rows(tx, group_id, kind):
             counts[message.state] += 1
-            if offset in taken or offset >= group.cursor[LANE]:
+            if offset in taken or offset >= group.next[LANE]:
                 yield Finding(where, f"held message {offset} is leased too, or not read yet")
-            taken[offset] = b"H"
+            taken.add(offset)
             if (message.state == BURIED) != (kind == DEAD):
                 yield Finding(where, f"held message {offset} is among the wrong kind")
             if (waiting.get(offset) == message.due_ns) != (message.state == WAITING):
@@ -197,14 +193,14 @@ def _check_group(tx: Tx, where: str, group_id: int, group: GroupRow) -> Iterator
         waiting=(group.waiting, counts[WAITING]),
         due=(len(waiting), counts[WAITING]),
         dead=(group.dead, counts[BURIED]),
-        passed=(sum(group.cursor), group.skipped + settled),
-        delivered=(group.delivered, sum(group.cursor) - group.skipped + group.redelivered),
+        passed=(sum(group.next), group.skipped + settled),
+        delivered=(group.delivered, sum(group.next) - group.skipped + group.redelivered),
     )
 
 
 def _due(tx: Tx, group_id: int) -> Iterator[tuple[int, int]]:
-    for key, _ in tx.scan(GROUP_KEY.pack(b"D", group_id)):
-        _, _, due_ns, offset = LEASE_KEY.unpack(key)
+    for key, _ in tx.scan(ID_KEY.pack(b"D", group_id)):
+        _, _, due_ns, offset = TIME_KEY.unpack(key)
         yield offset, due_ns
 
 
@@ -214,7 +210,7 @@ def _check_owners(tx: Tx, groups: set[int]) -> Iterator[Finding]:
     groups |= {number for kind, number in deleted if kind == DELETED_GROUP}
     for prefix in (b"L", b"D"):
         for key, _ in tx.scan(prefix):
-            if LEASE_KEY.unpack(key)[1] not in groups:
+            if TIME_KEY.unpack(key)[1] not in groups:
                 yield Finding("store", f"row {key!r} belongs to no group")
     for key, _ in tx.scan(b"", database=tx.engine.held):
         if HELD_KEY.unpack(key)[0] not in groups:

@@ -1,0 +1,116 @@
+"""LMDB environments: open one, create a store's, and say in diskq's words what LMDB refuses."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from typing import Any
+
+import lmdb
+
+from . import errors, files, limits
+from .clock import Clock
+from .codec import META_KEY, new_meta
+
+Database = Any  # py-lmdb's handle has no public type
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def open_environment(path: str, durability: str, *, readonly: bool) -> lmdb.Environment:
+    """Open with the largest memory map that the process may have (ulimit -v).
+
+    `max_spare_txns` is 0 because a spare transaction keeps its reader slot, which a forked child
+    that closes the environment would free under its parent. `lib_version` 0 is the 0.9 format.
+    """
+    for map_bytes in limits.MAP_BYTES:
+        try:
+            return lmdb.open(
+                path,
+                map_size=map_bytes,
+                readonly=readonly,
+                create=False,
+                mode=0o664,
+                sync=durability != "process",
+                metasync=durability == "commit",
+                max_readers=limits.MAX_READERS,
+                max_dbs=limits.MAX_LOG_DATABASES + 8,
+                max_spare_txns=0,
+                lib_version=0,
+            )
+        except lmdb.Error as error:
+            if error.code != errno.ENOMEM or map_bytes == limits.MAP_BYTES[-1]:
+                raise translate(error, path) from error
+    raise AssertionError("limits.MAP_BYTES is empty")
+
+
+def open_database(
+    env: lmdb.Environment, name: bytes, txn: lmdb.Transaction, create: bool
+) -> object:
+    """A database's handle; None if it is not there and not to be created."""
+    try:
+        return env.open_db(name, txn, create=create)
+    except lmdb.NotFoundError:
+        return None
+
+
+def create_store(path: str, durability: str, max_bytes: int, clock: Clock) -> None:
+    """Create a store: it is there and complete, or not at all, whenever the power fails.
+
+    LMDB flushes neither a new file's name nor, before its first commit, the file; so build it under
+    another name, flush, rename, flush the parent.
+    """
+    path = os.path.abspath(path)
+    parent, name = os.path.split(path)
+    temporary = os.path.join(parent, f".{name}.{os.getpid()}.{os.urandom(4).hex()}")
+    row = new_meta(durability, max_bytes, os.urandom(16), clock.boot_id(), clock.wall_ns())
+    try:
+        os.mkdir(temporary)
+        with lmdb.open(temporary, max_dbs=8, mode=0o664, lib_version=0) as env:
+            with env.begin(write=True) as txn:
+                env.open_db(b"held", txn)
+                txn.put(META_KEY, row, db=env.open_db(b"state", txn))
+            env.sync(True)
+        files.flush(os.path.join(temporary, files.DATA))
+        files.flush(temporary)
+        try:
+            os.rename(temporary, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            # Another process was faster; its store is as good.
+        files.flush(parent)
+    except (OSError, lmdb.Error) as error:
+        raise translate(error, path) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def full(path: str, why: str) -> errors.Full:
+    """The error of a put that has no room."""
+    return errors.Full(
+        f"store {path} is full: {why}; consume messages, or give it more room", path=path
+    )
+
+
+def translate(error: Exception, path: str) -> errors.DiskqError:
+    """The diskq error for an error of LMDB or of the system."""
+    code = getattr(error, "code", 0) or getattr(error, "errno", 0)
+    if code in _NO_ROOM or isinstance(error, lmdb.MapFullError):
+        return full(path, "its disk has no room left")
+    if code in _NO_PERMISSION:
+        return errors.ReadOnly(f"no permission to read and write {path}; ask its owner for both")
+    if code == errno.EIO or isinstance(error, lmdb.PanicError):
+        return errors.DiskFailed(
+            f"writing to {path} failed ({error}); check the disk, reopen the store and run"
+            " 'diskq verify'"
+        )
+    if isinstance(error, lmdb.LockError):
+        return errors.Unsupported(
+            f"store {path} is used from another PID namespace, where LMDB's reader table cannot"
+            " work; use it from one container only"
+        )
+    if isinstance(error, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError)):
+        return errors.Corrupt(f"store {path} is damaged ({error}); restore it from a backup")
+    return errors.DiskqError(f"store {path}: {error}")

@@ -1,0 +1,158 @@
+"""Segments: immutable runs of messages, the values of the log. Pure bytes to values and back.
+
+    key     topic u32, first offset u64
+    value   crc32 u32, version u8, flags u8, zero u16, count u32, put_at_ns u64,
+            count times the end of a record u32, the records
+    record  body, or with flag RICH: key length + 1 u16 (0: no key), headers length u32, ttl_ns u64
+            (0: none), key, headers (name length u16, name, value length u32, value, ...), body
+
+The crc covers all of the value behind it, then the key: a segment in a wrong place is damage too.
+An offset's top byte is its priority lane; each lane counts from 0. Integers are big-endian.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+from struct import Struct, pack, unpack_from
+from typing import NamedTuple
+from zlib import crc32
+
+from .errors import Corrupt
+from .limits import SEGMENT_BYTES
+from .model import Outgoing
+
+LOG_KEY = Struct(">IQ")
+LANE = 0  # every message is in the first lane until topics can have priorities
+SEGMENT_VERSION = 1
+RICH = 1
+_U16, _U32 = Struct(">H"), Struct(">I")
+_SEGMENT = Struct(">IBBHIQ")
+_RECORD = Struct(">HIQ")
+
+
+class Packed(NamedTuple):
+    """A run of messages encoded outside of the lock: all of a segment but place, time and crc."""
+
+    length: int
+    flags: int
+    content: bytes  # ends and records
+    crc: int  # of content
+
+
+def pack_messages(messages: Sequence[bytes | Outgoing]) -> list[Packed]:
+    """Encode messages into segments of about SEGMENT_BYTES; a larger message is alone in one."""
+    plain = [message for message in messages if isinstance(message, bytes)]
+    flags = 0 if len(plain) == len(messages) else RICH
+    records = [_encode_record(message) for message in messages] if flags else plain
+    if len(records) == 1:
+        return [_pack_run(records, flags)]
+    room = SEGMENT_BYTES - _SEGMENT.size
+    ends = list(accumulate(len(record) + _U32.size for record in records))
+    packed = []
+    start = base = 0
+    while start < len(records):
+        stop = max(bisect_right(ends, base + room, start), start + 1)
+        packed.append(_pack_run(records[start:stop], flags))
+        start, base = stop, ends[stop - 1]
+    return packed
+
+
+def _pack_run(records: Sequence[bytes], flags: int) -> Packed:
+    ends = pack(f">{len(records)}I", *accumulate(map(len, records)))
+    content = b"".join((ends, *records))
+    return Packed(len(records), flags, content, crc32(content))
+
+
+def encode_segment(key: bytes, packed: Packed, put_at_ns: int) -> bytes:
+    """The value of a segment that goes to `key`."""
+    head = _SEGMENT.pack(0, SEGMENT_VERSION, packed.flags, 0, packed.length, put_at_ns)[4:]
+    return _U32.pack(crc32(head + key, packed.crc)) + head + packed.content
+
+
+def count_in(value: bytes) -> int:
+    """How many messages a segment's value says it has, unchecked."""
+    return int(_SEGMENT.unpack_from(value)[4])
+
+
+class Segment:
+    """A decoded segment; its records are cut out on demand. Raises Corrupt on a wrong crc."""
+
+    __slots__ = ("count", "data", "ends", "first", "flags", "put_at_ns", "start")
+
+    def __init__(self, key: bytes, value: bytes) -> None:
+        topic_id, self.first = LOG_KEY.unpack(key)
+        try:
+            crc, version, self.flags, _, self.count, self.put_at_ns = _SEGMENT.unpack_from(value)
+            self.ends = unpack_from(f">{self.count}I", value, _SEGMENT.size)
+            content_crc = crc32(memoryview(value)[_SEGMENT.size :])
+            sound = crc == crc32(value[4 : _SEGMENT.size] + key, content_crc)
+        except Exception:  # what cannot be taken apart is as damaged as a wrong crc
+            sound = False
+        if not sound or version != SEGMENT_VERSION:
+            raise Corrupt(
+                f"the segment at offset {self.first} of topic {topic_id} fails its checksum; run"
+                " 'diskq verify' and restore the store from a backup",
+                offset=self.first,
+            )
+        self.start = _SEGMENT.size + _U32.size * self.count
+        self.data = value
+
+    def records(self, start: int, stop: int) -> Iterator[bytes]:
+        """Records `start` to before `stop`, by position in the segment."""
+        base, data = self.start, self.data
+        begin = base + (self.ends[start - 1] if start else 0)
+        for end in self.ends[start:stop]:
+            yield data[begin : base + end]
+            begin = base + end
+
+
+class Parts(NamedTuple):
+    """A record taken apart; `ttl_ns` 0 means it never expires."""
+
+    body: bytes
+    key: str | None
+    headers: dict[str, str]
+    ttl_ns: int
+
+
+def _encode_record(message: bytes | Outgoing) -> bytes:
+    if isinstance(message, bytes):
+        return _RECORD.pack(0, 0, 0) + message
+    key = b"" if message.key is None else message.key.encode()
+    headers = encode_headers(message.headers or {})
+    head = _RECORD.pack(0 if message.key is None else len(key) + 1, len(headers), 0)
+    return b"".join((head, key, headers, message.body))
+
+
+def decode_record(record: bytes, flags: int) -> Parts:
+    """Take a record of a segment or held row with these flags apart."""
+    if not flags & RICH:
+        return Parts(record, None, {}, 0)
+    key_length, headers_length, ttl_ns = _RECORD.unpack_from(record)
+    headers_at = _RECORD.size + max(key_length - 1, 0)
+    body_at = headers_at + headers_length
+    key = record[_RECORD.size : headers_at].decode() if key_length else None
+    return Parts(record[body_at:], key, decode_headers(record[headers_at:body_at]), ttl_ns)
+
+
+def encode_headers(headers: Mapping[str, str]) -> bytes:
+    """Headers as they are stored."""
+    parts: list[bytes] = []
+    for name, value in headers.items():
+        raw_name, raw_value = name.encode(), value.encode()
+        parts += _U16.pack(len(raw_name)), raw_name, _U32.pack(len(raw_value)), raw_value
+    return b"".join(parts)
+
+
+def decode_headers(data: bytes) -> dict[str, str]:
+    """The inverse of encode_headers."""
+    texts: list[str] = []
+    at = 0
+    while at < len(data):
+        length = _U32 if len(texts) % 2 else _U16
+        start = at + length.size
+        at = start + length.unpack_from(data, at)[0]
+        texts.append(data[start:at].decode())
+    return dict(zip(texts[::2], texts[1::2], strict=True))
