@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from . import check, delivery, errors, limits
@@ -172,8 +171,8 @@ class Consumer:
 
     def name_handled(self, offset: int | None) -> None:
         """For Message: name the message being handled, for blame after a crash; no commit."""
-        self._check_open()
-        self._engine.slots.handle(self._member.slot, offset)
+        if self.usable:
+            self._engine.slots.handle(self._member.slot, offset)
 
     def _in_group(self, action: Callable[[Delivery], T]) -> T:
         """Run an action on the group in one commit; trim the log now and then."""
@@ -219,12 +218,7 @@ class Consumer:
     def __enter__(self) -> Consumer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:

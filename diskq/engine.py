@@ -123,9 +123,14 @@ class Engine:
         """
         pending = _Pending(operation)
         self._queue.append(pending)
-        with self._writer:
-            if not pending.done:
-                self._commit_batch(self._drain(pending))
+        try:
+            with self._writer:
+                if not pending.done:
+                    self._commit_batch(self._drain(pending))
+        except BaseException:  # interrupted: let no other thread run what nobody waits for
+            with suppress(ValueError):
+                self._queue.remove(pending)
+            raise
         if pending.error is not None:
             raise pending.error
         return pending.result  # type: ignore[no-any-return]
@@ -176,34 +181,40 @@ class Engine:
             raise errors.ReadOnly(f"store {self.path} is open read-only; open it for writing")
         for _ in range(64):
             env = self._live()
-            txn = None
+            self.slots.begin_writing()
             try:
-                txn = env.begin(self.state, write=True)
-                txn_id = txn.id()
-                tx = Tx(self, txn)
-                for pending in batch:
-                    pending.result = pending.operation(tx)
-                txn.commit()
-                return self._finish(batch, tx)
+                return self._run(env, batch)
             except lmdb.MapResizedError:
                 self._resize(env, 0)
             except lmdb.MapFullError as error:
-                _abort(txn)
                 if not self._grow(env):
                     raise full(self.path, "its memory map cannot grow") from error
             except lmdb.Error as error:
-                _abort(txn)
                 translated = translate(error, self.path)
                 if isinstance(translated, errors.DiskFailed):
                     self._failed = translated
                 raise translated from error
-            except BaseException:
-                # An interrupt may come between the commit and what marks it as done.
-                if txn is not None and env.info()["last_txnid"] >= txn_id:
-                    self._finish(batch, tx)
-                _abort(txn)
-                raise
+            finally:
+                self.slots.end_writing()
         raise full(self.path, "its memory map was filled as fast as it grew")
+
+    def _run(self, env: lmdb.Environment, batch: list[_Pending]) -> None:
+        txn = env.begin(self.state, write=True)
+        txn_id = txn.id()
+        try:
+            tx = Tx(self, txn)
+            for pending in batch:
+                pending.result = pending.operation(tx)
+            txn.commit()
+            self._finish(batch, tx)
+        except BaseException:
+            # An interrupt may come between the commit and what marks it as done.
+            if env.info()["last_txnid"] >= txn_id and not batch[0].done:
+                self._finish(batch, tx)
+            with suppress(lmdb.Error):
+                txn.abort()
+            self.segments.clear()  # it may have read what is not there now
+            raise
 
     def _finish(self, batch: list[_Pending], tx: Tx) -> None:
         for pending in batch:
@@ -287,25 +298,30 @@ class Engine:
     def _open_databases(self, env: lmdb.Environment, *names: bytes) -> list[Database]:
         """Open databases in an explicit transaction: without one, py-lmdb waits for LMDB's write
         lock while it holds the GIL."""
+        if not self.readonly:
+            self.slots.begin_writing()
         try:
             with env.begin(write=not self.readonly) as txn:
                 return [open_database(env, name, txn, not self.readonly) for name in names]
         except lmdb.Error as error:
             raise translate(error, self.path) from error
+        finally:
+            if not self.readonly:
+                self.slots.end_writing()
 
     # Opening, closing, forking
 
     def _open(self) -> None:
         """Open the environment as the durability inside of it wants: modes must not be mixed."""
+        if not self.readonly:
+            self.slots = Slots(os.path.join(self.path, files.SLOTS))
         self._env = self._open_as("commit")
         durability = DURABILITIES[self.meta.durability]
         if durability != "commit":
             self._env.close()
             self._env = self._open_as(durability)
-        if not self.readonly:
-            self.slots = Slots(os.path.join(self.path, files.SLOTS))
-            if self.meta.next_group >= limits.WAKE_WORDS:
-                self.slots.share_words()
+        if not self.readonly and self.meta.next_group >= limits.WAKE_WORDS:
+            self.slots.share_words()
         limit = self.meta.max_bytes or self._env.info()["map_size"]
         self._reserve = min(max(limit // 16, limits.MIN_RESERVE_BYTES), limits.MAX_RESERVE_BYTES)
         self._unchecked = self._reserve  # the first put looks
@@ -384,12 +400,6 @@ class Engine:
         self._reset()
 
 
-def _abort(txn: lmdb.Transaction | None) -> None:
-    if txn is not None:
-        with suppress(lmdb.Error):
-            txn.abort()
-
-
 # All engines of this process, by the identity of their data file. LMDB breaks if an environment is
 # opened twice in one process, so this is the one state the module has.
 _engines: dict[tuple[int, int], Engine] = {}
@@ -402,16 +412,19 @@ def open_engine(
     """The engine of the store at `path`; give it back with `close_engine`. Durability and size are
     those of a store that is created."""
     with _registry:
-        if not files.is_store(path):
-            if not create or readonly:
-                raise errors.NotFound(f"there is no store at {path}; check the path, or create it")
-            create_store(path, durability, max_bytes, clock)
-        status = os.stat(os.path.join(path, files.DATA))
-        identity = status.st_dev, status.st_ino
-        engine = _engines.get(identity)
-        if engine is None:
-            engine = _engines[identity] = Engine(path, readonly=readonly, clock=clock)
-        elif engine.readonly and not readonly:
+        try:
+            if not files.is_store(path):
+                if not create or readonly:
+                    raise errors.NotFound(f"there is no store at {path}; check the path, or put")
+                create_store(path, durability, max_bytes, clock)
+            status = os.stat(os.path.join(path, files.DATA))
+            identity = status.st_dev, status.st_ino
+            engine = _engines.get(identity)
+            if engine is None:
+                engine = _engines[identity] = Engine(path, readonly=readonly, clock=clock)
+        except OSError as error:
+            raise translate(error, path) from error
+        if engine.readonly and not readonly:
             raise errors.Unsupported(f"{path} is open read-only in this process; close that first")
         engine.users += 1
         return engine

@@ -47,7 +47,7 @@ def open_environment(path: str, durability: str, *, readonly: bool) -> lmdb.Envi
 
 def open_database(
     env: lmdb.Environment, name: bytes, txn: lmdb.Transaction, create: bool
-) -> object:
+) -> Database:
     """A database's handle; None if it is not there and not to be created."""
     try:
         return env.open_db(name, txn, create=create)
@@ -67,11 +67,14 @@ def create_store(path: str, durability: str, max_bytes: int, clock: Clock) -> No
     row = new_meta(durability, max_bytes, os.urandom(16), clock.boot_id(), clock.wall_ns())
     try:
         os.mkdir(temporary)
-        with lmdb.open(temporary, max_dbs=8, mode=0o664, lib_version=0) as env:
+        with lmdb.open(
+            temporary, max_dbs=8, max_readers=limits.MAX_READERS, mode=0o664, lib_version=0
+        ) as env:
             with env.begin(write=True) as txn:
                 env.open_db(b"held", txn)
                 txn.put(META_KEY, row, db=env.open_db(b"state", txn))
             env.sync(True)
+        files.fill(os.path.join(temporary, files.LOCK))
         files.flush(os.path.join(temporary, files.DATA))
         files.flush(temporary)
         try:

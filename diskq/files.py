@@ -11,7 +11,7 @@ import struct
 
 from .errors import Corrupt, NotAStore, NotFound, Unsupported
 
-DATA, SLOTS = "data.mdb", "slots"
+DATA, LOCK, SLOTS = "data.mdb", "lock.mdb", "slots"
 
 # POSIX locks or shared maps do not reach all users of a file there; see "Caveats" in lmdb.h.
 _REFUSED = {"nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "afs", "ceph", "lustre", "fuse"}
@@ -120,3 +120,10 @@ def flush(path: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def fill(path: str) -> None:
+    """Give a file that will be mapped all its blocks: on a full disk, touching a hole in it would
+    end the process with SIGBUS."""
+    with open(path, "r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)

@@ -2,7 +2,8 @@
 
 Nothing in it must last. It has a fixed size and is never truncated or unlinked:
 
-    0       u32: 1 once two groups may share a wake word
+    0       u8: 1 once two groups may share a wake word
+    8       locked by who writes to the store
     4096    WAKE_WORDS times u32, see wake.py
     20480   MAX_CONSUMERS slots of 128 bytes:
             owner u64, group u32, pid u32, handling u64 (offset + 1), waiting u8, name's length u8,
@@ -28,6 +29,7 @@ from .errors import Unsupported
 from .limits import MAX_CONSUMERS, WAKE_WORDS
 from .wake import ALL, Words
 
+_WRITER_AT = 8
 _WORDS_START = 4096
 _SLOTS_START = _WORDS_START + 4 * WAKE_WORDS
 _SLOT_BYTES = 128
@@ -55,8 +57,8 @@ class Slots:
     def __init__(self, path: str) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         self._file = os.open(path, flags, 0o666 & os.stat(os.path.dirname(path)).st_mode)
-        if os.fstat(self._file).st_size < _FILE_BYTES:
-            os.ftruncate(self._file, _FILE_BYTES)
+        # Without holes: on a full disk, touching one would end the process with SIGBUS.
+        os.posix_fallocate(self._file, 0, _FILE_BYTES)
         self._memory = mmap.mmap(self._file, _FILE_BYTES)
         self._words = Words(self._memory, _WORDS_START, WAKE_WORDS)
         self._mine: dict[int, int] = {}  # slot -> owner
@@ -67,6 +69,15 @@ class Slots:
         self._words.close()
         self._memory.close()
         os.close(self._file)
+
+    def begin_writing(self) -> None:
+        """Take the store's write lock: LMDB has one too, but waiting for that one cannot be
+        interrupted should its holder hang. Give it back with `end_writing`."""
+        fcntl.lockf(self._file, fcntl.LOCK_EX, 1, _WRITER_AT)
+
+    def end_writing(self) -> None:
+        """Give the write lock back."""
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _WRITER_AT)
 
     # Wake words
 

@@ -6,7 +6,6 @@ import os
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from types import TracebackType
 from typing import TypeVar
 
 from . import admin, check, limits, stats, verify
@@ -47,7 +46,7 @@ def open(  # noqa: A001 - diskq.open is to diskq what open is to files
     if max_bytes is not None:
         check.count("max_bytes", max_bytes, limits.MIN_STORE_BYTES, limits.TIB)
     engine = open_engine(
-        os.fspath(path),
+        os.path.abspath(os.fsdecode(path)),
         durability=durability or "commit",
         create=create,
         readonly=readonly,
@@ -174,12 +173,7 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
