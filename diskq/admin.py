@@ -7,8 +7,8 @@ open.
 
 from __future__ import annotations
 
-from datetime import datetime
 from itertools import islice
+from typing import TYPE_CHECKING, TypeAlias
 
 from . import check, leases, limits, log
 from .codec import (
@@ -32,7 +32,11 @@ from .log import Log
 from .model import GroupSettings
 from .segment import LANE
 
-Start = int | str | datetime  # an offset, "earliest", "latest", or when the first message was put
+if TYPE_CHECKING:
+    from datetime import datetime
+
+# An offset, "earliest", "latest", or when the first message was put.
+Start: TypeAlias = "int | str | datetime"
 DELETED_TOPIC, DELETED_GROUP = 0, 1  # kinds of 'X' rows
 
 
@@ -101,7 +105,7 @@ def _start_offset(source: Log, topic: TopicRow, start: Start) -> int:
     oldest = end if first is None else first
     if isinstance(start, str) and start in ("earliest", "latest"):
         return oldest if start == "earliest" else end
-    if isinstance(start, datetime):
+    if hasattr(start, "timestamp"):  # datetime is slow to import
         return source.offset_at(int(start.timestamp() * 10**9), end)
     return min(max(check.count("start", start, 0, 2**56 - 1), oldest), end)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from typing import Any
 
 import lmdb
@@ -87,7 +86,7 @@ def create_store(path: str, durability: str, max_bytes: int, clock: Clock) -> No
     except (OSError, lmdb.Error) as error:
         raise translate(error, path) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        files.remove(temporary)
 
 
 def full(path: str, why: str) -> errors.Full:

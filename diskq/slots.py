@@ -5,9 +5,8 @@ Nothing in it must last. It has a fixed size and is never truncated or unlinked:
     0       u8: 1 once two groups may share a wake word
     8       locked by who writes to the store
     4096    WAKE_WORDS times u32, see wake.py
-    20480   MAX_CONSUMERS slots of 128 bytes:
-            owner u64, group u32, pid u32, handling u64 (offset + 1), waiting u8, name's length u8,
-            name
+    20480   MAX_CONSUMERS slots of 128 bytes: owner u64 (odd; 0: free), group u32, pid u32,
+            handling u64 (offset + 1; 0: none named), waiting u8, length of the name u8, name
 
 A live consumer holds a POSIX lock on the first byte of its slot. The kernel frees it at any death,
 a forked child does not inherit it, and F_GETLK asks for it without side effects. Two rules follow
@@ -29,19 +28,18 @@ from .errors import Unsupported
 from .limits import MAX_CONSUMERS, WAKE_WORDS
 from .wake import ALL, Words
 
-_WRITER_AT = 8
-_WORDS_START = 4096
-_SLOTS_START = _WORDS_START + 4 * WAKE_WORDS
-_SLOT_BYTES = 128
-_SLOT = struct.Struct("=QIIQBB")
-_HANDLING = struct.Struct("=Q")
-_HANDLING_AT, _WAITING_AT = 16, 24
-_NAME_BYTES = _SLOT_BYTES - _SLOT.size
-_FILE_BYTES = _SLOTS_START + MAX_CONSUMERS * _SLOT_BYTES
+_WRITER = 8
+_WORDS = 4096
+_SLOTS = _WORDS + 4 * WAKE_WORDS
+_SLOT = struct.Struct("=QIIQBB102s")
+_HANDLING, _WAITING = 16, 24  # in a slot
+_END = _SLOTS + MAX_CONSUMERS * _SLOT.size
+_FREE = bytes(_SLOT.size)
+_FLOCK = struct.Struct("qqihh" if sys.platform == "darwin" else "hhqqi4x")  # fcntl(2)
 
 
 class Slot(NamedTuple):
-    """What a slot says. `handling` is the offset being handled, None if none was named."""
+    """What a slot says, whether its consumer is alive or not; `handling` None: none named."""
 
     owner: int
     group: int
@@ -58,9 +56,9 @@ class Slots:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         self._file = os.open(path, flags, 0o666 & os.stat(os.path.dirname(path)).st_mode)
         # Without holes: on a full disk, touching one would end the process with SIGBUS.
-        os.posix_fallocate(self._file, 0, _FILE_BYTES)
-        self._memory = mmap.mmap(self._file, _FILE_BYTES)
-        self._words = Words(self._memory, _WORDS_START, WAKE_WORDS)
+        os.posix_fallocate(self._file, 0, _END)
+        self._memory = mmap.mmap(self._file, _END)
+        self._words = Words(self._memory, _WORDS, WAKE_WORDS)
         self._mine: dict[int, int] = {}  # slot -> owner
         self._lock = threading.Lock()
 
@@ -73,11 +71,11 @@ class Slots:
     def begin_writing(self) -> None:
         """Take the store's write lock: LMDB has one too, but waiting for that one cannot be
         interrupted should its holder hang. Give it back with `end_writing`."""
-        fcntl.lockf(self._file, fcntl.LOCK_EX, 1, _WRITER_AT)
+        fcntl.lockf(self._file, fcntl.LOCK_EX, 1, _WRITER)
 
     def end_writing(self) -> None:
         """Give the write lock back."""
-        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _WRITER_AT)
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _WRITER)
 
     # Wake words
 
@@ -110,59 +108,51 @@ class Slots:
 
         Raises: Unsupported if MAX_CONSUMERS are alive.
         """
-        raw = name.encode()[:_NAME_BYTES]
+        text = name.encode()
         with self._lock:
-            owners = [self.read(index).owner for index in range(MAX_CONSUMERS)]
-            for index in sorted(range(MAX_CONSUMERS), key=lambda index: owners[index] != 0):
+            used = self._column(0)
+            for index in sorted(range(MAX_CONSUMERS), key=lambda index: used[index] != 0):
                 if index not in self._mine and self._try_lock(index):
-                    slot = _SLOT.pack(owner, group, os.getpid(), 0, 0, len(raw)) + raw
-                    start = _SLOTS_START + index * _SLOT_BYTES
-                    self._memory[start : start + len(slot)] = slot
+                    self._fill(index, _SLOT.pack(owner, group, os.getpid(), 0, 0, len(text), text))
                     self._mine[index] = owner
                     return index
-        raise Unsupported(
-            f"the store has {MAX_CONSUMERS} live consumers, the most it can have; close some"
-        )
+        raise Unsupported(f"the store has {MAX_CONSUMERS} live consumers, its limit; close some")
 
     def release(self, index: int, *, clean: bool) -> None:
         """Give a slot up; unless `clean`, what it says stays, for who frees its leases."""
-        if self._mine.pop(index, None) is None:
-            return
-        if clean:
-            start = _SLOTS_START + index * _SLOT_BYTES
-            self._memory[start : start + _SLOT.size] = bytes(_SLOT.size)
-        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _SLOTS_START + index * _SLOT_BYTES)
+        if self._mine.pop(index, None) is not None:
+            if clean:
+                self._fill(index, _FREE)
+            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _start(index))
 
     def forget(self, index: int, owner: int) -> None:
         """Clear the slot of a dead consumer whose leases are free again."""
         with self._lock:
             if self.read(index).owner == owner and not self.alive(index, owner):
-                start = _SLOTS_START + index * _SLOT_BYTES
-                self._memory[start : start + _SLOT.size] = bytes(_SLOT.size)
+                self._fill(index, _FREE)
 
     def handle(self, index: int, offset: int | None) -> None:
         """Name the message being handled: should the process die now, only that one is charged."""
         value = 0 if offset is None else offset + 1
-        _HANDLING.pack_into(self._memory, _SLOTS_START + index * _SLOT_BYTES + _HANDLING_AT, value)
+        struct.pack_into("=Q", self._memory, _start(index) + _HANDLING, value)
 
     def set_waiting(self, index: int, waiting: bool) -> None:
         """Tell others that this consumer is blocked in a get."""
-        self._memory[_SLOTS_START + index * _SLOT_BYTES + _WAITING_AT] = waiting
+        self._memory[_start(index) + _WAITING] = waiting
 
     def read(self, index: int) -> Slot:
-        """What a slot says, whether its consumer is alive or not."""
-        start = _SLOTS_START + index * _SLOT_BYTES
-        owner, group, pid, handling, waiting, length = _SLOT.unpack_from(self._memory, start)
-        name = self._memory[start + _SLOT.size : start + _SLOT.size + length]
-        text = name.decode(errors="replace")
+        """What a slot says."""
+        owner, group, pid, handling, waiting, length, name = _SLOT.unpack_from(
+            self._memory, _start(index)
+        )
+        text = name[:length].decode(errors="replace")
         return Slot(owner, group, pid, handling - 1 if handling else None, bool(waiting), text)
 
     def alive(self, index: int, owner: int) -> bool:
         """Whether the consumer `owner`, which had this slot, is alive."""
         if index in self._mine:
             return self._mine[index] == owner
-        start = _SLOTS_START + index * _SLOT_BYTES
-        (found,) = _HANDLING.unpack_from(self._memory, start)
+        (found,) = struct.unpack_from("=Q", self._memory, _start(index))
         return found == owner and self._locked_elsewhere(index)
 
     def is_mine(self, index: int) -> bool:
@@ -171,36 +161,38 @@ class Slots:
 
     def live(self) -> list[Slot]:
         """All live consumers of all processes, by slot."""
-        slots = [self.read(index) for index in range(MAX_CONSUMERS)]
-        return [slot for at, slot in enumerate(slots) if slot.owner and self.alive(at, slot.owner)]
+        used = [(at, self.read(at)) for at, owner in enumerate(self._column(0)) if owner]
+        return [slot for at, slot in used if self.alive(at, slot.owner)]
 
     def count_waiting(self, group: int, but: int) -> int:
         """Live consumers of the group, other than slot `but`, that are blocked in a get."""
-        flags = self._memory[_SLOTS_START + _WAITING_AT : _FILE_BYTES : _SLOT_BYTES]
-        count = 0
-        index = flags.find(1)
-        while index >= 0:
-            slot = self.read(index)
-            if index != but and slot.group == group and self.alive(index, slot.owner):
-                count += 1
-            index = flags.find(1, index + 1)
-        return count
+        flags = self._column(_WAITING)
+        if 1 not in flags:
+            return 0
+        slots = [(at, self.read(at)) for at, flag in enumerate(flags) if flag and at != but]
+        return sum(slot.group == group and self.alive(at, slot.owner) for at, slot in slots)
+
+    def _column(self, field: int) -> bytes:
+        """One byte of each slot."""
+        return self._memory[_SLOTS + field : _END : _SLOT.size]
+
+    def _fill(self, index: int, data: bytes) -> None:
+        self._memory[_start(index) : _start(index) + _SLOT.size] = data
 
     def _try_lock(self, index: int) -> bool:
         try:
-            flags = fcntl.LOCK_EX | fcntl.LOCK_NB
-            fcntl.lockf(self._file, flags, 1, _SLOTS_START + index * _SLOT_BYTES)
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _start(index))
         except (BlockingIOError, PermissionError):
             return False
         return True
 
     def _locked_elsewhere(self, index: int) -> bool:
-        start = _SLOTS_START + index * _SLOT_BYTES
+        query = (fcntl.F_WRLCK, os.SEEK_SET, _start(index), 1, 0)
         if sys.platform == "darwin":
-            query = struct.pack("qqihh", start, 1, 0, fcntl.F_WRLCK, os.SEEK_SET)
-            return struct.unpack("qqihh", fcntl.fcntl(self._file, fcntl.F_GETLK, query))[3] != (
-                fcntl.F_UNLCK
-            )
-        query = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0)
-        answer = fcntl.fcntl(self._file, fcntl.F_GETLK, query)
-        return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)
+            query = (_start(index), 1, 0, fcntl.F_WRLCK, os.SEEK_SET)
+        answer = _FLOCK.unpack(fcntl.fcntl(self._file, fcntl.F_GETLK, _FLOCK.pack(*query)))
+        return bool(answer[3 if sys.platform == "darwin" else 0] != fcntl.F_UNLCK)
+
+
+def _start(index: int) -> int:
+    return _SLOTS + index * _SLOT.size

@@ -1,13 +1,11 @@
 """Every invariant of a store, as a generator of findings: for tests, for tools and for users.
 
-It reads all of a store in one snapshot and recounts what the commits counted. Of a file that may be
-damaged, LMDB itself can end the process: `check_in_child` survives that.
+It reads all of a store in one snapshot and recounts what the commits counted. Of a damaged file,
+LMDB itself can end the process; `files.check_in_child` survives that.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 
 from . import held, leases, stats
@@ -43,20 +41,6 @@ def check_store(engine: Engine) -> list[Finding]:
     topics = engine.read(lambda tx: list(stats.topic_ids(tx)))
     logs = {topic_id: engine.log(topic_id) for _, topic_id in topics}
     return engine.read(lambda tx: list(_check(tx, logs)))
-
-
-def check_in_child(path: str) -> list[Finding]:
-    """`check_store` in a process of its own, so that damage cannot end this one."""
-    code = "import sys; from diskq.verify import main; sys.exit(main(sys.argv[1]))"
-    run = subprocess.run(
-        [sys.executable, "-c", code, path], capture_output=True, text=True, check=False
-    )
-    if run.returncode == 0:
-        return []
-    if run.returncode == 5:
-        return [Finding(*line.split("\t", 1)) for line in run.stdout.splitlines()]
-    ended = run.stderr.strip().splitlines()[-1:] or [f"exit code {run.returncode}"]
-    return [Finding("store", f"checking it ended the process: {ended[0]}")]
 
 
 def main(path: str) -> int:
