@@ -183,7 +183,8 @@ class Engine:
             env = self._live()
             self.slots.begin_writing()
             try:
-                return self._run(env, batch)
+                tx = self._run(env, batch)
+                break
             except lmdb.MapResizedError:
                 self._resize(env, 0)
             except lmdb.MapFullError as error:
@@ -196,9 +197,14 @@ class Engine:
                 raise translated from error
             finally:
                 self.slots.end_writing()
-        raise full(self.path, "its memory map was filled as fast as it grew")
+        else:
+            raise full(self.path, "its memory map was filled as fast as it grew")
+        for group, count in tx.wakes.items():
+            self.slots.wake(group, tx.commit_id, count)
+        for call in tx.after:
+            call()
 
-    def _run(self, env: lmdb.Environment, batch: list[_Pending]) -> None:
+    def _run(self, env: lmdb.Environment, batch: list[_Pending]) -> Tx:
         txn = env.begin(self.state, write=True)
         txn_id = txn.id()
         try:
@@ -206,23 +212,16 @@ class Engine:
             for pending in batch:
                 pending.result = pending.operation(tx)
             txn.commit()
-            self._finish(batch, tx)
         except BaseException:
-            # An interrupt may come between the commit and what marks it as done.
-            if env.info()["last_txnid"] >= txn_id and not batch[0].done:
-                self._finish(batch, tx)
+            if env.info()["last_txnid"] >= txn_id:  # the interrupt came behind the commit
+                _mark_done(batch)
+                raise
             with suppress(lmdb.Error):
                 txn.abort()
             self.segments.clear()  # it may have read what is not there now
             raise
-
-    def _finish(self, batch: list[_Pending], tx: Tx) -> None:
-        for pending in batch:
-            pending.done = True
-        for group, count in tx.wakes.items():
-            self.slots.wake(group, tx.commit_id, count)
-        for call in tx.after:
-            call()
+        _mark_done(batch)
+        return tx
 
     # Room
 
@@ -398,6 +397,11 @@ class Engine:
         self._inherited, self._env = self._env or self._inherited, None
         self.generation += 1
         self._reset()
+
+
+def _mark_done(batch: list[_Pending]) -> None:
+    for pending in batch:
+        pending.done = True
 
 
 # All engines of this process, by the identity of their data file. LMDB breaks if an environment is
