@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, overload
 
 from .clock import nanoseconds
@@ -51,8 +51,6 @@ class Receipt(NamedTuple):
 class Receipts(Sequence[Receipt]):
     """The receipts of a `put_many`: consecutive offsets of one commit, made on demand."""
 
-    __slots__ = ("commit_id", "offsets")
-
     def __init__(self, first: int, count: int, commit_id: int) -> None:
         self.offsets = range(first, first + count)
         self.commit_id = commit_id
@@ -61,16 +59,13 @@ class Receipts(Sequence[Receipt]):
         return len(self.offsets)
 
     @overload
-    def __getitem__(self, index: int) -> Receipt: ...
+    def __getitem__(self, at: int) -> Receipt: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Receipt]: ...
-    def __getitem__(self, index: int | slice) -> Receipt | list[Receipt]:
-        if isinstance(index, slice):
-            return [Receipt(offset, self.commit_id) for offset in self.offsets[index]]
-        return Receipt(self.offsets[index], self.commit_id)
-
-    def __iter__(self) -> Iterator[Receipt]:
-        return (Receipt(offset, self.commit_id) for offset in self.offsets)
+    def __getitem__(self, at: slice) -> list[Receipt]: ...
+    def __getitem__(self, at: int | slice) -> Receipt | list[Receipt]:
+        if isinstance(at, slice):
+            return [Receipt(offset, self.commit_id) for offset in self.offsets[at]]
+        return Receipt(self.offsets[at], self.commit_id)
 
     def __repr__(self) -> str:
         return f"Receipts({self.offsets.start}..{self.offsets.stop - 1})"
