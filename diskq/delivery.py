@@ -72,10 +72,14 @@ class Delivery:
     def take(self, member: Member, limit: int) -> list[Grant]:
         """Lease up to `limit` messages: retries that are due, then the lowest offsets.
 
-        Finding nothing, it first takes back what dead consumers held.
+        First, now and then, and whenever it finds nothing, it takes back what dead consumers held.
         """
         if self.row.leased:
             self._expire()
+            if self.clock.monotonic_ns() - self.tx.engine.looked_ns.get(self.id, 0) > nanoseconds(
+                limits.LOOK_SECONDS
+            ):
+                self._reap()
         grants = self._grant_all(member, limit)
         if not grants and self.row.leased and self._reap():
             grants = self._grant_all(member, limit)
@@ -167,6 +171,7 @@ class Delivery:
 
     def _reap(self) -> bool:
         """Take back the leases of dead consumers; charge only what they were handling."""
+        self.tx.engine.looked_ns[self.id] = self.clock.monotonic_ns()
         dead = list(islice(self._dead(), limits.MAX_DEAD_OWNERS_LEASES))
         for lease in dead:
             self._take_from_dead(lease)

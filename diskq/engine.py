@@ -112,6 +112,7 @@ class Engine:
         self._queue: deque[_Pending] = deque()
         self._logs: dict[int, Database] = {}
         self.segments: dict[int, Segment] = {}  # by topic, the one read last: they are immutable
+        self.looked_ns: dict[int, int] = {}  # by group, when it was looked for dead consumers
 
     # The two doors
 
@@ -300,8 +301,10 @@ class Engine:
         if not self.readonly:
             self.slots.begin_writing()
         try:
-            with env.begin(write=not self.readonly) as txn:
-                return [open_database(env, name, txn, not self.readonly) for name in names]
+            txn = env.begin(write=not self.readonly)
+            found = [open_database(env, name, txn, not self.readonly) for name in names]
+            txn.commit()  # also of a read transaction: an aborted one closes what it opened
+            return found
         except lmdb.Error as error:
             raise translate(error, self.path) from error
         finally:

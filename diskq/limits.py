@@ -55,5 +55,5 @@ TRIM_BYTES = 256 * KIB  # ... or bytes
 # Live consumers of a store, and how a blocked get waits.
 MAX_CONSUMERS = 1024
 WAKE_WORDS = 4096
-LOOK_SECONDS = 0.05  # how often a blocked get looks whether a holder of leases died
+LOOK_SECONDS = 0.05  # how often a get looks whether a holder of leases died
 WAIT_SECONDS = 1.0  # the longest sleep of a blocked get
