@@ -39,13 +39,24 @@ def lost(put: int, group: GroupStats) -> int:
     return put - there
 
 
+def _balance_parts(put: int, group: GroupStats) -> list[tuple[str, int]]:
+    return [
+        ("put", put),
+        ("= acked", group.acked),
+        ("+ leased", group.leased),
+        ("+ ready", group.ready),
+        ("+ unread", group.unread),
+        ("+ waiting", group.waiting),
+        ("+ dead", group.dead),
+        (", lost", lost(put, group)),
+        (", redelivered", group.redelivered),
+    ]
+
+
 def balance(put: int, group: GroupStats) -> str:
     """Where all messages are, in one line."""
-    return (
-        f"put {put:,} = acked {group.acked:,} + leased {group.leased} + ready {group.ready} + "
-        f"unread {group.unread:,} + waiting {group.waiting} + dead {group.dead}, "
-        f"lost {lost(put, group)}, redelivered {group.redelivered}"
-    )
+    parts = (f"{what} {number:,}" for what, number in _balance_parts(put, group))
+    return " ".join(parts).replace(" ,", ",")
 
 
 class Plain:
@@ -109,19 +120,17 @@ class Live:
             table.add_row(
                 row.name, Text(row.state, style), bar, f"{row.share:4.0%}", f"{row.done:,}"
             )
-        group = picture.group
-        states = Table(box=None, pad_edge=False, padding=(0, 2))
-        for name in ("unread", "ready", "leased", "waiting", "dead", "acked"):
-            states.add_column(name, header_style="dim", justify="right", min_width=7)
-        numbers = group.unread, group.ready, group.leased, group.waiting, group.dead, group.acked
-        states.add_row(*(f"{number:,}" for number in numbers))
+        numbers: list[str] = []
+        states = Table(box=None, pad_edge=False, padding=(0, 1))
+        for title, number in _balance_parts(picture.put, picture.group):
+            states.add_column(title, header_style="dim", justify="right")
+            numbers.append(f"{number:,}")
+        states.add_row(*numbers, style="bold")
         return Panel(
             Group(
                 table,
                 "",
                 states,
-                "",
-                Text(balance(picture.put, group), "bold"),
                 "",
                 Text("\n".join(self._events[-12:]), overflow="ellipsis", no_wrap=True),
             ),
