@@ -33,14 +33,16 @@ def main(verb: str = "help", *options: str) -> int:
     if verb not in ("demo", "test", "check", "lint", "types"):
         print(__doc__)
         return 0 if verb in ("help", "-h", "--help") else 2
-    if trouble := set_up():
+    trouble = set_up()
+    if trouble:
         print(f"dev.py: {trouble}", file=sys.stderr)
         return 1
     if verb == "demo":
         os.execv(DISKQ, [DISKQ, "demo", *options])
     steps = {"lint": LINT, "types": TYPES}.get(verb, (*LINT, *TYPES))
     for module, *rest in steps:
-        if code := subprocess.run([PYTHON, "-m", module, *rest], cwd=ROOT, check=False).returncode:
+        code = subprocess.run([PYTHON, "-m", module, *rest], cwd=ROOT, check=False).returncode
+        if code:
             return code
     if verb in ("test", "check"):
         os.chdir(ROOT)
