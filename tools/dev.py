@@ -64,12 +64,12 @@ def set_up() -> str | None:
     wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
     if STAMP.is_file() and STAMP.read_text() == wanted:
         return None
-    print("Setting up .venv: once, and it takes some seconds ...", flush=True)
     try:
         import ensurepip  # noqa: F401 - Debian has it, and a working venv, in another package
         import venv
     except ImportError:
         return "this Python has no venv: run 'apt install python3-venv', or use another Python"
+    print("Setting up .venv: once, and it takes some seconds ...", flush=True)
     try:
         if not STAMP.is_file():
             venv.create(VENV, with_pip=True, symlinks=True)

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import sysconfig
 import tempfile
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from json import loads
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
@@ -27,9 +23,8 @@ import click
 import diskq
 
 from . import demo_view
-from .demo_work import GROUP, TOPIC, digest_of
+from .demo_work import GROUP, PATIENCE_SECONDS, TOPIC, Child, DemoFailed, digest_of
 
-PATIENCE_SECONDS = 60.0  # without any news, before the demo gives up
 DELIVERIES = 3
 
 
@@ -53,10 +48,6 @@ class Outcome(NamedTuple):
     findings: Sequence[diskq.Finding]
     redelivery_seconds: float | None
     redriven: int
-
-
-class DemoFailed(Exception):
-    """The demo could not be played to its end."""
 
 
 def judge(outcome: Outcome) -> list[str]:
@@ -87,66 +78,6 @@ def library_files(every: int) -> list[str]:
         paths = (os.path.join(folder, name) for name in sorted(names) if name.endswith(".py"))
         found += [path for path in paths if os.access(path, os.R_OK) and "\n" not in path]
     return found[::every]
-
-
-class Child:
-    """A process of the demo. What it tells arrives in `news`, with its name."""
-
-    def __init__(self, name: str, folder: Path, news: SimpleQueue[list[Any]], *args: str) -> None:
-        self.name = name
-        self.leaving = False  # its end is no surprise
-        self._errors = folder / f"{name}.err"
-        with self._errors.open("wb") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "diskq.cli.demo_work", *args],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                process_group=0,  # Ctrl-C is for the demo alone, which ends its children
-            )
-        threading.Thread(target=self._listen, args=(news,), daemon=True).start()
-
-    def _listen(self, news: SimpleQueue[list[Any]]) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.endswith(b"\n"):  # else it was killed while it wrote
-                news.put([self.name, *loads(line)])
-
-    def write(self, lines: bytes) -> None:
-        """Hand it work."""
-        assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # `check` will tell why
-            self.process.stdin.write(lines)
-            self.process.stdin.flush()
-
-    def check(self) -> None:
-        """Fail if it ended without being asked."""
-        code = self.process.poll()
-        if code is not None and not self.leaving:
-            last = self._errors.read_text(errors="replace").strip().splitlines()[-1:]
-            raise DemoFailed(f"{self.name} ended with code {code}: {''.join(last)}")
-
-    def leave(self) -> None:
-        """Ask it to end."""
-        self.leaving = True
-        assert self.process.stdin is not None
-        with suppress(BrokenPipeError):
-            self.process.stdin.close()
-
-    def finish(self) -> None:
-        """Wait until it has ended, as it was asked to."""
-        try:
-            code = self.process.wait(PATIENCE_SECONDS)
-        except subprocess.TimeoutExpired:
-            raise DemoFailed(f"{self.name} did not end") from None
-        self.leaving = code == 0
-        self.check()
-
-    def kill(self) -> None:
-        """End it for good."""
-        self.leaving = True
-        self.process.kill()
-        self.process.wait()
 
 
 class Demo:
@@ -221,6 +152,7 @@ class Demo:
             child.leave()
         for child in (*self.producers, *self.consumers.values()):
             child.finish()
+        self.hear_all()
         findings = list(self.store.verify())
         self.look()
         return Outcome(
@@ -234,9 +166,11 @@ class Demo:
         )
 
     def caught_up(self) -> bool:
-        """All three have done a fair number, and nobody waits; or they are too slow for that."""
-        since = min(self.done.values()) >= len(self.files) // 20
-        return since and (self.now.unread < 3 or self.fed >= self.feed_limit)
+        """The missing file is dealt with, all three have done a fair number, and nothing waits: or
+        they are too slow for that."""
+        fair = min(self.done.values()) >= len(self.files) // 20
+        slow = self.fed >= self.feed_limit
+        return self.now.dead == 1 and fair and (self.now.unread < 3 or slow)
 
     def settled(self) -> int:
         """How many messages are acked or dead."""
@@ -308,12 +242,7 @@ class Demo:
     def turn(self) -> None:
         """Feed the producers, hear what the children tell, look at the store, show it."""
         self.feed()
-        try:
-            self.hear(*self.news.get(timeout=0.05))
-            while True:
-                self.hear(*self.news.get_nowait())
-        except Empty:
-            pass
+        self.hear_all(0.05)
         for child in (*self.producers, *self.consumers.values()):
             child.check()
         if time.monotonic() - self.looked_at >= 0.1:
@@ -335,6 +264,13 @@ class Demo:
         if self.fed == len(self.files):
             for producer in self.producers:
                 producer.leave()
+
+    def hear_all(self, timeout: float = 0) -> None:
+        """All events that are there, or the first one that comes."""
+        with suppress(Empty):
+            self.hear(*self.news.get(timeout=timeout))
+            while True:
+                self.hear(*self.news.get_nowait())
 
     def hear(self, name: str, what: str, at: float, *details: Any) -> None:
         """One event of a child."""

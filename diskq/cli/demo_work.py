@@ -1,4 +1,5 @@
-"""The processes of the demo: `python -m diskq.cli.demo_work put STORE` and `hash STORE NAME PACE`.
+"""The processes of the demo: `python -m diskq.cli.demo_work put STORE` and `hash STORE NAME PACE`,
+and `Child`, which is what the demo has of each.
 
 They tell the demo what they do by lines of JSON on stdout, and end when their stdin does, so that
 none is left behind if the demo itself is killed.
@@ -10,14 +11,19 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import diskq
 
 TOPIC, GROUP = "files", "digests"
+PATIENCE_SECONDS = 60.0  # without any news, before the demo gives up
 
 
 def put(path: str) -> None:
@@ -64,6 +70,75 @@ def _end_with_stdin() -> None:
     sys.stdin.read()
     # To the main thread, which may sleep in a get: another thread's signal would not wake it.
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+
+# The other end -----------------------------------------------------------------------------------
+
+
+class DemoFailed(Exception):
+    """The demo could not be played to its end."""
+
+
+class Child:
+    """A process of the demo. What it tells arrives in `news`, with its name."""
+
+    def __init__(self, name: str, folder: Path, news: SimpleQueue[list[Any]], *args: str) -> None:
+        self.name = name
+        self.leaving = False  # its end is no surprise
+        self._errors = folder / f"{name}.err"
+        with self._errors.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "diskq.cli.demo_work", *args],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                process_group=0,  # Ctrl-C is for the demo alone, which ends its children
+            )
+        self._listener = threading.Thread(target=self._listen, args=(news,), daemon=True)
+        self._listener.start()
+
+    def _listen(self, news: SimpleQueue[list[Any]]) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.endswith(b"\n"):  # else it was killed while it wrote
+                news.put([self.name, *json.loads(line)])
+
+    def write(self, lines: bytes) -> None:
+        """Hand it work."""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # `check` will tell why
+            self.process.stdin.write(lines)
+            self.process.stdin.flush()
+
+    def check(self) -> None:
+        """Fail if it ended without being asked."""
+        code = self.process.poll()
+        if code is not None and not self.leaving:
+            last = self._errors.read_text(errors="replace").strip().splitlines()[-1:]
+            raise DemoFailed(f"{self.name} ended with code {code}: {''.join(last)}")
+
+    def leave(self) -> None:
+        """Ask it to end."""
+        self.leaving = True
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
+
+    def finish(self) -> None:
+        """Wait until it has ended, as it was asked to, and all it told is in `news`."""
+        try:
+            code = self.process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise DemoFailed(f"{self.name} did not end") from None
+        self._listener.join(PATIENCE_SECONDS)
+        self.leaving = code == 0
+        self.check()
+
+    def kill(self) -> None:
+        """End it for good."""
+        self.leaving = True
+        self.process.kill()
+        self.process.wait()
 
 
 if __name__ == "__main__":
