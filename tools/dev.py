@@ -52,7 +52,7 @@ def main(verb: str = "help", *options: str) -> int:
 
 def parallel(options: tuple[str, ...]) -> list[str]:
     """One pytest process per processor, at least two: tests wait more than they compute."""
-    if any(option == "--pdb" or option.startswith(("-s", "-n", "-p")) for option in options):
+    if any(option == "--pdb" or option.startswith(("-s", "-n")) for option in options):
         return []
     return ["-n", str(min(max(2, os.cpu_count() or 1), 8))]
 
