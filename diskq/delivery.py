@@ -76,9 +76,8 @@ class Delivery:
         """
         if self.row.leased:
             self._expire()
-            if self.clock.monotonic_ns() - self.tx.engine.looked_ns.get(self.id, 0) > nanoseconds(
-                limits.LOOK_SECONDS
-            ):
+            looked_ns = self.tx.engine.looked_ns.get(self.id, 0)
+            if self.clock.monotonic_ns() - looked_ns > nanoseconds(limits.LOOK_SECONDS):
                 self._reap()
         grants = self._grant_all(member, limit)
         if not grants and self.row.leased and self._reap():
