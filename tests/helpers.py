@@ -1,0 +1,69 @@
+"""What several kinds of tests need."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def dump(store):
+    """Every row of a store, byte for byte."""
+    engine = store.engine
+    logs = {topic.name: engine.log(topic.id) for topic in store.topics()}
+
+    def rows(tx):
+        found = {"state": dict(tx.scan(b"")), "held": dict(tx.scan(b"", database=engine.held))}
+        for name, database in logs.items():
+            found[f"log of {name}"] = dict(tx.scan(b"", database=database))
+        return found
+
+    return engine.read(rows)
+
+
+@contextmanager
+def nothing_changes(store):
+    """Fail if a single byte of the store differs at the end."""
+    before = dump(store)
+    yield
+    assert dump(store) == before
+
+
+def commits(store):
+    """How many commits the store has seen."""
+    return store.stats().commit_id
+
+
+def verified(path, **options):
+    """Findings in the store at this path, seen by a fresh opening."""
+    import diskq
+
+    with diskq.open(path, **options) as store:
+        return list(store.verify())
+
+
+def run_python(code, *arguments, check=True, timeout=60):
+    """Run code in an interpreter of its own; returns the finished process."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=check,
+        timeout=timeout,
+    )
+
+
+def bodies(messages):
+    """The bodies of messages, in order."""
+    return [message.body for message in messages]
+
+
+def offsets(messages):
+    """The offsets of messages, in order."""
+    return [message.offset for message in messages]
