@@ -86,9 +86,6 @@ def test_an_operation_that_raises_leaves_no_commit(store):
     assert commits(store) == before
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the cache of the last read segment keeps one that was never committed"
-)
 def test_what_an_undone_commit_read_is_not_delivered_later(store, topic, consumer, monkeypatch):
     """A put and a get share a commit that is undone; then another put gets the same offset."""
     captured = []
