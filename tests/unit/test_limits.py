@@ -79,8 +79,9 @@ def test_headers_may_have_64_kib_together(store, topic):
 
 @pytest.mark.xfail(strict=True, reason="struct.error: a name of 64 KiB does not fit into a u16")
 def test_the_name_of_a_header_may_be_as_long_as_headers_may_be(topic):
-    topic.put(b"", headers={"n" * limits.MAX_HEADERS_BYTES: ""})
-    assert len(list(next(topic.read()).headers)[0]) == limits.MAX_HEADERS_BYTES
+    headers = {"n" * limits.MAX_HEADERS_BYTES: ""}
+    topic.put(b"", headers=headers)
+    assert next(topic.read()).headers == headers
 
 
 def test_a_name_of_a_header_that_is_too_long_is_refused(store, topic):
