@@ -1,0 +1,96 @@
+"""The shape of the core: what importing it costs, which way imports go, how large it is."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+from helpers import ROOT, run_python
+
+CORE = ROOT / "diskq"
+
+# A module imports only from those before it; `docs/explanation/architecture.md` has the same list.
+ORDER = (
+    *("errors", "limits", "clock", "model", "codec", "segment", "check", "files", "environment"),
+    *("wake", "slots", "engine", "log", "leases", "held", "delivery", "stats", "admin", "verify"),
+    *("message", "consumer", "group", "topic", "queue", "store", "__init__"),
+)
+
+# What takes long to import stays out of `import diskq`, so that each cron job starts fast.
+EXPENSIVE = {
+    *("click", "rich", "asyncio", "json", "logging", "inspect", "multiprocessing", "subprocess"),
+    *("dataclasses", "email", "http", "urllib", "socket", "ssl", "pickle"),
+}
+
+
+def test_importing_diskq_imports_nothing_expensive():
+    loaded = set(run_python("import sys, diskq; print(*sys.modules)").stdout.split())
+    assert "diskq.store" in loaded
+    assert loaded & (EXPENSIVE | {"ctypes"}) == set()
+
+
+def test_a_put_needs_nothing_expensive(tmp_path):
+    code = """
+import sys, diskq
+with diskq.open(sys.argv[1]) as store:
+    store.topic("t").put(b"a")
+print(*sys.modules)
+"""
+    loaded = set(run_python(code, tmp_path / "s").stdout.split())
+    assert loaded & EXPENSIVE == set()
+
+
+def imports_of(module):
+    """Modules of the core that a module imports, also inside of functions, but not for types."""
+    tree = ast.parse((CORE / f"{module}.py").read_text())
+    found = set()
+
+    def visit(node):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            return
+        if isinstance(node, ast.ImportFrom):
+            if node.level == 1 and node.module is None:
+                found.update(alias.name for alias in node.names)
+            elif node.level == 1:
+                found.add(node.module.split(".")[0])
+            elif (node.module or "").split(".")[0] == "diskq":
+                raise AssertionError(f"{module} imports {node.module} by its absolute name")
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(tree)
+    return found
+
+
+def core():
+    """Names of the core's modules: of all that importing diskq loads."""
+    code = "import sys, diskq; print(*(name for name in sys.modules if name.startswith('diskq')))"
+    names = run_python(code).stdout.split()
+    return {name.partition(".")[2] or "__init__" for name in names}
+
+
+def test_the_list_has_every_module_of_the_core():
+    assert set(ORDER) == core() | {"wake"}
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_module_imports_only_from_those_before_it(module):
+    before = set(ORDER[: ORDER.index(module)])
+    assert imports_of(module) - before == set()
+
+
+def test_only_two_modules_know_lmdb():
+    knowing = {module for module in ORDER if "lmdb" in (CORE / f"{module}.py").read_text().split()}
+    assert knowing <= {"engine", "environment"}
+
+
+def lines_of(module):
+    return len((CORE / f"{module}.py").read_text().splitlines())
+
+
+def test_no_module_of_the_core_is_longer_than_450_lines():
+    assert {module: lines_of(module) for module in ORDER if lines_of(module) > 450} == {}
+
+
+def test_the_core_has_fewer_than_3000_lines():
+    assert sum(map(lines_of, ORDER)) < 3000
