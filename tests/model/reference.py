@@ -7,6 +7,7 @@ in from outside; a lease names its consumer by the number the test gave it.
 from __future__ import annotations
 
 from diskq import GroupStats
+from diskq.limits import LOOK_SECONDS
 
 NS = 1_000_000_000
 
@@ -67,6 +68,7 @@ class ModelGroup:
         self.backoff = backoff
         self.max_in_flight = max_in_flight
         self.acked = self.delivered = self.redelivered = self.failures = 0
+        self.looked = 0  # for dead consumers, since the store was opened
         self.ready = []  # (offsets, one by one): runs that were given back
         self.leases = []
         self.failed = {}  # offset -> Failed
@@ -110,17 +112,24 @@ class ModelGroup:
 
     def take(self, consumer, limit, now, crashed):
         """The offsets a get returns, each with its lease. `crashed` has the dead consumers, and
-        which message each was handling."""
-        for lease in list(self.leases):
-            if lease.deadline <= now.monotonic:
-                for offset in list(lease.offsets):
-                    self.fail(lease, offset, now, "expired")
+        which message each was handling; they are looked for now and then, and in need."""
+        if self.leases:
+            for lease in list(self.leases):
+                if lease.deadline <= now.monotonic:
+                    for offset in list(lease.offsets):
+                        self.fail(lease, offset, now, "expired")
+            if now.monotonic - self.looked > LOOK_SECONDS * NS:
+                self._reap(now, crashed)
         granted = self._grant(consumer, limit, now)
-        if not granted:
-            for lease in [lease for lease in self.leases if lease.consumer in crashed]:
-                self._take_from_dead(lease, crashed[lease.consumer], now)
+        if not granted and self.leases:
+            self._reap(now, crashed)
             granted = self._grant(consumer, limit, now)
         return granted
+
+    def _reap(self, now, crashed):
+        self.looked = now.monotonic
+        for lease in [lease for lease in self.leases if lease.consumer in crashed]:
+            self._take_from_dead(lease, crashed[lease.consumer], now)
 
     def _grant(self, consumer, limit, now):
         if self.max_in_flight is not None:

@@ -442,6 +442,8 @@ class QueueMachine(RuleBasedStateMachine):
             self.topic_model.trim()
         self.store.close()
         self.members.clear()
+        for model in self.models.values():
+            model.looked = 0
         if how == "reboot":
             self.clock.reboot()
             for model in self.models.values():
