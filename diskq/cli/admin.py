@@ -16,6 +16,7 @@ from .common import (
     may_remove,
     open_store,
     parsed,
+    plural,
     removal_options,
 )
 
@@ -92,8 +93,8 @@ def topic_rm(topic_name: str, yes: bool, dry_run: bool) -> None:
     with open_store() as store:
         stats = find_topic(store, topic_name).stats()
         dead = sum(group.dead for group in stats.groups)
-        what = f"topic {topic_name} with {len(stats.groups)} groups"
-        loss = f"{stats.stored} stored messages and {dead} dead letters"
+        what = f"topic {topic_name} with {plural(len(stats.groups), 'group')}"
+        loss = f"{plural(stats.stored, 'stored message')} and {plural(dead, 'dead letter')}"
         if may_remove(what, loss, yes=yes, dry_run=dry_run):
             store.delete_topic(topic_name)
             output.line(f"removed {what}, {loss}")
@@ -220,7 +221,7 @@ def group_rm(topic_name: str, group_name: str, yes: bool, dry_run: bool) -> None
         found = find_group(store, topic_name, group_name)
         stats = found.stats()
         what = f"group {group_name} of topic {topic_name}"
-        loss = f"{stats.lag} messages it has not settled and {stats.dead} dead letters"
+        loss = f"{plural(stats.lag, 'unsettled message')} and {plural(stats.dead, 'dead letter')}"
         if may_remove(what, loss, yes=yes, dry_run=dry_run):
             found.delete()
             output.line(f"removed {what}, {loss}")

@@ -99,6 +99,11 @@ def find_group(store: Store, topic_name: str, name: str) -> Group:
     )
 
 
+def plural(count: int, noun: str) -> str:
+    """`1 message`, `2 messages`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 class Stopped(BaseException):
     """A signal asked the process to stop; raised in its main thread."""
 

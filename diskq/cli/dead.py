@@ -7,7 +7,7 @@ import click
 from diskq import NotFound
 
 from . import output
-from .common import find_group, group_option, json_option, open_store
+from .common import find_group, group_option, json_option, open_store, plural
 
 
 @click.group()
@@ -81,4 +81,4 @@ def dead_redrive(
         raise click.UsageError("say which: give offsets, --limit N or --all")
     with open_store() as store:
         count = find_group(store, topic, group).redrive(limit, offsets or None)
-    output.line(f"gave back {count} dead letters")
+    output.line(f"gave back {plural(count, 'dead letter')}")

@@ -13,7 +13,7 @@ import click
 from diskq import Empty, LogMessage, Message, MessageTooLarge, Outgoing, Topic, limits
 
 from . import output, units
-from .common import find_group, find_topic, group_option, json_option, open_store, parsed
+from .common import find_group, find_topic, group_option, json_option, open_store, parsed, plural
 
 _BATCH_MESSAGES = 1000  # of one commit
 _READ_BYTES = 2**20
@@ -118,12 +118,12 @@ def _put_all(
                     output.record({"topic": topic.name, **receipt._asdict()})
     except BaseException as error:
         if count:
-            error.add_note(f"{count} messages were stored before, the last at offset {last}")
+            error.add_note(f"stored before: {plural(count, 'message')}, the last at offset {last}")
         raise
     finally:
         progress.close()
     if count and not as_json:
-        output.line(f"{topic.name} {first}-{last} ({count} messages)")
+        output.line(f"{topic.name} {first}-{last} ({plural(count, 'message')})")
 
 
 def _batches(stream: BinaryIO, separator: bytes) -> Iterator[list[bytes]]:

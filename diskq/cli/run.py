@@ -161,7 +161,7 @@ class _Worker:
         if later:
             self.said_later = True
             if self._once:
-                raise Empty
+                raise Empty("the command said later")
             self._stopping.wait(_PAUSE_SECONDS)
 
     def _handle(self, message: Message) -> bool:
