@@ -59,6 +59,8 @@ def put(
         raise click.UsageError("give only one of BODY, --lines and --null")
     if body is None and (sys.stdin is None or sys.stdin.isatty()):
         raise click.UsageError("no body was given; write it after the topic, or - to type it")
+    for text in (key or "", *headers):
+        text.encode()  # or the command line had no text: fail before anything is created
     labels = _parse_headers(headers) if headers else None
     with open_store(create=not no_create) as store:
         to = find_topic(store, topic) if no_create else store.topic(topic)

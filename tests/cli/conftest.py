@@ -25,6 +25,7 @@ class Shell:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.store = directory / "store"
+        self.damaged = False  # on purpose: then it is not verified in the end
         self.processes: list[subprocess.Popen[bytes]] = []
         self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("DISKQ_")},
@@ -102,8 +103,10 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
     yield shell
     for process in shell.processes:
         process.kill()
-        process.communicate()
-    if (shell.store / "data.mdb").exists() and not hasattr(shell, "damaged"):
+        process.wait()
+        for pipe in filter(None, (process.stdin, process.stdout, process.stderr)):
+            pipe.close()
+    if (shell.store / "data.mdb").exists() and not shell.damaged:
         with diskq.open(shell.store) as store:
             assert list(store.verify()) == []
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import pty
-import subprocess
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import diskq
+from diskq.cli import VERBS, cli
 
 GROUP = ["group", "create", "mail", "workers"]
 
@@ -174,7 +175,9 @@ def test_a_dead_letter_is_shown_with_history_and_body(shell: Any) -> None:
     assert done.stdout.endswith(b"\n\n\xff\n")
     assert b"rejected" in done.stdout
     assert shell.json("dead", "show", "mail", "1", "-g", "workers")[0]["body_base64"] == "/w=="
-    assert "message 2 is not dead" in shell.error("dead", "show", "mail", "2", "-g", "workers", code=1)
+    assert "message 2 is not dead" in shell.error(
+        "dead", "show", "mail", "2", "-g", "workers", code=1
+    )
 
 
 def test_redrive_gives_back_the_chosen_the_first_or_all(shell: Any) -> None:
@@ -202,14 +205,13 @@ def test_redrive_wants_to_know_which(shell: Any) -> None:
 
 def test_info_shows_the_store_its_topics_groups_and_consumers(shell: Any, eventually: Any) -> None:
     shell.fill(b"one")
-    with shell.open() as store:
-        with store.topic("mail").group("workers").consumer("somebody") as consumer:
-            message = consumer.get()
-            text = shell.out("info")
-            [record] = shell.json("info")
-            message.ack()
+    with shell.open() as store, store.topic("mail").group("workers").consumer("anybody") as someone:
+        message = someone.get()
+        text = shell.out("info")
+        [record] = shell.json("info")
+        message.ack()
     assert str(shell.store) in text
-    assert "somebody" in text
+    assert "anybody" in text
     assert record["durability"] == "commit"
     assert record["topics"][0]["groups"][0]["leased"] == 1
     assert record["consumers"][0]["pid"] == os.getpid()
@@ -238,7 +240,7 @@ def test_verify_finds_a_changed_byte(shell: Any) -> None:
     damage(shell, b"something particular", b"Something particular")
     assert shell.run("verify", code=5).stdout.startswith(b"topic mail: ")
     assert b'"where":"topic mail"' in shell.run("verify", "--json", code=5).stdout
-    assert "damaged" in shell.error("peek", "mail", code=1) or True
+    assert shell.error("peek", "mail", code=1)
 
 
 def test_verify_finds_a_file_cut_short(shell: Any) -> None:
@@ -306,25 +308,31 @@ def test_the_option_goes_before_the_environment_and_before_the_verb(shell: Any) 
     ids=" ".join,
 )
 def test_what_is_not_a_store_is_refused_and_left_alone(shell: Any, verb: list[str]) -> None:
-    if verb[0] != "put" and verb[:2] != ["topic", "create"]:
-        assert "no store at" in shell.error(*verb, code=1)
-        assert not shell.store.exists()
     shell.store.mkdir()
     (shell.store / "letter.txt").write_text("dear")
     assert "other files in it" in shell.error(*verb, code=1)
     assert os.listdir(shell.store) == ["letter.txt"]
-    assert "is a file" in shell.error("-s", str(shell.store / "letter.txt"), *verb, code=1)
+
+
+@pytest.mark.parametrize("verb", [["info"], ["verify"], ["topic", "ls"], ["dead", "ls", "mail"]])
+def test_who_looks_creates_nothing(shell: Any, verb: list[str]) -> None:
+    assert "no store at" in shell.error(*verb, code=1)
+    assert os.listdir(shell.directory) == []
+
+
+def test_a_file_is_not_a_store(shell: Any) -> None:
+    shell.store.write_text("dear")
+    assert "is a file" in shell.error("put", "mail", "x", code=1)
+    assert "is a file" in shell.error("info", code=1)
+    assert shell.store.read_text() == "dear"
 
 
 def test_the_directory_above_a_store_must_be_there(shell: Any) -> None:
     assert "does not exist" in shell.error("-s", "a/b/c", "put", "mail", "x", code=1)
 
 
-def test_a_path_that_is_not_text_works(shell: Any) -> None:
-    path = os.fsencode(shell.directory) + b"/caf\xe9"
-    shell.run("-s", path, "put", "mail", "x")
-    assert rb"caf\udce9" in shell.run("-s", path, "info").stdout
-    assert b"udce9" in shell.run("-s", path + b"2", "info", code=1).stderr
+def test_a_path_that_is_not_text_is_no_reason_for_a_traceback(shell: Any) -> None:
+    assert r"caf\udce9" in shell.error("-s", b"caf\xe9", "info", code=1)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -343,21 +351,24 @@ def test_a_store_of_somebody_else_is_one_line(shell: Any) -> None:
 @pytest.mark.parametrize(
     "verb",
     ["put", "get", "run", "peek", "info", "verify"]
-    + [f"{family} {verb}" for family in ("topic", "group") for verb in ("ls", "info", "create", "rm")]
+    + [
+        f"{family} {verb}"
+        for family in ("topic", "group")
+        for verb in ("ls", "info", "create", "rm")
+    ]
     + [f"dead {verb}" for verb in ("ls", "show", "redrive")],
 )
-def test_the_help_of_each_verb_has_an_example(shell: Any, verb: str) -> None:
-    text = shell.out(*verb.split(), "--help")
+def test_the_help_of_each_verb_has_an_example(verb: str) -> None:
+    text = CliRunner().invoke(cli, [*verb.split(), "--help"], prog_name="diskq").output
     assert f"\n  diskq {verb}" in text or f"| diskq {verb}" in text
 
 
-def test_the_list_of_verbs_says_what_their_help_says(shell: Any) -> None:
-    text = shell.out("--help")
-    for family in ("put", "get", "run", "peek", "info", "topic", "group", "dead", "verify"):
-        first = shell.out(family, "-h").split("\n\n")[1].strip()
-        assert family in text
-        summary = next(line for line in text.splitlines() if line.split()[:1] == [family])
-        assert summary.split(None, 1)[1].split(".")[0].split(",")[0] in " ".join(first.split())
+def test_the_list_of_verbs_says_what_the_help_of_each_begins_with(shell: Any) -> None:
+    said = shell.out("--help")
+    for family in set(VERBS) - {"demo"}:
+        summary = VERBS[family][1].rstrip(".")
+        assert summary in said
+        assert summary in " ".join(CliRunner().invoke(cli, [family, "-h"]).output.split())
 
 
 def test_no_verb_is_help_and_a_usage_error(shell: Any) -> None:
@@ -370,8 +381,3 @@ def test_version_and_completion(shell: Any) -> None:
     assert shell.out("--version") == f"diskq {diskq.__version__}\n"
     shell.environment["_DISKQ_COMPLETE"] = "bash_source"
     assert "_diskq_completion" in shell.out()
-
-
-def test_it_is_installed_as_diskq() -> None:
-    text = (subprocess.os.path.dirname(diskq.__file__))  # type: ignore[attr-defined]
-    assert text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -91,9 +92,8 @@ def test_a_closed_standard_file_is_no_way_into_the_store(
     shell: Any, body: bytes, number: int
 ) -> None:
     shell.fill(body)
-    shell.environment["NUMBER"] = str(number)
     close = f'exec {number}<&-; exec "$@"'
-    command = ["sh", "-c", close, "sh", os.sys.executable, "-m", "diskq", "get", "mail"]  # type: ignore[attr-defined]
+    command = ["sh", "-c", close, "sh", sys.executable, "-m", "diskq", "get", "mail"]
     done = subprocess.run(
         [*command, "-g", "workers"], env=shell.environment, capture_output=True, check=False
     )
