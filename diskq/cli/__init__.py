@@ -1,0 +1,160 @@
+"""The command line: `diskq [-s STORE] VERB ...`.
+
+One module per family of verbs, imported only when one of its verbs is used, so that a `put` from
+cron starts fast. Every way to fail ends in `_report`: one line on stderr, one exit code.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+
+import click
+
+from diskq import DiskqError, Empty, Full, LeaseLost, __version__
+
+from . import output
+from .common import Stopped, die_of
+
+# Exit codes; 0 is done, and `verify` ends with 5 if it found damage.
+ERROR, USAGE, NOTHING_THERE, LEASE_LOST, TRY_LATER, INTERRUPTED = 1, 2, 3, 4, 75, 130
+
+VERBS = {  # verb: its module and name there, and what it does
+    "put": ("messages.put", "Store one message, or many."),
+    "get": ("messages.get", "Take messages, print them, and have them done."),
+    "run": ("run.run", "Run a command for each message."),
+    "peek": ("messages.peek", "Print stored messages without taking them."),
+    "info": ("store.info", "Show the store in numbers."),
+    "topic": ("admin.topic", "List, show, create and remove topics."),
+    "group": ("admin.group", "List, show, create and remove groups."),
+    "dead": ("dead.dead", "List, show and redrive dead letters."),
+    "verify": ("store.verify", "Check every invariant of the store."),
+    "demo": ("demo.demo", "Watch a store at work, and killed in the middle of it."),
+}
+
+
+class _Verbs(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module, _, name = VERBS[cmd_name][0].partition(".")
+        command = getattr(importlib.import_module(f".{module}", __name__), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl([(verb, text) for verb, (_, text) in VERBS.items()])
+
+
+@click.group(
+    cls=_Verbs,
+    subcommand_metavar="VERB ...",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "-s", "--store", metavar="STORE", envvar="DISKQ_STORE", help="Directory. [or $DISKQ_STORE]"
+)
+@click.version_option(__version__, prog_name="diskq", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context, store: str | None) -> None:
+    """A queue on disk, without a server.
+
+    \b
+    export DISKQ_STORE=/var/lib/my/queue      or give -s STORE each time
+    diskq put mail hello                      creates the store and the topic
+    diskq group create mail workers           creates a group, which starts at the first message
+    diskq get mail -g workers                 prints hello
+    diskq run mail -g workers -- ./send.sh    runs a command for each message that comes
+
+    \b
+    Exit codes: 0 done, 1 error, 2 usage, 3 nothing there, 4 lease lost, 5 verify found damage,
+    75 full or busy: try later, 130 interrupted.
+    """
+    ctx.obj = store
+
+
+def main() -> None:
+    """Run the command line of this process, and end the process."""
+    _fill_standard_files()
+    try:
+        try:
+            code = _invoke(sys.argv[1:])
+        finally:
+            output.flush()
+    except Exception as error:
+        code = _report(error)
+    except KeyboardInterrupt as error:
+        code = _say(error, INTERRUPTED, "interrupted")
+    except Stopped as stopped:
+        die_of(stopped.signal_number)
+    sys.exit(code)
+
+
+def _fill_standard_files() -> None:
+    """Let no file of the store get the number of a closed stdin, stdout or stderr, which anybody
+    may write to."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+
+
+def _invoke(arguments: list[str]) -> int:
+    if "_DISKQ_COMPLETE" in os.environ:  # a shell asks what could come next
+        cli.main(arguments, prog_name="diskq")
+    try:
+        with cli.make_context("diskq", arguments) as ctx:
+            cli.invoke(ctx)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    return 0
+
+
+def _report(error: Exception) -> int:  # noqa: PLR0911 - one return for each kind of error
+    """Say in one line what went wrong; the exit code for that."""
+    match error:
+        case BrokenPipeError():  # who reads our output has seen enough
+            die_of(signal.SIGPIPE)
+        case click.exceptions.NoArgsIsHelpError():
+            output.errors(error.format_message().encode() + b"\n")
+            return USAGE
+        case click.UsageError():
+            return _say(error, USAGE, _usage(error))
+        case UnicodeEncodeError():
+            return _say(error, USAGE, f"{error.object!r} is not text in UTF-8")
+        case ValueError():  # an argument that the core refused
+            return _say(error, USAGE)
+        case Empty():
+            return _say(error, NOTHING_THERE)
+        case LeaseLost():
+            return _say(error, LEASE_LOST)
+        case Full():
+            return _say(error, TRY_LATER)
+        case OSError() if error.strerror:
+            output.abandon()
+            return _say(error, ERROR, ": ".join(filter(None, [error.filename, error.strerror])))
+        case DiskqError() | click.ClickException():
+            return _say(error, ERROR)
+    if sys.flags.dev_mode:
+        raise error
+    error.add_note(f"this is a bug ({type(error).__name__}); 'python -X dev -m diskq' shows where")
+    return _say(error, ERROR)
+
+
+def _say(error: BaseException, code: int, text: str | None = None) -> int:
+    output.error("; ".join([text or str(error), *getattr(error, "__notes__", ())]))
+    return code
+
+
+def _usage(error: click.UsageError) -> str:
+    text = error.format_message().rstrip(".")
+    if isinstance(error, click.NoSuchOption) and error.option_name in ("-s", "--store"):
+        return f"{text} here; it goes before the verb: diskq -s STORE put ..."
+    return f"{text}; see '{error.ctx.command_path} --help'" if error.ctx else text

@@ -1,0 +1,118 @@
+"""What the verbs share: the store, topics and groups by name, options, and ways to end."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+import click
+
+import diskq
+from diskq import Group, NotFound, Store, Topic
+
+from . import output
+
+T = TypeVar("T")
+
+
+def parsed(parse: Callable[[str], T]) -> Callable[[click.Context, click.Parameter, object], object]:
+    """An option's callback that parses its text; what `parse` says in a ValueError is the error."""
+
+    def callback(ctx: click.Context, param: click.Parameter, value: object) -> object:
+        try:
+            return parse(value) if isinstance(value, str) else value
+        except ValueError as error:
+            raise click.BadParameter(str(error), ctx, param) from None
+
+    return callback
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object per line, for programs."
+)
+group_option = click.option(
+    "-g", "--group", default="default", show_default=True, help="Whose messages."
+)
+
+
+def removal_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of every verb that destroys something; see `may_remove`."""
+    yes = click.option("--yes", is_flag=True, help="Do not ask.")
+    dry = click.option("--dry-run", is_flag=True, help="Say what would be lost, and stop.")
+    return yes(dry(command))
+
+
+def may_remove(what: str, loss: str, *, yes: bool, dry_run: bool) -> bool:
+    """Say what will be lost with `what`, and whether the user wants that."""
+    if dry_run:
+        output.line(f"would remove {what} and lose {loss}")
+        return False
+    if yes:
+        return True
+    if not output.can_ask():
+        raise click.UsageError(f"{what} was not removed: {loss} would be lost; --yes removes it")
+    if not output.ask(f"Remove {what} and lose {loss}?"):
+        raise click.ClickException(f"{what} was not removed")
+    return True
+
+
+def open_store(*, create: bool = False, readonly: bool = False) -> Store:
+    """The store that the command line or the environment names."""
+    path = click.get_current_context().obj
+    if not path:
+        raise click.UsageError(
+            "no store was named; give -s STORE before the verb, or set DISKQ_STORE"
+        )
+    try:
+        return diskq.open(path, create=create, readonly=readonly)
+    except NotFound:
+        if create:
+            raise
+        raise NotFound(
+            f"there is no store at {path}; 'diskq -s {shlex.quote(path)} put TOPIC BODY' creates it"
+        ) from None
+
+
+def find_topic(store: Store, name: str) -> Topic:
+    """A topic that exists: nothing but `put` and `topic create` makes one."""
+    for topic in store.topics():
+        if topic.name == name:
+            return topic
+    raise NotFound(
+        f"there is no topic {name!r} in {store.path};"
+        f" 'diskq topic create {shlex.quote(name)}' or a put creates it"
+    )
+
+
+def find_group(store: Store, topic_name: str, name: str) -> Group:
+    """A group that exists: nothing but `group create` makes one."""
+    topic = find_topic(store, topic_name)
+    for group in topic.groups():
+        if group.name == name:
+            return group
+    raise NotFound(
+        f"topic {topic_name!r} has no group {name!r};"
+        f" 'diskq group create {topic_name} {shlex.quote(name)}' creates it"
+    )
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 message`, `2 messages`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+class Stopped(BaseException):
+    """A signal asked the process to stop; raised in its main thread."""
+
+    def __init__(self, signal_number: int) -> None:
+        self.signal_number = signal_number
+
+
+def die_of(signal_number: int) -> NoReturn:
+    """End as the signal's default action does: shells and supervisors tell that from an error."""
+    signal.signal(signal_number, signal.SIG_DFL)
+    os.kill(os.getpid(), signal_number)
+    os._exit(128 + signal_number)  # it was blocked

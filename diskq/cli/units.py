@@ -1,0 +1,79 @@
+"""Durations, sizes and times: from text, and for people to read. Pure, knows nothing of click."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+
+_SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_BYTES = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[dhms])", re.ASCII)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]iB|B|)", re.ASCII)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a duration: `5` or `5s`, `500ms`, `10m`, `1h30m`, `2d`.
+
+    Raises: ValueError.
+    """
+    if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
+        return float(text)
+    parts = _PART.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise ValueError(f"{text!r} is not a duration; write 5s, 500ms, 10m, 1h30m or 2d")
+    return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size: `4096`, `64KiB`, `1.5GiB`.
+
+    Raises: ValueError.
+    """
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{text!r} is not a size; write 4096, 64KiB, 64MiB or 1.5GiB")
+    return round(float(found[1]) * _BYTES[found[2]])
+
+
+def parse_start(text: str) -> int | str | datetime:
+    """Where a group starts: `earliest`, `latest`, an offset, or a time such as
+    `2026-01-31T08:00`, which is local unless it names its zone.
+
+    Raises: ValueError.
+    """
+    if text in ("earliest", "latest"):
+        return text
+    if text.isdecimal():
+        return int(text)
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"{text!r} is no start; write earliest, latest, an offset or a time: 2026-01-31T08:00"
+        ) from None
+
+
+def show_duration(seconds: float) -> str:
+    """A duration as `parse_duration` reads it, to the millisecond."""
+    left = round(seconds * 1000)
+    parts = []
+    for unit, scale in _SECONDS.items():
+        number, left = divmod(left, round(scale * 1000))
+        if number:
+            parts.append(f"{number}{unit}")
+    return "".join(parts) or "0s"
+
+
+def show_size(size: int) -> str:
+    """A size to a tenth of its unit, as `parse_size` reads it."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if size >= _BYTES[unit]:
+            return f"{size / _BYTES[unit]:.1f} {unit}"
+    return f"{size} B"
+
+
+def show_time(nanoseconds: int) -> str:
+    """A local time to the second; a dash for 0, which is no time."""
+    if not nanoseconds:
+        return "-"
+    return datetime.fromtimestamp(nanoseconds // 10**9).isoformat(" ")
