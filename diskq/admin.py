@@ -59,23 +59,38 @@ def make_topic(tx: Tx, name: str) -> int:
     return topic_id
 
 
-def make_group(
-    tx: Tx, source: Log, topic_name: str, name: str, start: Start, given: dict[str, object]
-) -> int:
-    """Id of the group, which is made if need be. Given settings must equal the stored ones.
+def find_group(tx: Tx, topic_id: int, name: str, given: dict[str, object]) -> int | None:
+    """Id of a topic's group, None if there is none of this name. Given settings must be its own.
 
     Raises: ConfigConflict.
     """
+    data = tx.get(_group_name(topic_id, name))
+    if data is None:
+        return None
+    group_id = int(U32.unpack(data)[0])
+    stored = decode_group(leases.load(tx, group_id, name).config).settings
+    wanted = check.group_settings(stored, given)
+    for field, old, new in zip(stored._fields, stored, wanted, strict=True):
+        if old != new:
+            raise ConfigConflict(
+                f"group {name!r} has {field}={old!r}, not {new!r}; leave the setting out to take"
+                " what is stored"
+            )
+    return group_id
+
+
+def make_group(
+    tx: Tx, source: Log, topic_name: str, name: str, start: Start, given: dict[str, object]
+) -> int:
+    """Id of the group, which is made if need be. Raises: as find_group."""
     topic = log.load(tx, source.topic_id, topic_name)
-    data = tx.get(_group_name(source.topic_id, name))
-    if data is not None:
-        group_id = int(U32.unpack(data)[0])
-        _check_equal(name, decode_group(leases.load(tx, group_id, name).config).settings, given)
-        return group_id
+    found = find_group(tx, source.topic_id, name, given)
+    if found is not None:
+        return found
     settings = check.group_settings(GroupSettings(), given)
     cursor = [_start_offset(source, topic, start)]
     meta = _meta(tx)
-    group_id = meta.next_group
+    group_id: int = meta.next_group
     meta.next_group += 1
     tx.put(META_KEY, meta.pack())
     tx.put(_group_name(source.topic_id, name), U32.pack(group_id))
@@ -89,14 +104,13 @@ def make_group(
     return group_id
 
 
-def _check_equal(name: str, stored: GroupSettings, given: dict[str, object]) -> None:
-    wanted = check.group_settings(stored, given)
-    for field, old, new in zip(stored._fields, stored, wanted, strict=True):
-        if old != new:
-            raise ConfigConflict(
-                f"group {name!r} has {field}={old!r}, not {new!r}; leave the setting out to take"
-                " what is stored"
-            )
+def _wall_ns(when: object) -> int:
+    from datetime import UTC, datetime, timedelta  # slow to import
+
+    if not isinstance(when, datetime):
+        raise TypeError(f"start must be int, str or datetime, not {type(when).__name__}")
+    since = when.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
+    return since // timedelta(microseconds=1) * 1000
 
 
 def _start_offset(source: Log, topic: TopicRow, start: Start) -> int:
@@ -105,8 +119,8 @@ def _start_offset(source: Log, topic: TopicRow, start: Start) -> int:
     oldest = end if first is None else first
     if isinstance(start, str) and start in ("earliest", "latest"):
         return oldest if start == "earliest" else end
-    if hasattr(start, "timestamp"):  # datetime is slow to import
-        return source.offset_at(int(start.timestamp() * 10**9), end)
+    if not isinstance(start, (int, str)):
+        return source.offset_at(_wall_ns(start), end)
     return min(max(check.count("start", start, 0, 2**56 - 1), oldest), end)
 
 
@@ -122,7 +136,7 @@ def delete_topic(engine: Engine, name: str) -> None:
             raise NotFound(f"there is no topic {name!r}; see 'diskq topic ls'", topic=name)
         topic = log.load(tx, topic_id, name)
         for group_id in decode_topic(topic.config).groups:
-            _take_away(tx, topic_id, group_id)
+            _take_away(tx, topic_id, group_id, "")
         tx.delete(b"N" + name.encode())
         tx.delete(ID_KEY.pack(b"T", topic_id))
         tx.put(_deleted(DELETED_TOPIC, topic_id), b"")
@@ -140,7 +154,7 @@ def delete_group(engine: Engine, at: Place) -> None:
     def operation(tx: Tx) -> None:
         topic = log.load(tx, at.topic_id, at.topic)
         known = decode_topic(topic.config)
-        _take_away(tx, at.topic_id, at.group_id)
+        _take_away(tx, at.topic_id, at.group_id, at.group)
         left = tuple(group for group in known.groups if group != at.group_id)
         topic.config = known._replace(groups=left).encode()
         log.store(tx, at.topic_id, topic)
@@ -150,8 +164,8 @@ def delete_group(engine: Engine, at: Place) -> None:
     sweep(engine)
 
 
-def _take_away(tx: Tx, topic_id: int, group_id: int) -> None:
-    name = decode_group(leases.load(tx, group_id, "").config).name
+def _take_away(tx: Tx, topic_id: int, group_id: int, known_as: str) -> None:
+    name = decode_group(leases.load(tx, group_id, known_as).config).name
     tx.delete(_group_name(topic_id, name))
     tx.delete(ID_KEY.pack(b"G", group_id))
     tx.put(_deleted(DELETED_GROUP, group_id), b"")

@@ -65,11 +65,12 @@ def message(value: object) -> bytes | Outgoing:
         _size("body", len(value), limits.MAX_BODY_BYTES)
         return value
     if isinstance(value, Outgoing):
-        message(value.body)
+        body = message(value.body)
+        assert isinstance(body, bytes)
         if value.key is not None:
             _size("key", len(text("key", value.key).encode()), limits.MAX_KEY_BYTES)
         _headers({} if value.headers is None else value.headers)
-        return value if value.key is not None or value.headers else value.body
+        return value._replace(body=body) if value.key is not None or value.headers else body
     if isinstance(value, (bytearray, memoryview)):
         return message(bytes(value))
     hint = "; encode it: text.encode()" if isinstance(value, str) else ""

@@ -205,14 +205,14 @@ def decode_group(config: bytes) -> GroupConfig:
     return GroupConfig(topic_id, config[_GROUP_CONFIG.size :].decode(), settings)
 
 
-HELD, SOLO = 1, 2  # flags of a lease
+HELD, SOLO = 1, 2  # flags of a lease; SOLO of a held message too
 
 
 class LeaseRow(Row, layout=">QQQHBI"):
     """The right to the unsettled messages of the run `first` to `first + count`.
 
     `settled` is a bit set by position. Flag HELD: the one message is in `held`, not in the log.
-    Flag SOLO: a batch died and nobody knows of which message, so deliver them one by one.
+    Flag SOLO: a batch died and nobody knows of which message, so deliver each alone.
     """
 
     token: int
@@ -300,7 +300,8 @@ def decode_held(data: bytes) -> HeldRow:
 
 
 def _encode_failure(failure: Failure) -> bytes:
-    consumer, error = failure.consumer.encode(), failure.error.encode()
+    error = failure.error.encode(errors="backslashreplace")  # it may name an odd file
+    consumer = failure.consumer.encode()
     head = _HISTORY.pack(failure.at_ns, CAUSES.index(failure.cause), len(consumer), len(error))
     return head + consumer + error
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from . import held, leases, limits, log
 from .clock import NS, nanoseconds
-from .codec import HELD, GroupRow, HeldRow, LeaseRow, decode_group, decode_topic
+from .codec import HELD, SOLO, GroupRow, HeldRow, LeaseRow, decode_group, decode_topic
 from .engine import Tx
 from .environment import Database
 from .errors import LeaseLost
@@ -97,28 +97,33 @@ class Delivery:
         grants: list[Grant] = []
         while limit > 0:
             grant = (
-                (row.waiting and self._take_retry())
-                or (row.ready and self._take_returned(limit))
+                (row.waiting and self._take_retry(not grants))
+                or (row.ready and self._take_returned(limit, not grants))
                 or (end > row.next[LANE] and self._take_unread(limit, end))
             )
             if not grant:
                 break
             self._grant(grant, member)
             grants.append(grant)
-            limit -= len(grant.messages)
+            limit -= limit if grant.lease.flags & SOLO else len(grant.messages)
         return grants
 
-    def _take_retry(self) -> Grant | None:
+    def _take_retry(self, alone: bool) -> Grant | None:
         due = held.next_due(self.tx, self.id)
         if due is None or due[0] > self.clock.wall_ns():
             return None
-        message = held.lease(self.tx, self.id, self.row, due[1])
+        message = held.load(self.tx, self.id, due[1])
+        solo = message.flags & SOLO
+        if solo and not alone:
+            return None
+        message.flags &= ~SOLO
+        held.lease(self.tx, self.id, self.row, due[1], message)
         self.row.redelivered += 1
         stored = Stored(due[1], message.record, message.flags, message.put_at_ns)
-        return Grant(LeaseRow(due[1], 1, flags=HELD), [stored], message.failures)
+        return Grant(LeaseRow(due[1], 1, flags=HELD | solo), [stored], message.failures)
 
-    def _take_returned(self, limit: int) -> Grant | None:
-        run = leases.take_back(self.tx, self.id, self.row, limit)
+    def _take_returned(self, limit: int, alone: bool) -> Grant | None:
+        run = leases.take_back(self.tx, self.id, self.row, limit, alone)
         if run is None:
             return None
         messages = self.log.read(run.first, run.first + run.count)
@@ -171,9 +176,11 @@ class Delivery:
     def _reap(self) -> bool:
         """Take back the leases of dead consumers; charge only what they were handling."""
         self.tx.engine.looked_ns[self.id] = self.clock.monotonic_ns()
-        dead = list(islice(self._dead(), limits.MAX_DEAD_OWNERS_LEASES))
-        for lease in dead:
-            self._take_from_dead(lease)
+        dead: dict[tuple[int, int], list[LeaseRow]] = {}
+        for lease in islice(self._dead(), limits.MAX_DEAD_OWNERS_LEASES):
+            dead.setdefault((lease.slot, lease.owner), []).append(lease)
+        for (slot, owner), its in dead.items():
+            self._take_from_dead(slot, owner, its)
         return bool(dead)
 
     def _dead(self) -> Iterator[LeaseRow]:
@@ -185,18 +192,21 @@ class Delivery:
             if not alive[who]:
                 yield lease
 
-    def _take_from_dead(self, lease: LeaseRow) -> None:
+    def _take_from_dead(self, index: int, owner: int, its: list[LeaseRow]) -> None:
         """The message that the dead consumer named, or its only one, is charged. If it named none
-        of several, they are delivered one by one from now on, so that the next death tells."""
+        of several, they are delivered each alone from now on, and so charged at the next death."""
         slots = self.tx.engine.slots
-        slot = slots.read(lease.slot)
-        named = slot.handling if slot.owner == lease.owner else None
-        if named is None and lease.unsettled == 1:
-            named = lease.next_unsettled
-        if named is not None and lease.holds(named):
-            self._fail(lease, named, "crashed", self._holder_name(lease), "", delay_ns=0)
-        self._release_all(lease, solo=named is None)
-        self.tx.after.append(partial(slots.forget, lease.slot, lease.owner))
+        slot = slots.read(index)
+        named = slot.handling if slot.owner == owner else None
+        several = sum(lease.unsettled for lease in its) > 1
+        for lease in its:
+            blamed = named
+            if named is None and lease.unsettled == 1 and (not several or lease.flags & SOLO):
+                blamed = lease.next_unsettled
+            if blamed is not None and lease.holds(blamed):
+                self._fail(lease, blamed, "crashed", self._holder_name(lease), "", delay_ns=0)
+            self._release_all(lease, solo=named is None)
+        self.tx.after.append(partial(slots.forget, index, owner))
 
     def _holder_name(self, lease: LeaseRow) -> str:
         slot = self.tx.engine.slots.read(lease.slot)
@@ -313,6 +323,7 @@ class Delivery:
     def _release_all(self, lease: LeaseRow, *, solo: bool) -> None:
         if lease.flags & HELD and lease.unsettled:
             message = held.load(self.tx, self.id, lease.first)
+            message.flags |= SOLO if solo else 0
             held.wait(self.tx, self.id, self.row, lease.first, message, self.clock.wall_ns())
             lease.settled = 1
             self.row.leased -= 1

@@ -27,7 +27,16 @@ import lmdb
 from . import errors, files, limits
 from .clock import Clock
 from .codec import DURABILITIES, FORMAT_VERSION, META_KEY, Meta, format_version
-from .environment import Database, create_store, full, open_database, open_environment, translate
+from .environment import (
+    FAULTS,
+    Database,
+    create_store,
+    full,
+    open_databases,
+    open_environment,
+    read_row,
+    translate,
+)
 from .segment import Segment
 from .slots import Slots
 
@@ -109,6 +118,7 @@ class Engine:
     def _reset(self) -> None:
         self._writer = threading.Lock()
         self._reader = threading.Lock()
+        self._opening = threading.Lock()
         self._queue: deque[_Pending] = deque()
         self._logs: dict[int, Database] = {}
         self.segments: dict[int, Segment] = {}  # by topic, the one read last: they are immutable
@@ -151,7 +161,7 @@ class Engine:
                     env.set_mapsize(0)
                 except lmdb.ReadersFullError:
                     env.reader_check()
-                except lmdb.Error as error:
+                except FAULTS as error:
                     raise translate(error, self.path) from error
         raise errors.Unsupported(f"store {self.path} has {limits.MAX_READERS} readers, its limit")
 
@@ -191,7 +201,7 @@ class Engine:
             except lmdb.MapFullError as error:
                 if not self._grow(env):
                     raise full(self.path, "its memory map cannot grow") from error
-            except lmdb.Error as error:
+            except FAULTS as error:
                 translated = translate(error, self.path)
                 if isinstance(translated, errors.DiskFailed):
                     self._failed = translated
@@ -291,20 +301,18 @@ class Engine:
         database = self._logs.get(topic_id)
         if database is None:
             name = b"log.%d" % topic_id if topic_id < limits.MAX_LOG_DATABASES else b"log"
-            with self._writer:
+            with self._writer, self._reader:
                 database = self._logs[topic_id] = self._open_databases(self._live(), name)[0]
         return database
 
     def _open_databases(self, env: lmdb.Environment, *names: bytes) -> list[Database]:
-        """Open databases in an explicit transaction: without one, py-lmdb waits for LMDB's write
-        lock while it holds the GIL."""
         if not self.readonly:
             self.slots.begin_writing()
         try:
-            txn = env.begin(write=not self.readonly)
-            found = [open_database(env, name, txn, not self.readonly) for name in names]
-            txn.commit()  # also of a read transaction: an aborted one closes what it opened
-            return found
+            with suppress(lmdb.MapResizedError):
+                return open_databases(env, *names, create=not self.readonly)
+            env.set_mapsize(0)
+            return open_databases(env, *names, create=not self.readonly)
         except lmdb.Error as error:
             raise translate(error, self.path) from error
         finally:
@@ -332,12 +340,9 @@ class Engine:
         env = open_environment(self.path, durability, readonly=self.readonly)
         try:
             env.reader_check()
-            with env.begin() as txn:
-                state = open_database(env, b"state", txn, False)
-                row = None if state is None else txn.get(META_KEY, db=state)
-            self._check_meta(row)
+            self._check_meta(read_row(env, b"state", META_KEY))
             self.state, self.held = self._open_databases(env, b"state", b"held")
-        except lmdb.Error as error:
+        except FAULTS as error:
             env.close()
             raise translate(error, self.path) from error
         except BaseException:
@@ -361,14 +366,19 @@ class Engine:
     def _live(self) -> lmdb.Environment:
         """The environment, opened anew in a forked child. Called with one of the locks held."""
         if self._env is None:
-            if self._inherited is None:
-                raise errors.Closed(f"store {self.path} is closed; open it again")
-            if not self.readonly:
-                self.slots.close()
-            self._inherited.close()
-            self._inherited = None
-            self._open()
+            with self._opening:
+                if self._env is None:
+                    self._reopen()
         return self._env  # type: ignore[return-value]
+
+    def _reopen(self) -> None:
+        if self._inherited is None:
+            raise errors.Closed(f"store {self.path} is closed; open it again")
+        if not self.readonly:
+            self.slots.close()
+        self._inherited.close()
+        self._inherited = None
+        self._open()
 
     def close(self) -> None:
         """Close the environment; whoever still uses it gets Closed."""

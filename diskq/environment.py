@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from typing import Any
 
 import lmdb
@@ -13,6 +14,8 @@ from .clock import Clock
 from .codec import META_KEY, new_meta
 
 Database = Any  # py-lmdb's handle has no public type
+FAULTS = (lmdb.Error, struct.error, UnicodeDecodeError)  # what a damaged row raises, too
+_DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, *FAULTS[1:])
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -44,14 +47,32 @@ def open_environment(path: str, durability: str, *, readonly: bool) -> lmdb.Envi
     raise AssertionError("limits.MAP_BYTES is empty")
 
 
-def open_database(
-    env: lmdb.Environment, name: bytes, txn: lmdb.Transaction, create: bool
-) -> Database:
-    """A database's handle; None if it is not there and not to be created."""
-    try:
-        return env.open_db(name, txn, create=create)
-    except lmdb.NotFoundError:
-        return None
+def open_databases(env: lmdb.Environment, *names: bytes, create: bool) -> list[Database]:
+    """Handles of databases, None for what is not there and not to be created.
+
+    In an explicit write transaction: without one, py-lmdb waits for LMDB's write lock while it
+    holds the GIL. A read-only environment has no such lock, and a read transaction, which py-lmdb
+    always aborts, would close what it opened.
+    """
+    if create:
+        with env.begin(write=True) as txn:
+            return [env.open_db(name, txn) for name in names]
+    found: list[Database] = []
+    for name in names:
+        try:
+            found.append(env.open_db(name, create=False))
+        except (lmdb.NotFoundError, lmdb.ReadonlyError):
+            found.append(None)
+    return found
+
+
+def read_row(env: lmdb.Environment, database: bytes, key: bytes) -> bytes | None:
+    """One row, None if it or its database is not there."""
+    with env.begin() as txn:
+        try:
+            return txn.get(key, db=env.open_db(database, txn, create=False))
+        except lmdb.NotFoundError:
+            return None
 
 
 def create_store(path: str, durability: str, max_bytes: int, clock: Clock) -> None:
@@ -113,6 +134,6 @@ def translate(error: Exception, path: str) -> errors.DiskqError:
             f"store {path} is used from another PID namespace, where LMDB's reader table cannot"
             " work; use it from one container only"
         )
-    if isinstance(error, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError)):
+    if isinstance(error, _DAMAGE):
         return errors.Corrupt(f"store {path} is damaged ({error}); restore it from a backup")
     return errors.DiskqError(f"store {path}: {error}")

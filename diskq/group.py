@@ -36,6 +36,7 @@ class Group:
 
         Raises: Unsupported if 1024 consumers of the store are alive, ReadOnly, Closed.
         """
+        self.topic.store.check_writable()
         if name is None:
             name = f"pid-{os.getpid()}"
         consumer = Consumer(self, check.name("consumer", name))

@@ -89,14 +89,12 @@ def next_due(tx: Tx, group_id: int) -> tuple[int, int] | None:
     return None
 
 
-def lease(tx: Tx, group_id: int, group: GroupRow, offset: int) -> HeldRow:
+def lease(tx: Tx, group_id: int, group: GroupRow, offset: int, row: HeldRow) -> None:
     """Take a waiting message out of the waiting ones."""
-    row = load(tx, group_id, offset)
     tx.delete(TIME_KEY.pack(b"D", group_id, row.due_ns, offset))
     row.state, row.due_ns = LEASED, 0
     group.waiting -= 1
     _put(tx, group_id, LIVE, offset, row)
-    return row
 
 
 def drop(tx: Tx, group_id: int, offset: int, kind: int = LIVE) -> None:

@@ -82,10 +82,11 @@ def give_back(tx: Tx, group_id: int, group: GroupRow, row: LeaseRow, *, solo: bo
         tx.wake(group_id, count)
 
 
-def take_back(tx: Tx, group_id: int, group: GroupRow, limit: int) -> LeaseRow | None:
-    """Take up to `limit` messages out of the first row that was given back, as a run to grant."""
+def take_back(tx: Tx, group_id: int, group: GroupRow, limit: int, alone: bool) -> LeaseRow | None:
+    """Take up to `limit` messages out of the first row that was given back, as a run to grant; of a
+    SOLO row one, and only if it goes `alone`."""
     row = next(rows(tx, group_id), None)
-    if row is None or row.deadline_ns:
+    if row is None or row.deadline_ns or (row.flags & SOLO and not alone):
         return None
     tx.delete(_key(group_id, row))
     offsets = row.offsets()
@@ -96,7 +97,7 @@ def take_back(tx: Tx, group_id: int, group: GroupRow, limit: int) -> LeaseRow | 
         rest = LeaseRow(offsets[taken], row.count - start, row.settled >> start, row.flags)
         grant(tx, group_id, rest)
     count = offsets[taken - 1] + 1 - row.first
-    return LeaseRow(row.first, count, row.settled & ((1 << count) - 1))
+    return LeaseRow(row.first, count, row.settled & ((1 << count) - 1), row.flags)
 
 
 def rows(tx: Tx, group_id: int, deadline_ns: int = 0) -> Iterator[LeaseRow]:

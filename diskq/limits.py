@@ -12,7 +12,7 @@ PAGE_BYTES = 4096
 MAX_BODY_BYTES = 16 * MIB
 MAX_KEY_BYTES = 1024
 MAX_HEADERS = 64
-MAX_HEADERS_BYTES = 64 * KIB  # all names and values of one message together
+MAX_HEADERS_BYTES = 64 * KIB - 1  # all names and values of one message together
 MAX_TTL_SECONDS = 10 * 365 * 86400.0
 
 # What one call may carry, so that no write transaction holds the others up for long.

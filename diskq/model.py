@@ -26,7 +26,7 @@ class Backoff(NamedTuple):
         try:
             seconds = self.base_seconds * self.factor ** (failures - 1)
         except OverflowError:
-            seconds = self.max_seconds
+            seconds = self.max_seconds if self.base_seconds else 0.0
         return nanoseconds(min(seconds, self.max_seconds))
 
 

@@ -5,7 +5,7 @@ Nothing in it must last. It has a fixed size and is never truncated or unlinked:
     0       u8: 1 once two groups may share a wake word
     8       locked by who writes to the store
     4096    WAKE_WORDS times u32, see wake.py
-    20480   MAX_CONSUMERS slots of 128 bytes: owner u64 (odd; 0: free), group u32, pid u32,
+    20480   MAX_CONSUMERS slots of 160 bytes: owner u64 (odd; 0: free), group u32, pid u32,
             handling u64 (offset + 1; 0: none named), waiting u8, length of the name u8, name
 
 A live consumer holds a POSIX lock on the first byte of its slot. The kernel frees it at any death,
@@ -31,7 +31,7 @@ from .wake import ALL, Words
 _WRITER = 8
 _WORDS = 4096
 _SLOTS = _WORDS + 4 * WAKE_WORDS
-_SLOT = struct.Struct("=QIIQBB102s")
+_SLOT = struct.Struct("=QIIQBB128s6x")
 _HANDLING, _WAITING = 16, 24  # in a slot
 _END = _SLOTS + MAX_CONSUMERS * _SLOT.size
 _FREE = bytes(_SLOT.size)
@@ -64,9 +64,8 @@ class Slots:
 
     def close(self) -> None:
         """Drop all locks of this process; its consumers count as dead from now on."""
-        self._words.close()
-        self._memory.close()
-        os.close(self._file)
+        file, self._file = self._file, -1
+        os.close(file)  # the memory goes with the last thread that waits in it
 
     def begin_writing(self) -> None:
         """Take the store's write lock: LMDB has one too, but waiting for that one cannot be

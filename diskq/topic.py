@@ -84,16 +84,23 @@ class Topic:
 
         Raises: ConfigConflict if the group has other settings, NotFound, ReadOnly, Closed.
         """
-        given = {"lease_seconds": lease_seconds, "max_deliveries": max_deliveries}
-        given |= {"backoff": backoff, "max_in_flight": max_in_flight}  # type: ignore[dict-item]
+        given: dict[str, object] = {
+            "lease_seconds": lease_seconds,
+            "max_deliveries": max_deliveries,
+            "backoff": backoff,
+            "max_in_flight": max_in_flight,
+        }
         check.name("group", name)
-        database = self.store.engine.log(self.id)
-
-        def operation(tx: Tx) -> int:
-            source = Log(tx, database, self.id)
-            return admin.make_group(tx, source, self.name, name, start, given)  # type: ignore[arg-type]
-
-        return Group(self, name, self.store.commit(operation))
+        engine = self.store.engine
+        found = engine.read(lambda tx: admin.find_group(tx, self.id, name, given))
+        if found is None:
+            database = engine.log(self.id)
+            found = self.store.commit(
+                lambda tx: admin.make_group(
+                    tx, Log(tx, database, self.id), self.name, name, start, given
+                )
+            )
+        return Group(self, name, found)
 
     def groups(self) -> list[Group]:
         """The topic's groups, by name."""

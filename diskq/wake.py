@@ -59,10 +59,6 @@ class Words:
             time.sleep(min(nap, left))
             nap = min(2 * nap, _POLL_SECONDS)
 
-    def close(self) -> None:
-        """Give the memory back; the map can be closed afterwards."""
-        self._view.release()
-
     def _load(self) -> Callable[[int, int, int, bytes | None], object]:
         import ctypes  # 5 ms: only who wakes or waits pays for it
 

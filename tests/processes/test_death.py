@@ -144,7 +144,6 @@ def test_of_a_batch_only_the_message_being_handled_is_charged(store, path, start
     assert attempts == {offset: 1 + (offset == 4) for offset in range(10)}
 
 
-@pytest.mark.xfail(reason="one get_many takes several of them")
 def test_a_batch_that_named_no_message_comes_back_one_by_one(store, path, start):
     put(store, 5)
     holder = start("hold", path=path, count=5)
@@ -155,7 +154,6 @@ def test_a_batch_that_named_no_message_comes_back_one_by_one(store, path, start)
         assert (message.offset, message.attempt) == (offset, 1)
 
 
-@pytest.mark.xfail(reason="each row of one message is charged, however many its owner has")
 def test_of_a_batch_of_retries_that_named_no_message_not_all_are_charged(store, path, start):
     put(store, 3)
     for message in store.queue("q").get_many(3):
@@ -170,7 +168,6 @@ def test_of_a_batch_of_retries_that_named_no_message_not_all_are_charged(store, 
     assert attempts == {0: 2, 1: 2, 2: 2}
 
 
-@pytest.mark.xfail(reason="batch mates are charged with it from the second death on")
 def test_a_message_that_kills_its_consumers_ends_dead_and_its_batch_mates_do_not(
     store, path, start
 ):
@@ -194,12 +191,13 @@ def test_messages_that_were_done_before_the_death_are_not_charged_or_redelivered
     holder = start("handle_all", path=path, count=5, acked=2)
     holder.hear("holding")
     holder.kill()
+    queue = store.queue("q")
     attempts = {}
     while len(attempts) < 3:
-        for message in store.queue("q").get_many(5, timeout=SOON_SECONDS):
+        for message in queue.get_many(5, timeout=SOON_SECONDS):
             attempts[message.offset] = message.attempt
     assert attempts == {2: 1, 3: 1, 4: 1}
-    assert store.queue("q").get_many(5, timeout=0) == []
+    assert queue.get_many(5, timeout=0) == []
 
 
 def test_the_history_of_a_dead_letter_names_who_died_of_it(store, path, start):

@@ -186,7 +186,6 @@ def test_close_by_another_thread_ends_a_blocked_get(path):
         assert outcome == ["closed"]
 
 
-@pytest.mark.xfail(reason="the blocked thread clears its flag in a map that is closed by then")
 def test_closing_the_store_while_threads_are_blocked_in_it_ends_them_with_closed(path):
     outcomes: list[str] = []
 

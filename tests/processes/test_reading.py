@@ -7,7 +7,6 @@ import pytest
 import diskq
 
 
-@pytest.mark.xfail(reason="it opens the log's database inside of the read transaction")
 def test_a_topic_can_be_read_by_a_process_that_did_nothing_else_before(path, start):
     producer = start("produce", path=path, name="p", count=3)
     producer.hear("ready")

@@ -58,7 +58,6 @@ def test_a_start_in_time_takes_what_was_put_then_or_later(topic, clock):
     assert [taken(group) for group in groups] == [[1, 2], [0, 1, 2], []]
 
 
-@pytest.mark.xfail(strict=True, reason="the time goes through a float, which rounds it")
 def test_a_start_in_time_is_exact_to_the_microsecond(topic, clock):
     for step in range(50):
         clock.wall = 1_700_000_000 * NS + step * NS + step * 7_001_000
@@ -350,7 +349,6 @@ def test_whoever_uses_a_deleted_group_is_told(store, topic, group):
     consumer.close()
 
 
-@pytest.mark.xfail(strict=True, reason="the error names the group ''")
 def test_deleting_a_group_twice_says_which_one(group):
     group.delete()
     with pytest.raises(diskq.NotFound, match="workers"):

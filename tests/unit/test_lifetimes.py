@@ -101,9 +101,6 @@ def test_of_a_forgotten_batch_nobody_is_charged_and_it_comes_one_by_one(topic, g
     assert group.stats().failed == 0
 
 
-@pytest.mark.xfail(
-    strict=True, reason="get_many leases all of a batch whose consumer died, a lease for each"
-)
 def test_after_a_crash_a_batch_taker_too_gets_one_by_one(topic, group):
     """Else all of the batch is charged by the second crash, though one message caused it."""
     topic.put_many([b"a", b"b", b"c"])
@@ -157,7 +154,6 @@ def test_a_consumer_without_a_name_is_named_after_its_process(store, group):
         assert store.stats().consumers[0].name == consumer.name
 
 
-@pytest.mark.xfail(strict=True, reason="a slot keeps 102 bytes of a name that may have 128")
 def test_the_longest_name_of_a_consumer_is_kept_whole(store, group):
     name = "c" * limits.MAX_NAME_BYTES
     with group.consumer(name):
@@ -202,12 +198,6 @@ def test_not_blocking_means_not_waiting(consumer):
         consumer.get_nowait()
 
 
-closed_under_a_waiter = pytest.mark.xfail(
-    strict=False,  # a race, mostly lost
-    reason="slots are unmapped under a waiting thread, which gets ValueError",
-)
-
-
 def wait_until_blocked(store, count=1):
     """Wait until so many consumers are blocked in a get."""
     for _ in range(6000):
@@ -234,7 +224,6 @@ def test_a_blocked_get_ends_when_its_consumer_is_closed(store, consumer):
     assert [type(one) for one in found] == [diskq.Closed], found
 
 
-@closed_under_a_waiter
 @pytest.mark.parametrize("turn", range(3))
 def test_a_blocked_get_ends_when_its_store_is_closed(store, consumer, turn):
     found = []
@@ -246,7 +235,6 @@ def test_a_blocked_get_ends_when_its_store_is_closed(store, consumer, turn):
     assert [type(one) for one in found] == [diskq.Closed], found
 
 
-@closed_under_a_waiter
 def test_a_blocked_loop_ends_when_its_store_is_closed(store, topic, consumer):
     found = []
     thread = threading.Thread(target=outcome_of, args=(lambda: list(consumer), found))
@@ -502,7 +490,6 @@ def test_a_read_only_handle_on_an_open_store_changes_nothing(store, topic, group
             mine.group("new")
 
 
-@pytest.mark.xfail(strict=True, reason="consumers commit past the handle, to the engine")
 def test_a_read_only_handle_on_an_open_store_has_no_consumers(topic, group, open_store):
     topic.put(b"a")
     (workers,) = open_store(readonly=True).topic("mail").groups()
@@ -510,7 +497,6 @@ def test_a_read_only_handle_on_an_open_store_has_no_consumers(topic, group, open
         workers.consumer().get_nowait().ack()
 
 
-@pytest.mark.xfail(strict=True, reason="it wants to write, for a group that exists")
 def test_a_read_only_handle_on_an_open_store_can_look_at_a_group(topic, group, open_store):
     topic.put(b"a")
     assert open_store(readonly=True).topic("mail").group("workers").stats().unread == 1

@@ -141,7 +141,6 @@ def test_another_format_version_is_refused(path):
     assert (path / "data.mdb").read_bytes() == data
 
 
-@pytest.mark.xfail(strict=True, reason="struct.error")
 def test_a_store_whose_own_row_is_damaged_is_corrupt(path):
     with diskq.open(path) as store:
         store.commit(lambda tx: tx.put(b"M", codec.FORMAT_VERSION.to_bytes(2, "big")))
@@ -203,9 +202,6 @@ def test_no_data_file_cut_short_ends_the_process(path):
     assert run_python(OPEN, path).stdout == "sound\n"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the check in a child opens it read-only, where no handle is valid"
-)
 def test_a_file_that_rightly_ends_before_the_last_page_is_opened(path):
     """LMDB does not write a page that was freed in the transaction that took it. See mdb.c,
     MDB_meta: mm_last_pg is 136 bytes into a meta page, behind its header."""

@@ -81,9 +81,6 @@ def test_in_a_full_store_messages_can_be_settled_and_then_put_again(small, size)
     assert group.stats().dead == 3
 
 
-@pytest.mark.xfail(
-    strict=True, reason="what is held is a copy, and nothing counts them against max_bytes"
-)
 @pytest.mark.parametrize("verb", ["nack", "reject"])
 def test_a_store_stays_within_max_bytes_though_everything_fails(small, verb):
     topic = small.topic("t")
@@ -221,7 +218,6 @@ with diskq.open(sys.argv[1]) as store:
 """
 
 
-@pytest.mark.xfail(strict=True, reason="opening a log database does not follow the map's growth")
 def test_a_log_can_be_opened_after_another_process_let_the_map_grow(monkeypatch, open_store):
     monkeypatch.setattr(limits, "MAP_BYTES", (MIB,))
     store = open_store(durability="process", max_bytes=64 * MIB)
@@ -230,10 +226,6 @@ def test_a_log_can_be_opened_after_another_process_let_the_map_grow(monkeypatch,
     assert topic.put(b"").offset == 80
 
 
-@pytest.mark.xfail(
-    strict=False,  # a race
-    reason="opening a log database does not follow the map's growth",
-)
 def test_two_processes_may_let_the_map_grow(monkeypatch, tmp_path):
     monkeypatch.setattr(limits, "MAP_BYTES", (MIB,))
     path = tmp_path / "s"
