@@ -119,7 +119,9 @@ def _start_offset(source: Log, topic: TopicRow, start: Start) -> int:
     oldest = end if first is None else first
     if isinstance(start, str) and start in ("earliest", "latest"):
         return oldest if start == "earliest" else end
-    if not isinstance(start, (int, str)):
+    if isinstance(start, str):
+        raise ValueError(f"start must be 'earliest', 'latest', an offset or a time, not {start!r}")
+    if not isinstance(start, int):
         return source.offset_at(_wall_ns(start), end)
     return min(max(check.count("start", start, 0, 2**56 - 1), oldest), end)
 

@@ -40,9 +40,13 @@ def seconds(what: str, value: object, least: float, most: float) -> float:
     """A duration in seconds between two bounds, both allowed."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{what} must be a number of seconds, not {type(value).__name__}")
-    if not least <= value <= most:
-        raise ValueError(f"{what} must be between {least:g} and {most:g} seconds, not {value!r}")
-    return float(value)
+    try:
+        found = float(value)
+    except OverflowError:
+        found = float("inf") if value > 0 else float("-inf")
+    if not least <= found <= most or (isinstance(value, int) and abs(found) == float("inf")):
+        raise ValueError(f"{what} must be between {least:g} and {most:g} seconds, not {found!r}")
+    return found
 
 
 def timeout(value: object) -> float | None:
@@ -66,7 +70,8 @@ def message(value: object) -> bytes | Outgoing:
         return value
     if isinstance(value, Outgoing):
         body = message(value.body)
-        assert isinstance(body, bytes)
+        if not isinstance(body, bytes):
+            raise TypeError("a message body must be bytes, not Outgoing")
         if value.key is not None:
             _size("key", len(text("key", value.key).encode()), limits.MAX_KEY_BYTES)
         _headers({} if value.headers is None else value.headers)

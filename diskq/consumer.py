@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from . import check, delivery, errors, limits
-from .codec import LeaseRow
+from .codec import HELD, LeaseRow
 from .delivery import Delivery, Grant, Member
 from .engine import Tx
 from .message import Message
@@ -111,11 +111,14 @@ class Consumer:
                 return []
 
     def _messages(self, grants: Sequence[Grant]) -> list[Message]:
-        return [
+        found = [
             Message(self, lease, stored, failures)
             for lease, messages, failures in grants
             for stored in messages
         ]
+        if len(grants) > 1:  # runs that were given back may interleave
+            found.sort(key=lambda found: 0 if found.lease.flags & HELD else found.offset + 1)
+        return found
 
     def _wait(self, seen: int, until: float | None) -> bool:
         """Sleep until the group may have a message; False if none came in time."""

@@ -95,7 +95,7 @@ class Delivery:
         if self.settings.max_in_flight is not None:
             limit = min(limit, self.settings.max_in_flight - row.leased)
         grants: list[Grant] = []
-        while limit > 0:
+        while limit > 0 and self.tx.tokens_left >= limits.MAX_GET_MESSAGES:
             grant = (
                 (row.waiting and self._take_retry(not grants))
                 or (row.ready and self._take_returned(limit, not grants))

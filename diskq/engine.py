@@ -7,9 +7,9 @@ loop belongs into one: LMDB's write lock has no timeout and everybody waits for 
 
 What LMDB wants (lmdb.h, "Caveats"), and where it is met:
 
-- one environment per directory and process: `open_engine` shares them;
+- one environment per directory and process: registry.py shares them;
 - a write transaction stays on its thread: `commit` begins and ends it under `_writer`;
-- no environment crosses a fork: a fork waits for both locks, the child opens anew on first use;
+- no environment crosses a fork: registry.py takes both locks, the child opens anew on first use;
 - no transaction is open while the map is resized: both locks are held.
 """
 
@@ -30,7 +30,6 @@ from .codec import DURABILITIES, FORMAT_VERSION, META_KEY, Meta, format_version
 from .environment import (
     FAULTS,
     Database,
-    create_store,
     full,
     open_databases,
     open_environment,
@@ -41,7 +40,7 @@ from .segment import Segment
 from .slots import Slots
 
 T = TypeVar("T")
-_TOKEN_BITS = 22  # more than MAX_SHARED_COMMIT * MAX_GET_MESSAGES tokens of one commit
+_TOKEN_BITS = 24  # of a token that number the deliveries of one commit
 
 
 class Tx:
@@ -69,6 +68,11 @@ class Tx:
                 if not item[0].startswith(prefix):
                     return
                 yield item
+
+    @property
+    def tokens_left(self) -> int:
+        """How many tokens this commit can still give out."""
+        return ((self.commit_id + 1) << _TOKEN_BITS) - self.tokens
 
     def next_tokens(self, count: int) -> int:
         """The first of `count` tokens that were never given out before and never will be again."""
@@ -415,68 +419,3 @@ class Engine:
 def _mark_done(batch: list[_Pending]) -> None:
     for pending in batch:
         pending.done = True
-
-
-# All engines of this process, by the identity of their data file. LMDB breaks if an environment is
-# opened twice in one process, so this is the one state the module has.
-_engines: dict[tuple[int, int], Engine] = {}
-_registry = threading.RLock()
-
-
-def open_engine(
-    path: str, *, durability: str, create: bool, readonly: bool, max_bytes: int, clock: Clock
-) -> Engine:
-    """The engine of the store at `path`; give it back with `close_engine`. Durability and size are
-    those of a store that is created."""
-    with _registry:
-        try:
-            if not files.is_store(path):
-                if not create or readonly:
-                    raise errors.NotFound(f"there is no store at {path}; check the path, or put")
-                create_store(path, durability, max_bytes, clock)
-            status = os.stat(os.path.join(path, files.DATA))
-            identity = status.st_dev, status.st_ino
-            engine = _engines.get(identity)
-            if engine is None:
-                engine = _engines[identity] = Engine(path, readonly=readonly, clock=clock)
-        except OSError as error:
-            raise translate(error, path) from error
-        if engine.readonly and not readonly:
-            raise errors.Unsupported(f"{path} is open read-only in this process; close that first")
-        engine.users += 1
-        return engine
-
-
-def close_engine(engine: Engine) -> None:
-    """Give an engine back; the last user closes it."""
-    with _registry:
-        engine.users -= 1
-        if engine.users == 0:
-            for identity in [key for key, value in _engines.items() if value is engine]:
-                del _engines[identity]
-            engine.close()
-
-
-def _before_fork() -> None:
-    _registry.acquire()
-    for engine in _engines.values():
-        engine.before_fork()
-
-
-def _after_fork_in_parent() -> None:
-    for engine in _engines.values():
-        engine.after_fork_in_parent()
-    _registry.release()
-
-
-def _after_fork_in_child() -> None:
-    for engine in _engines.values():
-        engine.after_fork_in_child()
-    _registry.release()
-
-
-os.register_at_fork(
-    before=_before_fork,
-    after_in_parent=_after_fork_in_parent,
-    after_in_child=_after_fork_in_child,
-)

@@ -73,11 +73,14 @@ class Group:
 
     def redrive(self, limit: int | None = None, offsets: Sequence[int] | None = None) -> int:
         """Give dead letters back to this group, to be delivered at once with all deliveries anew:
-        the first `limit` by offset, those at `offsets`, or all. Returns how many.
+        the first `limit` by offset, those at `offsets` (at most 1,000), or all. Returns how many.
 
         Raises: NotFound if one of `offsets` is not dead; then none is given back.
         """
         if offsets is not None:
+            if limit is not None or len(offsets) > limits.MAX_REDRIVE_MESSAGES:
+                most = limits.MAX_REDRIVE_MESSAGES
+                raise ValueError(f"redrive takes a limit, or at most {most} offsets, not both")
             chosen = [check.count("offset", offset, 0, 2**64 - 1) for offset in offsets]
             return self.topic.store.commit(lambda tx: self._revive(tx, chosen))
         left = self.stats().dead

@@ -12,10 +12,11 @@ from . import admin, check, limits, stats, verify
 from .clock import Clock
 from .codec import DURABILITIES
 from .consumer import Consumer
-from .engine import Engine, Tx, close_engine, open_engine
+from .engine import Engine, Tx
 from .errors import Closed, ConfigConflict, ReadOnly
 from .model import Finding, StoreStats
 from .queue import DEFAULT_GROUP, Queue
+from .registry import close_engine, open_engine
 from .topic import Topic
 
 T = TypeVar("T")

@@ -7,6 +7,7 @@ LMDB itself can end the process; `files.check_in_child` survives that.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from . import held, leases, stats
 from .admin import DELETED_GROUP
@@ -31,6 +32,7 @@ from .codec import (
 from .engine import Engine, Tx
 from .environment import Database
 from .errors import Corrupt
+from .limits import MIB
 from .log import Log
 from .model import Finding
 from .segment import LANE, LOG_KEY, Segment, count_in
@@ -48,13 +50,25 @@ def main(path: str) -> int:
     from .clock import Clock
 
     try:
-        engine = Engine(path, readonly=True, clock=Clock(), suspect=True)
+        engine = Engine(path, readonly=False, clock=Clock(), suspect=True)
         found = check_store(engine)
+        with suppress(_Undo):
+            engine.commit(_read_free_list)
     except Corrupt as error:
         found = [Finding("store", str(error))]
     for finding in found:
         print("\t".join(finding))
     return 5 if found else 0
+
+
+class _Undo(Exception):
+    """Ends a transaction without a trace."""
+
+
+def _read_free_list(tx: Tx) -> None:
+    """Ask for more pages than are free in one place: LMDB reads its whole list of free pages."""
+    tx.put(b"~", bytes(4 * MIB))
+    raise _Undo
 
 
 def _check(tx: Tx, logs: dict[int, Database]) -> Iterator[Finding]:

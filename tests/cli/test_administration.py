@@ -310,7 +310,7 @@ def test_the_option_goes_before_the_environment_and_before_the_verb(shell: Any) 
 def test_what_is_not_a_store_is_refused_and_left_alone(shell: Any, verb: list[str]) -> None:
     shell.store.mkdir()
     (shell.store / "letter.txt").write_text("dear")
-    assert "other files in it" in shell.error(*verb, code=1)
+    assert "a directory of other files" in shell.error(*verb, code=1)
     assert os.listdir(shell.store) == ["letter.txt"]
 
 

@@ -15,7 +15,8 @@ NS = 1_000_000_000
 class Lease:
     """Messages that were leased together: held by `consumer` until settled or taken back."""
 
-    def __init__(self, consumer, offsets, deadline, retry):
+    def __init__(self, consumer, offsets, deadline, retry, solo):
+        self.solo = solo  # it was delivered alone, because a batch with it died before
         self.consumer = consumer
         self.offsets = offsets  # those not settled yet, rising
         self.deadline = deadline
@@ -29,6 +30,7 @@ class Failed:
         self.failures = 0
         self.history = []  # (cause, error)
         self.due = 0
+        self.solo = False
 
 
 class ModelTopic:
@@ -128,8 +130,8 @@ class ModelGroup:
 
     def _reap(self, now, crashed):
         self.looked = now.monotonic
-        for lease in [lease for lease in self.leases if lease.consumer in crashed]:
-            self._take_from_dead(lease, crashed[lease.consumer], now)
+        for consumer, handled in crashed.items():
+            self._take_from_dead(consumer, handled, now)
 
     def _grant(self, consumer, limit, now):
         if self.max_in_flight is not None:
@@ -138,38 +140,47 @@ class ModelGroup:
         while limit > 0:
             due = min(((self.failed[offset].due, offset) for offset in self.waiting), default=None)
             retry = due is not None and due[0] <= now.wall
+            self.ready.sort()
             again = True
-            if retry:
+            if retry and not (granted and self.failed[due[1]].solo):
                 offsets = [due[1]]
                 self.waiting.discard(due[1])
-            elif self.ready:
-                self.ready.sort()
-                run, one_by_one = self.ready.pop(0)
-                cut = 1 if one_by_one else limit
+                solo, self.failed[due[1]].solo = self.failed[due[1]].solo, False
+            elif self.ready and not (granted and self.ready[0][1]):
+                retry = False
+                run, solo = self.ready.pop(0)
+                cut = 1 if solo else limit
                 offsets = run[:cut]
                 if run[cut:]:
-                    self.ready.append((run[cut:], one_by_one))
+                    self.ready.append((run[cut:], solo))
             elif self.cursor < self.topic.end:
+                retry = solo = again = False
                 offsets = list(range(self.cursor, min(self.cursor + limit, self.topic.end)))
                 self.cursor += len(offsets)
-                again = False
             else:
                 break
-            lease = Lease(consumer, offsets, now.monotonic + self.lease_ns, retry)
+            lease = Lease(consumer, offsets, now.monotonic + self.lease_ns, retry, solo)
             self.leases.append(lease)
             granted += [(offset, lease) for offset in offsets]
             self.delivered += len(offsets)
             self.redelivered += len(offsets) if again else 0
-            limit -= len(offsets)
+            limit -= limit if solo else len(offsets)
+        if len({lease for _, lease in granted}) > 1:
+            granted.sort(key=lambda item: 0 if item[1].retry else item[0] + 1)
         return granted
 
-    def _take_from_dead(self, lease, handled, now):
-        """Only what was being handled is charged; if that is not known, the only one, or nobody."""
-        if handled is None and len(lease.offsets) == 1:
-            handled = lease.offsets[0]
-        if handled in lease.offsets:
-            self.fail(lease, handled, now, "crashed", delay_ns=0)
-        self.give_back(lease, now, one_by_one=handled is None)
+    def _take_from_dead(self, consumer, handled, now):
+        """Only what was being handled is charged; if that is not known, the only one, or what was
+        delivered alone because of an earlier death."""
+        leases = [lease for lease in self.leases if lease.consumer == consumer]
+        several = sum(len(lease.offsets) for lease in leases) > 1
+        for lease in leases:
+            blamed = handled
+            if handled is None and len(lease.offsets) == 1 and (lease.solo or not several):
+                blamed = lease.offsets[0]
+            if blamed in lease.offsets:
+                self.fail(lease, blamed, now, "crashed", delay_ns=0)
+            self.give_back(lease, now, one_by_one=handled is None)
 
     def attempt(self, offset):
         """Which delivery of the message this is, counted from 1."""
@@ -213,6 +224,7 @@ class ModelGroup:
             self.leases.remove(lease)
             if lease.retry:
                 self.failed[lease.offsets[0]].due = now.wall
+                self.failed[lease.offsets[0]].solo = one_by_one
                 self.waiting.add(lease.offsets[0])
             else:
                 self.ready.append((lease.offsets, one_by_one))

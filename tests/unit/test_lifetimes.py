@@ -431,10 +431,6 @@ def written(open_store):
             consumer.get_nowait().reject("no")
 
 
-no_handles = pytest.mark.xfail(strict=True, reason="read-only, no database handle is valid")
-
-
-@no_handles
 def test_a_store_opened_read_only_can_be_read(written, open_store):
     with open_store(readonly=True) as store:
         (topic,) = store.topics()
@@ -447,7 +443,6 @@ def test_a_store_opened_read_only_can_be_read(written, open_store):
         assert group.settings == diskq.GroupSettings()
 
 
-@no_handles
 def test_a_store_opened_read_only_cannot_be_changed(written, open_store):
     with open_store(readonly=True) as store:
         topic = store.topic("t")

@@ -197,7 +197,9 @@ def test_no_data_file_cut_short_ends_the_process(path):
         run = run_python(OPEN, path, check=False)
         assert run.returncode == 0, (length, run.returncode, run.stderr)
         said = run.stdout.split()[0]
-        assert said in {"Corrupt", "NotAStore"}, (length, run.stdout)
+        # The last pages may be unused: then nothing is missing.
+        sound = {"sound"} if length >= len(whole) - 4096 else set()
+        assert said in {"Corrupt", "NotAStore"} | sound, (length, run.stdout)
     (path / "data.mdb").write_bytes(whole)
     assert run_python(OPEN, path).stdout == "sound\n"
 
