@@ -18,8 +18,17 @@ from diskq import DiskqError, Empty, Full, LeaseLost, __version__
 from . import output
 from .common import Stopped, die_of
 
-# Exit codes; 0 is done, and `verify` ends with 5 if it found damage.
-ERROR, USAGE, NOTHING_THERE, LEASE_LOST, TRY_LATER, INTERRUPTED = 1, 2, 3, 4, 75, 130
+ERROR, USAGE, INTERRUPTED = 1, 2, 130
+EXIT_CODES = (  # the first that fits; `verify` ends with 5 if it found damage
+    (click.UsageError, USAGE),
+    (ValueError, USAGE),  # an argument that the core refused
+    (Empty, 3),
+    (LeaseLost, 4),
+    (Full, 75),
+    (DiskqError, ERROR),
+    (click.ClickException, ERROR),
+    (OSError, ERROR),
+)
 
 VERBS = {  # verb: its module and name there, and what it does
     "put": ("messages.put", "Store one message, or many."),
@@ -90,7 +99,8 @@ def main() -> None:
     except Exception as error:
         code = _report(error)
     except KeyboardInterrupt as error:
-        code = _say(error, INTERRUPTED, "interrupted")
+        output.error("; ".join(["interrupted", *getattr(error, "__notes__", ())]))
+        code = INTERRUPTED
     except Stopped as stopped:
         die_of(stopped.signal_number)
     sys.exit(code)
@@ -117,44 +127,31 @@ def _invoke(arguments: list[str]) -> int:
     return 0
 
 
-def _report(error: Exception) -> int:  # noqa: PLR0911 - one return for each kind of error
+def _report(error: Exception) -> int:
     """Say in one line what went wrong; the exit code for that."""
+    if isinstance(error, BrokenPipeError):  # who reads our output has seen enough
+        die_of(signal.SIGPIPE)
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        output.errors(error.format_message().encode() + b"\n")
+        return USAGE
+    code = next((code for kind, code in EXIT_CODES if isinstance(error, kind)), None)
+    if code is None:
+        if sys.flags.dev_mode:
+            raise error
+        error.add_note(f"this is a bug, {type(error).__name__}; python -X dev -m diskq shows where")
+    output.error("; ".join([_text(error), *getattr(error, "__notes__", ())]))
+    return code or ERROR
+
+
+def _text(error: Exception) -> str:
     match error:
-        case BrokenPipeError():  # who reads our output has seen enough
-            die_of(signal.SIGPIPE)
-        case click.exceptions.NoArgsIsHelpError():
-            output.errors(error.format_message().encode() + b"\n")
-            return USAGE
+        case click.NoSuchOption(option_name="-s" | "--store"):
+            return f"{error.message} here; it goes before the verb: diskq -s STORE put ..."
         case click.UsageError():
-            return _say(error, USAGE, _usage(error))
+            text = error.format_message().rstrip(".")
+            return f"{text}; see '{error.ctx.command_path} --help'" if error.ctx else text
         case UnicodeEncodeError():
-            return _say(error, USAGE, f"{error.object!r} is not text in UTF-8")
-        case ValueError():  # an argument that the core refused
-            return _say(error, USAGE)
-        case Empty():
-            return _say(error, NOTHING_THERE)
-        case LeaseLost():
-            return _say(error, LEASE_LOST)
-        case Full():
-            return _say(error, TRY_LATER)
-        case OSError() if error.strerror:
-            output.abandon()
-            return _say(error, ERROR, ": ".join(filter(None, [error.filename, error.strerror])))
-        case DiskqError() | click.ClickException():
-            return _say(error, ERROR)
-    if sys.flags.dev_mode:
-        raise error
-    error.add_note(f"this is a bug ({type(error).__name__}); 'python -X dev -m diskq' shows where")
-    return _say(error, ERROR)
-
-
-def _say(error: BaseException, code: int, text: str | None = None) -> int:
-    output.error("; ".join([text or str(error), *getattr(error, "__notes__", ())]))
-    return code
-
-
-def _usage(error: click.UsageError) -> str:
-    text = error.format_message().rstrip(".")
-    if isinstance(error, click.NoSuchOption) and error.option_name in ("-s", "--store"):
-        return f"{text} here; it goes before the verb: diskq -s STORE put ..."
-    return f"{text}; see '{error.ctx.command_path} --help'" if error.ctx else text
+            return f"{error.object!r} is not text in UTF-8"
+        case OSError(filename=str(where), strerror=str(why)):
+            return f"{where}: {why}"
+    return str(error)

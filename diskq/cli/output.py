@@ -46,12 +46,8 @@ def _name_errors(action: Callable[[], object]) -> None:
     try:
         action()
     except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # not to fail once more at exit
         raise OSError(error.errno, error.strerror, "standard output") from error
-
-
-def abandon() -> None:
-    """Print no more: what could not be printed must not fail once more at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def line(text: str) -> None:

@@ -15,7 +15,9 @@ import pytest
 
 import diskq
 
-ROOT = Path(diskq.__file__).parent.parent
+# Without `site` each process starts faster: what is installed beside diskq may hook into it.
+DISKQ = [sys.executable, "-S", "-m", "diskq"]
+PATH = os.pathsep.join([str(Path(diskq.__file__).parent.parent), *sys.path])
 DEADLINE_SECONDS = 30.0
 
 
@@ -29,7 +31,7 @@ class Shell:
         self.processes: list[subprocess.Popen[bytes]] = []
         self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("DISKQ_")},
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": PATH,
             "DISKQ_STORE": str(self.store),
         }
 
@@ -38,7 +40,7 @@ class Shell:
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a verb to its end, which must have this exit code, and at most one line of error."""
         options = {"input": b"", "capture_output": True, "env": self.environment, **options}
-        command = [sys.executable, "-m", "diskq", *arguments]
+        command = [*DISKQ, *arguments]
         done = subprocess.run(
             command, cwd=self.directory, timeout=DEADLINE_SECONDS, check=False, **options
         )
@@ -65,7 +67,7 @@ class Shell:
         """Start a verb; it is killed when the test ends."""
         pipe = subprocess.PIPE
         options = {"stdout": pipe, "stderr": pipe, "env": self.environment, **options}
-        command = [sys.executable, "-m", "diskq", *arguments]
+        command = [*DISKQ, *arguments]
         process = subprocess.Popen(command, cwd=self.directory, **options)
         self.processes.append(process)
         return process

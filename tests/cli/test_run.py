@@ -21,9 +21,11 @@ def runs(pid: int) -> bool:
         return False
 
 
-def started(shell: Any, eventually: Any, script: str, *options: str) -> tuple[Any, int]:
-    """A `run` whose first command writes its process id to file `pid`, and then runs the script."""
-    script = f"echo $$ > pid.new; mv pid.new pid; {script}"
+def started(
+    shell: Any, eventually: Any, script: str, *options: str, trap: str = ":"
+) -> tuple[Any, int]:
+    """A `run` whose command sets a trap, writes its process id to a file, and runs the script."""
+    script = f"{trap}; echo $$ > pid.new; mv pid.new pid; {script}"
     process = shell.start("run", "mail", "-g", "workers", *options, "--", "sh", "-c", script)
     eventually((shell.directory / "pid").exists)
     return process, int((shell.directory / "pid").read_text())
@@ -190,8 +192,8 @@ def test_a_supervisor_can_stop_it_too(shell: Any, eventually: Any, number: int) 
 
 def test_a_command_that_finishes_when_told_to_end_is_done(shell: Any, eventually: Any) -> None:
     shell.fill(b"one")
-    script = "trap 'exit 0' TERM; while :; do sleep 0.02; done"
-    run, _ = started(shell, eventually, script)
+    forever = "while :; do sleep 0.02; done"
+    run, _ = started(shell, eventually, forever, trap="trap 'exit 0' TERM")
     run.send_signal(signal.SIGTERM)
     run.wait()
     assert shell.stats().acked == 1
@@ -199,8 +201,8 @@ def test_a_command_that_finishes_when_told_to_end_is_done(shell: Any, eventually
 
 def test_a_second_ctrl_c_kills_what_does_not_want_to_end(shell: Any, eventually: Any) -> None:
     shell.fill(b"one")
-    script = "trap 'touch trapped' TERM; while :; do sleep 0.02; done"
-    run, command = started(shell, eventually, script)
+    forever = "while :; do sleep 0.02; done"
+    run, command = started(shell, eventually, forever, trap="trap 'touch trapped' TERM")
     run.send_signal(signal.SIGINT)
     eventually((shell.directory / "trapped").exists)
     run.send_signal(signal.SIGINT)
