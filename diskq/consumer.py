@@ -123,6 +123,7 @@ class Consumer:
     def _wait(self, seen: int, until: float | None) -> bool:
         """Sleep until the group may have a message; False if none came in time."""
         slots, group_id = self._engine.slots, self.group.id
+        dead: list[tuple[int, int]] = []
         slots.set_waiting(self._member.slot, True)
         try:
             while slots.word(group_id) == seen:
@@ -130,14 +131,28 @@ class Consumer:
                 seconds = self._engine.read(lambda tx: Delivery(tx, self._place).look())
                 if seconds <= 0:
                     break
+                for index, owner in dead:  # they held nothing, or look had seen it
+                    slots.forget(index, owner)
                 if until is not None:
                     seconds = min(seconds, until - time.monotonic())
                     if seconds <= 0:
                         return False
-                slots.wait(group_id, seen, seconds)
+                dead = self._sleep(seen, seconds)
             return True
         finally:
             slots.set_waiting(self._member.slot, False)
+
+    def _sleep(self, seen: int, seconds: float) -> list[tuple[int, int]]:
+        """Sleep on the group's word. Death wakes nobody, so look now and then whether consumers of
+        other processes live; returns those that died."""
+        slots, group_id = self._engine.slots, self.group.id
+        end = time.monotonic() + seconds
+        while slots.word(group_id) == seen and (left := end - time.monotonic()) > 0:
+            others, dead = slots.peers(group_id)
+            if dead:
+                return dead
+            slots.wait(group_id, seen, min(left, limits.LOOK_SECONDS) if others else left)
+        return []
 
     # Settling
 

@@ -227,8 +227,6 @@ class Delivery:
             waits.append((first.deadline_ns - self.clock.monotonic_ns()) / NS)
             if any(self._dead()):
                 return 0
-            if any(not self.tx.engine.slots.is_mine(lease.slot) for lease in self._leased()):
-                waits.append(limits.LOOK_SECONDS)  # their holder may die without a word
         return max(min(waits), 0)
 
     # Settling

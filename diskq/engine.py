@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -85,12 +84,15 @@ class Tx:
 
 
 class _Pending:
-    """An operation on its way through a shared commit."""
+    """An operation on its way through a shared commit. Its thread waits at the gate, which opens
+    once it is done, or is the first in the queue and has to commit for all."""
 
-    __slots__ = ("done", "error", "operation", "result")
+    __slots__ = ("done", "error", "gate", "operation", "result")
 
     def __init__(self, operation: Callable[[Tx], Any]) -> None:
         self.operation = operation
+        self.gate = threading.Lock()
+        self.gate.acquire()
         self.done = False
         self.error: Exception | None = None
         self.result: Any = None
@@ -123,7 +125,8 @@ class Engine:
         self._writer = threading.Lock()
         self._reader = threading.Lock()
         self._opening = threading.Lock()
-        self._queue: deque[_Pending] = deque()
+        self._queue_lock = threading.Lock()
+        self._queue: list[_Pending] = []  # the first one's thread commits for all
         self._logs: dict[int, Database] = {}
         self.segments: dict[int, Segment] = {}  # by topic, the one read last: they are immutable
         self.looked_ns: dict[int, int] = {}  # by group, when it was looked for dead consumers
@@ -137,18 +140,37 @@ class Engine:
         shared commit raises, all of them are run again, each in a commit of its own.
         """
         pending = _Pending(operation)
-        self._queue.append(pending)
+        with self._queue_lock:
+            self._queue.append(pending)
+            leading = self._queue[0] is pending
         try:
-            with self._writer:
-                if not pending.done:
-                    self._commit_batch(self._drain(pending))
-        except BaseException:  # interrupted: let no other thread run what nobody waits for
-            with suppress(ValueError):
-                self._queue.remove(pending)
-            raise
+            if not leading:
+                pending.gate.acquire()
+                leading = not pending.done
+            if leading:
+                with self._writer:
+                    self._commit_batch(self._queue[: limits.MAX_SHARED_COMMIT])
+        finally:
+            if leading or not pending.done:
+                self._leave(pending)
         if pending.error is not None:
             raise pending.error
         return pending.result  # type: ignore[no-any-return]
+
+    def _leave(self, pending: _Pending) -> None:
+        """Take an operation out of the queue, done or interrupted. The first one lets go of all
+        that were done with it, and then the next one is the first."""
+        with self._queue_lock:
+            if not self._queue or self._queue[0] is not pending:
+                if pending in self._queue:
+                    self._queue.remove(pending)
+                return
+            done = [other for other in self._queue if other.done and other is not pending]
+            self._queue = [other for other in self._queue if not other.done]
+            if self._queue and self._queue[0] is pending:
+                del self._queue[0]
+            for other in done + self._queue[:1]:
+                other.gate.release()
 
     def read(self, operation: Callable[[Tx], T]) -> T:
         """Run `operation` in a read transaction: one consistent snapshot, nobody is held up.
@@ -168,14 +190,6 @@ class Engine:
                 except FAULTS as error:
                     raise translate(error, self.path) from error
         raise errors.Unsupported(f"store {self.path} has {limits.MAX_READERS} readers, its limit")
-
-    def _drain(self, own: _Pending) -> list[_Pending]:
-        batch = [own]
-        while self._queue and len(batch) < limits.MAX_SHARED_COMMIT:
-            pending = self._queue.popleft()
-            if pending is not own:
-                batch.append(pending)
-        return batch
 
     def _commit_batch(self, batch: list[_Pending]) -> None:
         try:

@@ -3,6 +3,7 @@
 Nothing in it must last. It has a fixed size and is never truncated or unlinked:
 
     0       u8: 1 once two groups may share a wake word
+    4       u32: how many slots were ever used
     8       locked by who writes to the store
     4096    WAKE_WORDS times u32, see wake.py
     20480   MAX_CONSUMERS slots of 160 bytes: owner u64 (odd; 0: free), group u32, pid u32,
@@ -32,6 +33,8 @@ _WRITER = 8
 _WORDS = 4096
 _SLOTS = _WORDS + 4 * WAKE_WORDS
 _SLOT = struct.Struct("=QIIQBB128s6x")
+_USED = struct.Struct("=I")
+_OWNER = struct.Struct("=QI")
 _HANDLING, _WAITING = 16, 24  # in a slot
 _END = _SLOTS + MAX_CONSUMERS * _SLOT.size
 _FREE = bytes(_SLOT.size)
@@ -109,11 +112,12 @@ class Slots:
         """
         text = name.encode()
         with self._lock:
-            used = self._column(0)
+            used = self._column(0).ljust(MAX_CONSUMERS, b"\0")
             for index in sorted(range(MAX_CONSUMERS), key=lambda index: used[index] != 0):
                 if index not in self._mine and self._try_lock(index):
                     self._fill(index, _SLOT.pack(owner, group, os.getpid(), 0, 0, len(text), text))
                     self._mine[index] = owner
+                    _USED.pack_into(self._memory, 4, max(index + 1, len(self._column(0))))
                     return index
         raise Unsupported(f"the store has {MAX_CONSUMERS} live consumers, its limit; close some")
 
@@ -154,14 +158,23 @@ class Slots:
         (found,) = struct.unpack_from("=Q", self._memory, _start(index))
         return found == owner and self._locked_elsewhere(index)
 
-    def is_mine(self, index: int) -> bool:
-        """Whether a consumer of this process has the slot."""
-        return index in self._mine
-
     def live(self) -> list[Slot]:
         """All live consumers of all processes, by slot."""
         used = [(at, self.read(at)) for at, owner in enumerate(self._column(0)) if owner]
         return [slot for at, slot in used if self.alive(at, slot.owner)]
+
+    def peers(self, group: int) -> tuple[bool, list[tuple[int, int]]]:
+        """Whether consumers of other processes belong to the group, and which of them are dead:
+        slot and owner."""
+        others, dead = False, []
+        for index, used in enumerate(self._column(0)):
+            if used and index not in self._mine:
+                owner, its_group = _OWNER.unpack_from(self._memory, _start(index))
+                if owner and its_group == group:
+                    others = True
+                    if not self.alive(index, owner):
+                        dead.append((index, owner))
+        return others, dead
 
     def count_waiting(self, group: int, but: int) -> int:
         """Live consumers of the group, other than slot `but`, that are blocked in a get."""
@@ -172,8 +185,9 @@ class Slots:
         return sum(slot.group == group and self.alive(at, slot.owner) for at, slot in slots)
 
     def _column(self, field: int) -> bytes:
-        """One byte of each slot."""
-        return self._memory[_SLOTS + field : _END : _SLOT.size]
+        """One byte of each slot that was ever used."""
+        (used,) = _USED.unpack_from(self._memory, 4)
+        return self._memory[_SLOTS + field : _SLOTS + used * _SLOT.size : _SLOT.size]
 
     def _fill(self, index: int, data: bytes) -> None:
         self._memory[_start(index) : _start(index) + _SLOT.size] = data
