@@ -3,7 +3,7 @@
 Nothing in it must last. It has a fixed size and is never truncated or unlinked:
 
     0       u8: 1 once two groups may share a wake word
-    4       u32: how many slots were ever used
+    4       u32: how many slots were ever used; locked by who takes one
     8       locked by who writes to the store
     4096    WAKE_WORDS times u32, see wake.py
     20480   MAX_CONSUMERS slots of 160 bytes: owner u64 (odd; 0: free), group u32, pid u32,
@@ -29,7 +29,7 @@ from .errors import Unsupported
 from .limits import MAX_CONSUMERS, WAKE_WORDS
 from .wake import ALL, Words
 
-_WRITER = 8
+_USED_AT, _WRITER = 4, 8
 _WORDS = 4096
 _SLOTS = _WORDS + 4 * WAKE_WORDS
 _SLOT = struct.Struct("=QIIQBB128s6x")
@@ -112,13 +112,19 @@ class Slots:
         """
         text = name.encode()
         with self._lock:
-            used = self._column(0).ljust(MAX_CONSUMERS, b"\0")
-            for index in sorted(range(MAX_CONSUMERS), key=lambda index: used[index] != 0):
-                if index not in self._mine and self._try_lock(index):
-                    self._fill(index, _SLOT.pack(owner, group, os.getpid(), 0, 0, len(text), text))
-                    self._mine[index] = owner
-                    _USED.pack_into(self._memory, 4, max(index + 1, len(self._column(0))))
-                    return index
+            fcntl.lockf(self._file, fcntl.LOCK_EX, 1, _USED_AT)
+            try:
+                used = self._column(0).ljust(MAX_CONSUMERS, b"\0")
+                for index in sorted(range(MAX_CONSUMERS), key=lambda index: used[index] != 0):
+                    if index not in self._mine and self._try_lock(index):
+                        slot = (owner, group, os.getpid(), 0, 0, len(text), text)
+                        self._fill(index, _SLOT.pack(*slot))
+                        self._mine[index] = owner
+                        count = max(index + 1, len(self._column(0)))
+                        _USED.pack_into(self._memory, _USED_AT, count)
+                        return index
+            finally:
+                fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _USED_AT)
         raise Unsupported(f"the store has {MAX_CONSUMERS} live consumers, its limit; close some")
 
     def release(self, index: int, *, clean: bool) -> None:
@@ -186,7 +192,7 @@ class Slots:
 
     def _column(self, field: int) -> bytes:
         """One byte of each slot that was ever used."""
-        (used,) = _USED.unpack_from(self._memory, 4)
+        (used,) = _USED.unpack_from(self._memory, _USED_AT)
         return self._memory[_SLOTS + field : _SLOTS + used * _SLOT.size : _SLOT.size]
 
     def _fill(self, index: int, data: bytes) -> None:
