@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pty
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -251,7 +253,7 @@ def test_verify_finds_a_file_cut_short(shell: Any) -> None:
     assert "cut short" in shell.error("info", code=1)
 
 
-def test_verify_survives_damage_that_ends_processes(shell: Any) -> None:
+def test_verify_finds_pages_full_of_nonsense(shell: Any) -> None:
     shell.fill(*[b"x" * 3000] * 100)
     shell.damaged = True
     with open(shell.store / "data.mdb", "r+b") as data:
@@ -261,6 +263,21 @@ def test_verify_survives_damage_that_ends_processes(shell: Any) -> None:
     done = shell.run("verify", code=5)
     assert done.stdout.count(b"\n") == 1
     assert done.stderr == b""
+
+
+def test_verify_survives_damage_that_ends_processes(shell: Any) -> None:
+    code = """if True:
+        import os, signal, sys
+        import diskq.cli.store
+        diskq.cli.store.open_store = lambda **_: os.kill(os.getpid(), signal.SIGBUS)
+        sys.argv = ["diskq", "verify"]
+        diskq.cli.main()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=shell.environment, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (5, b"")
+    assert done.stdout == b"store: checking it ended with SIGBUS\n"
 
 
 # the store itself
