@@ -29,7 +29,7 @@ def open_environment(path: str, durability: str, *, readonly: bool) -> lmdb.Envi
     for map_bytes in limits.MAP_BYTES:
         try:
             return lmdb.open(
-                path,
+                os.fsencode(path),
                 map_size=map_bytes,
                 readonly=readonly,
                 create=False,
@@ -88,7 +88,11 @@ def create_store(path: str, durability: str, max_bytes: int, clock: Clock) -> No
     try:
         os.mkdir(temporary)
         with lmdb.open(
-            temporary, max_dbs=8, max_readers=limits.MAX_READERS, mode=0o664, lib_version=0
+            os.fsencode(temporary),
+            max_dbs=8,
+            max_readers=limits.MAX_READERS,
+            mode=0o664,
+            lib_version=0,
         ) as env:
             with env.begin(write=True) as txn:
                 env.open_db(b"held", txn)

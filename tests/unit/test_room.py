@@ -53,6 +53,8 @@ def test_a_full_store_raises_full_and_stores_nothing(small, size):
                 call()
             assert "consume" in str(full.value) or "room" in str(full.value)
     assert size_of(small) <= 2 * MAX  # what failed is held, and still stored for the slow group
+    with pytest.raises(diskq.Full):
+        topic.put(bytes(3000))
 
 
 def test_a_store_uses_most_of_its_room_before_it_is_full(small):
@@ -92,6 +94,8 @@ def test_settling_goes_on_though_everything_fails_and_puts_are_refused(small, ve
             for message in batch:
                 getattr(message, verb)()
     assert size_of(small) <= 2 * MAX  # what failed is held, and still stored for the slow group
+    with pytest.raises(diskq.Full):
+        topic.put(bytes(3000))
 
 
 def test_in_a_full_store_every_message_can_be_rejected_and_redriven_bit_by_bit(small):
@@ -121,6 +125,8 @@ def test_a_full_store_can_be_emptied_by_deleting(small):
     small.delete_topic("t")
     assert fill(small.topic("t"), bytes(5000)) >= count * 0.8
     assert size_of(small) <= 2 * MAX  # what failed is held, and still stored for the slow group
+    with pytest.raises(diskq.Full):
+        topic.put(bytes(3000))
 
 
 def test_iterating_works_in_a_full_store(small):
