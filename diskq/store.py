@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TypeVar
 
-from . import admin, check, limits, stats, verify
+from . import admin, check, limits, stats
 from .clock import Clock
 from .codec import DURABILITIES
 from .consumer import Consumer
@@ -154,7 +154,9 @@ class Store:
 
         Reads all of it in one snapshot, and so keeps space from being reused while it runs.
         """
-        return iter(verify.check_store(self.engine))
+        from .verify import check_store  # rarely needed, and a cron job pays for each import
+
+        return iter(check_store(self.engine))
 
     def adopt(self, consumer: Consumer) -> None:
         """For diskq's own use: close this consumer with the store."""
