@@ -224,6 +224,7 @@ class LeaseRow(Row, layout=">QQQHBI"):
 
     def __init__(self, first: int, count: int, settled: int = 0, flags: int = 0) -> None:
         self.token = self.owner = self.granted_ns = self.slot = self.deadline_ns = 0
+        self.moved_ns = 0  # its deadline within a transaction that is not committed yet
         self.first, self.count, self.settled, self.flags = first, count, settled, flags
 
     @property

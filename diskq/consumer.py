@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
@@ -35,7 +35,6 @@ class Consumer:
         self.group = group
         self.name = name
         self._closed = False
-        self._current: Message | None = None  # of the iteration
         self._acked = self._acked_bytes = 0  # since it last looked for segments to trim
         self._engine = group.topic.store.engine
         self._generation = self._engine.generation
@@ -72,20 +71,17 @@ class Consumer:
         n = check.count("n", n, 1, limits.MAX_GET_MESSAGES)
         return self._take(n, check.timeout(timeout))
 
-    def __iter__(self) -> Consumer:
-        return self
-
-    def __next__(self) -> Message:
-        done, self._current = self._current, None
-        if done is not None and done.settled:
-            done = None
-        try:
-            self._current = self._take(1, None, done)[0]
-        except errors.Closed:
-            if self._closed:
-                raise StopIteration from None
-            raise
-        return self._current
+    def __iter__(self) -> Iterator[Message]:
+        done: Message | None = None
+        while True:
+            try:
+                [message] = self._take(1, None, done)
+            except errors.Closed:
+                if self._closed:
+                    return
+                raise
+            yield message
+            done = None if message.settled else message
 
     def _take(
         self, limit: int, timeout: float | None, done: Message | None = None
@@ -176,16 +172,11 @@ class Consumer:
         self._in_group(ack)
         self._count_acked(messages)
 
-    def settle(
-        self, messages: Sequence[Message], action: Callable[[Delivery], T], *, settles: bool = True
-    ) -> T:
-        """For Message: run an action on messages of this consumer in one commit."""
-        for message in messages:
-            self._check_unsettled(message)
-        result = self._in_group(action)
-        for message in messages:
-            message.settled = settles
-        return result
+    def settle(self, message: Message, action: Callable[[Delivery], None], settled: bool) -> None:
+        """For Message: run an action on a message of this consumer in one commit."""
+        self._check_unsettled(message)
+        self._in_group(action)
+        message.settled = settled
 
     def name_handled(self, offset: int | None) -> None:
         """For Message: name the message being handled, for blame after a crash; no commit."""

@@ -328,12 +328,17 @@ class Delivery:
             self.tx.wake(self.id, 1)
         leases.give_back(self.tx, self.id, self.row, lease, solo=solo)
 
-    def extend(self, lease: LeaseRow, offset: int, seconds: float | None) -> int:
-        """Give a lease a new deadline, which is returned. Raises: LeaseLost."""
+    def extend(self, lease: LeaseRow, offset: int, seconds: float | None) -> None:
+        """Give a lease a new deadline. Raises: LeaseLost.
+
+        The row's key changes with it: threads that share the lease may settle in this commit, or
+        in the next one.
+        """
         row = self.holding(lease, [offset])
         duration = nanoseconds(seconds or self.settings.lease_seconds)
         leases.move(self.tx, self.id, row, self.clock.monotonic_ns() + duration)
-        return row.deadline_ns
+        lease.moved_ns = row.deadline_ns
+        self.tx.after.append(partial(setattr, lease, "deadline_ns", row.deadline_ns))
 
     def _unlease(self, count: int) -> None:
         """Messages left a lease; consumers that max_in_flight holds back can go on."""

@@ -29,6 +29,7 @@ from .codec import DURABILITIES, FORMAT_VERSION, META_KEY, Meta, format_version
 from .environment import (
     FAULTS,
     Database,
+    adopting,
     full,
     open_databases,
     open_environment,
@@ -327,10 +328,8 @@ class Engine:
         if not self.readonly:
             self.slots.begin_writing()
         try:
-            with suppress(lmdb.MapResizedError):
-                return open_databases(env, *names, create=not self.readonly)
-            env.set_mapsize(0)
-            return open_databases(env, *names, create=not self.readonly)
+            create = not self.readonly
+            return adopting(env, lambda: open_databases(env, *names, create=create))
         except lmdb.Error as error:
             raise translate(error, self.path) from error
         finally:
@@ -358,7 +357,7 @@ class Engine:
         env = open_environment(self.path, durability, readonly=self.readonly)
         try:
             env.reader_check()
-            self._check_meta(read_row(env, b"state", META_KEY))
+            self._check_meta(adopting(env, lambda: read_row(env, b"state", META_KEY)))
             self.state, self.held = self._open_databases(env, b"state", b"held")
         except FAULTS as error:
             env.close()

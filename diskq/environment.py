@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import lmdb
 
@@ -13,6 +14,7 @@ from . import errors, files, limits
 from .clock import Clock
 from .codec import META_KEY, new_meta
 
+T = TypeVar("T")
 Database = Any  # py-lmdb's handle has no public type
 FAULTS = (lmdb.Error, struct.error, UnicodeDecodeError)  # what a damaged row raises, too
 _DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, *FAULTS[1:])
@@ -45,6 +47,16 @@ def open_environment(path: str, durability: str, *, readonly: bool) -> lmdb.Envi
             if error.code != errno.ENOMEM or map_bytes == limits.MAP_BYTES[-1]:
                 raise translate(error, path) from error
     raise AssertionError("limits.MAP_BYTES is empty")
+
+
+def adopting(env: lmdb.Environment, action: Callable[[], T]) -> T:
+    """Run an action that begins a transaction, with the map size that other processes gave the
+    file. No transaction may be open in this process."""
+    while True:
+        try:
+            return action()
+        except lmdb.MapResizedError:
+            env.set_mapsize(0)
 
 
 def open_databases(env: lmdb.Environment, *names: bytes, create: bool) -> list[Database]:

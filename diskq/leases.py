@@ -45,10 +45,13 @@ def grant(tx: Tx, group_id: int, row: LeaseRow) -> None:
 
 def find(tx: Tx, group_id: int, lease: LeaseRow) -> LeaseRow | None:
     """What the store has of a granted lease now; None if it was lost."""
-    key = _key(group_id, lease)
-    value = tx.get(key)
-    row = decode_lease(key, value) if value is not None else None
-    return row if row and row.token == lease.token else None
+    for deadline_ns in (lease.deadline_ns, lease.moved_ns):
+        key = TIME_KEY.pack(b"L", group_id, deadline_ns, lease.first)
+        value = tx.get(key)
+        row = decode_lease(key, value) if value is not None else None
+        if row and row.token == lease.token:
+            return row
+    return None
 
 
 def update(tx: Tx, group_id: int, row: LeaseRow) -> None:

@@ -12,6 +12,7 @@ from .segment import decode_record
 
 if TYPE_CHECKING:
     from .consumer import Consumer
+    from .delivery import Delivery
 
 
 class Message:
@@ -80,7 +81,7 @@ class Message:
 
     def release(self) -> None:
         """Give the message back to its old place, uncharged, for the next get of anybody."""
-        self.consumer.settle([self], lambda at: at.release(self.lease, self.offset))
+        self.consumer.settle(self, lambda at: at.release(self.lease, self.offset), True)
 
     def extend(self, seconds: float | None = None) -> None:
         """Let the lease end `seconds` from now (default: the group's `lease_seconds`). Messages
@@ -88,15 +89,13 @@ class Message:
         if seconds is not None:
             bounds = limits.MIN_LEASE_SECONDS, limits.MAX_LEASE_SECONDS
             seconds = check.seconds("seconds", seconds, *bounds)
-        self.lease.deadline_ns = self.consumer.settle(
-            [self], lambda at: at.extend(self.lease, self.offset, seconds), settles=False
-        )
+        self.consumer.settle(self, lambda at: at.extend(self.lease, self.offset, seconds), False)
 
     def _fail(self, cause: str, error: str, delay_ns: int | None) -> None:
-        name = self.consumer.name
-        self.consumer.settle(
-            [self], lambda at: at.fail(self.lease, self.offset, cause, name, error, delay_ns)
-        )
+        def fail(at: Delivery) -> None:
+            at.fail(self.lease, self.offset, cause, self.consumer.name, error, delay_ns)
+
+        self.consumer.settle(self, fail, True)
 
     def __enter__(self) -> Message:
         self.consumer.name_handled(self.offset)

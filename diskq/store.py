@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -82,6 +83,7 @@ class Store:
     def __init__(self, engine: Engine, *, readonly: bool) -> None:
         self._engine: Engine | None = engine
         self._readonly = readonly
+        self._closing = threading.Lock()
         self._consumers: weakref.WeakSet[Consumer] = weakref.WeakSet()
 
     @property
@@ -164,14 +166,13 @@ class Store:
 
     def close(self) -> None:
         """Close the store's consumers, then the store. May be called twice."""
-        engine = self._engine
-        if engine is None:
-            return
-        for consumer in list(self._consumers):
-            with suppress(Closed):
-                consumer.close()
-        self._engine = None
-        close_engine(engine)
+        with self._closing:
+            engine, self._engine = self._engine, None
+        if engine is not None:
+            for consumer in list(self._consumers):
+                with suppress(Closed):
+                    consumer.close()
+            close_engine(engine)
 
     def __enter__(self) -> Store:
         return self

@@ -217,7 +217,7 @@ def one_by_one(durability: str) -> list[float]:
         queue = store.queue("bench")
         for _ in range(1500):
             queue.put(BODY)
-        taker, iterator = queue.consumer(), queue.consumer()
+        taker, iterator = queue.consumer(), iter(queue.consumer())
         return in_turn(
             700, lambda: queue.put(BODY), lambda: taker.get().ack(), lambda: next(iterator)
         )

@@ -69,7 +69,8 @@ class Member:
         self.group = group  # name
         self.handle = handle
         self.held = []  # deliveries not settled by this consumer
-        self.current = None  # the delivery its iteration is at
+        self.loop = iter(handle)
+        self.current = None  # the delivery its loop is at
 
 
 def holds_something(machine):
@@ -158,7 +159,7 @@ class QueueMachine(RuleBasedStateMachine):
         member.held.clear()
         member.current = None
         gone = weakref.ref(member.handle)
-        member.handle = None
+        member.handle = member.loop = None
         if gone() is not None:
             gc.collect()
         assert gone() is None
@@ -270,7 +271,8 @@ class QueueMachine(RuleBasedStateMachine):
         if current is not None and current.lost:
             before = dump(self.store)
             with pytest.raises(diskq.LeaseLost):
-                next(member.handle)
+                next(member.loop)
+            member.loop = iter(member.handle)
             assert dump(self.store) == before
             return
         if current is not None:
@@ -280,7 +282,7 @@ class QueueMachine(RuleBasedStateMachine):
         before = self.store.stats().commit_id
         watchdog = threading.Timer(30, member.handle.close)
         watchdog.start()
-        message = next(member.handle)
+        message = next(member.loop)
         watchdog.cancel()
         watchdog.join()  # it knows the consumer, which is to die when it is forgotten
         assert self.store.stats().commit_id == before + 1

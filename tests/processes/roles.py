@@ -172,19 +172,20 @@ VERBS = ("ack", "nack", "reject", "release", "extend", "ack_many", "with", "iter
 def outlive_lease(path: str) -> None:
     """Lease a message for each verb; when told a verb, try it and tell how it ended."""
     with diskq.open(path) as store, store.queue("q").consumer("zombie") as consumer:
-        first = next(consumer)
+        iteration = iter(consumer)
+        first = next(iteration)
         messages = dict(zip(VERBS, [*consumer.get_many(len(VERBS) - 1), first], strict=True))
         tell("holding", tokens={verb: message.token for verb, message in messages.items()})
         while verb := told():
             try:
-                _settle(consumer, verb, messages)
+                _settle(iteration if verb == "iteration" else consumer, verb, messages)
             except diskq.LeaseLost:
                 tell("settled", outcome="LeaseLost")
             else:
                 tell("settled", outcome="success")
 
 
-def _settle(consumer: Consumer, verb: str, messages: dict[str, Message]) -> None:
+def _settle(consumer: Any, verb: str, messages: dict[str, Message]) -> None:
     if verb == "iteration":
         next(consumer)
     elif verb == "ack_many":

@@ -315,11 +315,12 @@ def test_an_exception_in_a_loop_leaves_its_message_unsettled(topic, group, consu
 
 def test_a_loop_whose_lease_was_lost_raises_and_changes_nothing(store, topic, consumer, clock):
     topic.put_many([b"a", b"b"])
-    next(consumer)
+    loop = iter(consumer)
+    next(loop)
     clock.advance(11)
     consumer.group.consumer().get_nowait()
     with nothing_changes(store), pytest.raises(diskq.LeaseLost):
-        next(consumer)
+        next(loop)
 
 
 def test_a_loop_ends_when_its_consumer_is_closed(topic, group, consumer):

@@ -531,7 +531,7 @@ def test_consumers_and_messages_belong_to_the_process_that_made_them(store, topi
         for call in (
             consumer.get_nowait,
             lambda: consumer.get_many(1),
-            lambda: next(consumer),
+            lambda: next(iter(consumer)),
             lambda: consumer.ack_many([message]),
             message.ack,
             message.nack,
