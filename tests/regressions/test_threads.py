@@ -1,0 +1,100 @@
+"""Threads that share a store or a consumer. Each test is named after what went wrong once."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import diskq
+
+DEADLINE_SECONDS = 30
+
+
+def in_one_commit(store, *calls):
+    """Run calls in threads that reach the store in this order and share a commit."""
+    errors = []
+
+    def run(call):
+        try:
+            call()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=[call]) for call in calls]
+    # The first operation of all waits for the lock; those behind it queue up and go together.
+    with store.engine._writer:
+        blocker = threading.Thread(target=lambda: store.commit(lambda tx: None))
+        for count, thread in enumerate([blocker, *threads], 1):
+            thread.start()
+            until = time.monotonic() + DEADLINE_SECONDS
+            while len(store.engine._queue) < count and time.monotonic() < until:
+                time.sleep(0.001)
+    for thread in [blocker, *threads]:
+        thread.join()
+    return errors
+
+
+def test_a_message_is_acked_in_the_commit_that_extends_the_lease_it_shares(topic, group, consumer):
+    topic.put_many([b"a", b"b", b"c", b"d"])
+    first, second, third, fourth = consumer.get_many(4, timeout=0)
+    errors = in_one_commit(
+        topic.store, lambda: first.extend(100), second.ack, lambda: third.extend(200), fourth.nack
+    )
+    assert errors == []
+    stats = group.stats()
+    assert (stats.leased, stats.acked, stats.waiting) == (2, 1, 1)
+    first.ack()
+    third.ack()
+
+
+def test_an_extension_that_was_undone_with_its_commit_leaves_the_lease_as_it_was(
+    topic, group, consumer
+):
+    def fail(tx):
+        raise ValueError("no")
+
+    topic.put_many([b"a", b"b"])
+    first, second = consumer.get_many(2, timeout=0)
+    errors = in_one_commit(
+        topic.store, lambda: first.extend(100), lambda: topic.store.commit(fail), second.ack
+    )
+    assert [str(error) for error in errors] == ["no"]
+    first.ack()
+    assert group.stats().acked == 2
+
+
+def test_two_loops_over_one_consumer_do_not_ack_each_others_messages(topic, group, consumer):
+    topic.put_many([b"a", b"b", b"c"])
+    one, other = iter(consumer), iter(consumer)
+    held = [next(one), next(other)]
+    assert [message.settled for message in held] == [False, False]
+    assert group.stats().leased == 2
+    next(one)
+    assert [message.settled for message in held] == [True, False]
+
+
+def test_a_message_left_by_break_is_not_acked_by_the_next_loop(topic, group, consumer):
+    topic.put_many([b"a", b"b"])
+    for message in consumer:
+        left = message
+        break
+    for message in consumer:
+        assert message.offset == 1
+        break
+    assert not left.settled
+    assert group.stats().acked == 0
+
+
+def test_two_threads_that_close_a_store_do_not_close_it_for_others(tmp_path):
+    for round_ in range(20):
+        path = tmp_path / str(round_)
+        one, other = diskq.open(path, durability="process"), diskq.open(path)
+        consumers = [one.queue("q").consumer() for _ in range(3)]
+        threads = [threading.Thread(target=one.close) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        with other:
+            other.queue("q").put(b"x")
+        assert not any(consumer.usable for consumer in consumers)
