@@ -92,9 +92,11 @@ def topic_rm(topic_name: str, yes: bool, dry_run: bool) -> None:
     """
     with open_store() as store:
         stats = find_topic(store, topic_name).stats()
+        waiting = sum(group.waiting for group in stats.groups)
         dead = sum(group.dead for group in stats.groups)
         what = f"topic {topic_name} with {plural(len(stats.groups), 'group')}"
-        loss = f"{plural(stats.stored, 'stored message')} and {plural(dead, 'dead letter')}"
+        loss = f"{plural(stats.stored, 'stored message')}, {plural(waiting, 'waiting message')}"
+        loss += f" and {plural(dead, 'dead letter')}"
         if may_remove(what, loss, yes=yes, dry_run=dry_run):
             store.delete_topic(topic_name)
             output.line(f"removed {what}, {loss}")

@@ -55,7 +55,7 @@ def test_a_topic_is_shown_with_its_groups(shell: Any) -> None:
 def test_removing_a_topic_needs_yes_and_says_what_is_lost(shell: Any) -> None:
     give_up(shell, b"dead")
     shell.run("put", "mail", "--lines", input=b"a\nb\n")
-    loss = "2 stored messages and 1 dead letter"
+    loss = "2 stored messages, 0 waiting messages and 1 dead letter"
     assert loss in shell.error("topic", "rm", "mail", code=2)
     assert loss in shell.out("topic", "rm", "mail", "--dry-run")
     assert loss in shell.out("topic", "rm", "mail", "--dry-run", "--yes")
