@@ -13,6 +13,7 @@ from helpers import bodies, dump, nothing_changes, offsets
 
 import diskq
 from diskq import limits
+from diskq.delivery import Delivery
 
 
 def in_child(call):
@@ -247,16 +248,21 @@ def test_a_blocked_loop_ends_when_its_store_is_closed(store, topic, consumer):
 
 def test_a_batch_leaves_their_share_to_consumers_that_wait(store, topic, group, clock, monkeypatch):
     monkeypatch.setattr(limits, "WAIT_SECONDS", 60)
+    looks = []
+    look = Delivery.look
     greedy = group.consumer()
     topic.put_many([b""] * 40)
     for message in greedy.get_many(40, timeout=0):
         message.nack(delay_seconds=1000)
+    monkeypatch.setattr(Delivery, "look", lambda at: looks.append(look(at)) or looks[-1])
     found = []
     threads = [
         threading.Thread(target=outcome_of, args=(group.consumer().get, found)) for _ in range(3)
     ]
     for thread in threads:
         thread.start()
+    while len(looks) < 3:  # each has looked for the last time before it sleeps
+        time.sleep(0.01)
     wait_until_blocked(store, 3)
     clock.advance(1000)  # all are due, but that wakes nobody
     assert len(greedy.get_many(40, timeout=0)) == 10
