@@ -13,7 +13,6 @@ MAX_BODY_BYTES = 16 * MIB
 MAX_KEY_BYTES = 1024
 MAX_HEADERS = 64
 MAX_HEADERS_BYTES = 64 * KIB - 1  # all names and values of one message together
-MAX_TTL_SECONDS = 10 * 365 * 86400.0
 
 # What one call may carry, so that no write transaction holds the others up for long.
 MAX_PUT_MESSAGES = 100_000
@@ -26,7 +25,6 @@ MAX_TRIM_SEGMENTS = 1_000  # segments that one transaction deletes
 
 # Names of topics, groups and consumers.
 MAX_NAME_BYTES = 128
-NAME_ALPHABET = "letters, digits, '.', '_' and '-'"
 
 # Settings of a group.
 MIN_LEASE_SECONDS = 0.001
@@ -34,7 +32,6 @@ MAX_LEASE_SECONDS = 7 * 86400.0
 MAX_DELIVERIES = 10_000
 MAX_DELAY_SECONDS = 10 * 365 * 86400.0
 MAX_IN_FLIGHT = 1_000_000
-LANES = 10  # priorities of a topic
 
 # What is kept of a message that failed.
 MAX_HISTORY = 32  # the latest entries
