@@ -4,7 +4,9 @@ Nothing in it must last. It has a fixed size and is never truncated or unlinked:
 
     0       u8: 1 once two groups may share a wake word
     4       u32: how many slots were ever used; locked by who takes one
-    8       locked by who writes to the store
+    8, 9    locked by who writes to the store, and by who draws a number to wait for that
+    12      u32 twice: the number that was served last, and drawn last
+    64      64 bytes, locked by those who wait and who is served, by their number modulo 64
     4096    WAKE_WORDS times u32, see wake.py
     20480   MAX_CONSUMERS slots of 160 bytes: owner u64 (odd; 0: free), group u32, pid u32,
             handling u64 (offset + 1; 0: none named), waiting u8, length of the name u8, name
@@ -17,19 +19,23 @@ descriptor of the file drops all of the process's locks, so a process opens it o
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
 import struct
 import sys
 import threading
+import time
 from typing import NamedTuple
 
 from .errors import Unsupported
 from .limits import MAX_CONSUMERS, WAKE_WORDS
 from .wake import ALL, Words
 
-_USED_AT, _WRITER = 4, 8
+_USED_AT, _WRITER, _COUNTER, _TURNS_AT = 4, 8, 9, 12
+_TURN, _TURN_BYTES = 64, 64
+_TURNS = struct.Struct("=II")
 _WORDS = 4096
 _SLOTS = _WORDS + 4 * WAKE_WORDS
 _SLOT = struct.Struct("=QIIQBB128s6x")
@@ -62,6 +68,7 @@ class Slots:
         os.posix_fallocate(self._file, 0, _END)
         self._memory = mmap.mmap(self._file, _END)
         self._words = Words(self._memory, _WORDS, WAKE_WORDS)
+        self._turn: int | None = None  # the number of the write that waited and goes on
         self._mine: dict[int, int] = {}  # slot -> owner
         self._lock = threading.Lock()
 
@@ -72,12 +79,37 @@ class Slots:
 
     def begin_writing(self) -> None:
         """Take the store's write lock: LMDB has one too, but waiting for that one cannot be
-        interrupted should its holder hang. Give it back with `end_writing`."""
-        fcntl.lockf(self._file, fcntl.LOCK_EX, 1, _WRITER)
+        interrupted should its holder hang. Give it back with `end_writing`.
+
+        Who has to wait draws a number, holds its byte, and waits for the byte of the one before.
+        So processes come in turn, and equal consumers get equal shares: with a plain lock, who
+        just gave it back is faster than those it wakes.
+        """
+        served, drawn = _TURNS.unpack_from(self._memory, _TURNS_AT)
+        if served == drawn and self._try_lock(_WRITER):
+            return
+        try:
+            self._wait_for(_COUNTER)
+            (drawn,) = _USED.unpack_from(self._memory, _TURNS_AT + 4)
+            self._turn = (drawn + 1) % 2**32
+            _USED.pack_into(self._memory, _TURNS_AT + 4, self._turn)
+            self._wait_for(_TURN + self._turn % _TURN_BYTES)
+            self._unlock(_COUNTER)
+            self._wait_for(_TURN + drawn % _TURN_BYTES)
+            self._unlock(_TURN + drawn % _TURN_BYTES)
+            self._wait_for(_WRITER)
+        except BaseException:
+            self._unlock(_COUNTER)
+            self.end_writing()
+            raise
 
     def end_writing(self) -> None:
         """Give the write lock back."""
-        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _WRITER)
+        if self._turn is not None:
+            _USED.pack_into(self._memory, _TURNS_AT, self._turn)
+            self._unlock(_TURN + self._turn % _TURN_BYTES)
+            self._turn = None
+        self._unlock(_WRITER)
 
     # Wake words
 
@@ -112,11 +144,11 @@ class Slots:
         """
         text = name.encode()
         with self._lock:
-            fcntl.lockf(self._file, fcntl.LOCK_EX, 1, _USED_AT)
+            self._wait_for(_USED_AT)
             try:
                 used = self._column(0).ljust(MAX_CONSUMERS, b"\0")
                 for index in sorted(range(MAX_CONSUMERS), key=lambda index: used[index] != 0):
-                    if index not in self._mine and self._try_lock(index):
+                    if index not in self._mine and self._try_lock(_start(index)):
                         slot = (owner, group, os.getpid(), 0, 0, len(text), text)
                         self._fill(index, _SLOT.pack(*slot))
                         self._mine[index] = owner
@@ -124,7 +156,7 @@ class Slots:
                         _USED.pack_into(self._memory, _USED_AT, count)
                         return index
             finally:
-                fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _USED_AT)
+                self._unlock(_USED_AT)
         raise Unsupported(f"the store has {MAX_CONSUMERS} live consumers, its limit; close some")
 
     def release(self, index: int, *, clean: bool) -> None:
@@ -132,7 +164,7 @@ class Slots:
         if self._mine.pop(index, None) is not None:
             if clean:
                 self._fill(index, _FREE)
-            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _start(index))
+            self._unlock(_start(index))
 
     def forget(self, index: int, owner: int) -> None:
         """Clear the slot of a dead consumer whose leases are free again."""
@@ -198,12 +230,27 @@ class Slots:
     def _fill(self, index: int, data: bytes) -> None:
         self._memory[_start(index) : _start(index) + _SLOT.size] = data
 
-    def _try_lock(self, index: int) -> bool:
+    def _wait_for(self, byte: int) -> None:
+        """Lock a byte of the file. The kernel takes the threads of a process for one, and may see a
+        deadlock where two of them write to two stores (fcntl(2), EDEADLK): there is none."""
+        while True:
+            try:
+                fcntl.lockf(self._file, fcntl.LOCK_EX, 1, byte)
+                return
+            except OSError as error:
+                if error.errno != errno.EDEADLK:
+                    raise
+                time.sleep(0.001)
+
+    def _try_lock(self, byte: int) -> bool:
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _start(index))
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
         except (BlockingIOError, PermissionError):
             return False
         return True
+
+    def _unlock(self, byte: int) -> None:
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, byte)
 
     def _locked_elsewhere(self, index: int) -> bool:
         query = (fcntl.F_WRLCK, os.SEEK_SET, _start(index), 1, 0)
