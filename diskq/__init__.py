@@ -21,8 +21,19 @@ from .model import *  # noqa: F403 - every value is public
 from .queue import Queue
 from .store import Store, open  # noqa: A004 - diskq.open is to diskq what open is to files
 from .topic import Topic
+from .transaction import Transaction
 
 __version__ = "0.1.0"
 
-__all__ = ["Clock", "Consumer", "Group", "Message", "Queue", "Store", "Topic", "open"]
+__all__ = [
+    "Clock",
+    "Consumer",
+    "Group",
+    "Message",
+    "Queue",
+    "Store",
+    "Topic",
+    "Transaction",
+    "open",
+]
 __all__ += errors.__all__ + model.__all__

@@ -10,9 +10,8 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
 
-from . import check, leases, limits, log
+from . import check, leases, limits, log, retention
 from .codec import (
-    HELD_KEY,
     ID_KEY,
     META_KEY,
     U32,
@@ -25,41 +24,103 @@ from .codec import (
     new_group,
     new_topic,
 )
-from .delivery import Delivery, Place, trim
 from .engine import Engine, Tx
 from .errors import ConfigConflict, NotFound
 from .log import Log
-from .model import GroupSettings
-from .segment import LANE
+from .model import LANE_BITS, GroupSettings, TopicSettings
+from .settle import Place, Settling
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
 # An offset, "earliest", "latest", or when the first message was put.
 Start: TypeAlias = "int | str | datetime"
+Given: TypeAlias = "Mapping[str, object]"  # settings by name; None: not given
 DELETED_TOPIC, DELETED_GROUP = 0, 1  # kinds of 'X' rows
 
 
-def find_topic(tx: Tx, name: str) -> int | None:
-    """Id of a topic, None if there is none of this name."""
+def find_topic(tx: Tx, name: str, given: Given | None = None) -> int | None:
+    """Id of a topic, None if there is none of this name. Given settings must be its own.
+
+    Raises: ConfigConflict.
+    """
     data = tx.get(b"N" + name.encode())
-    return None if data is None else int(U32.unpack(data)[0])
-
-
-def make_topic(tx: Tx, name: str) -> int:
-    """Id of the topic, which is made if need be."""
-    topic_id = find_topic(tx, name)
-    if topic_id is None:
-        meta = _meta(tx)
-        topic_id = meta.next_topic
-        meta.next_topic += 1
-        tx.put(META_KEY, meta.pack())
-        tx.put(b"N" + name.encode(), U32.pack(topic_id))
-        tx.put(ID_KEY.pack(b"T", topic_id), new_topic(name))
+    if data is None:
+        return None
+    topic_id = int(U32.unpack(data)[0])
+    if given:
+        _check_equal(
+            "topic", name, decode_topic(log.load(tx, topic_id, name).config).settings, given
+        )
     return topic_id
 
 
-def find_group(tx: Tx, topic_id: int, name: str, given: dict[str, object]) -> int | None:
+def make_topic(tx: Tx, name: str, given: Given) -> int:
+    """Id of the topic, which is made if need be. Raises: as find_topic."""
+    found = find_topic(tx, name, given)
+    if found is not None:
+        return found
+    settings = check.settings(TopicSettings(), given)
+    meta = _meta(tx)
+    topic_id: int = meta.next_topic
+    meta.next_topic += 1
+    _put_meta(tx, meta)
+    tx.put(b"N" + name.encode(), U32.pack(topic_id))
+    tx.put(ID_KEY.pack(b"T", topic_id), new_topic(name, settings))
+    return topic_id
+
+
+def update_topic(tx: Tx, topic_id: int, name: str, given: Given) -> TopicSettings:
+    """Change settings of a topic; returns all of them.
+
+    Raises: ConfigConflict for what cannot change, NotFound, TypeError, ValueError.
+    """
+    row = log.load(tx, topic_id, name)
+    config = decode_topic(row.config)
+    settings = check.changes(config.settings, given)
+    if settings.dedup_seconds != config.settings.dedup_seconds:
+        raise _fixed("dedup_seconds", "topic", name)
+    more = settings.priorities - len(row.next)
+    if more < 0:
+        raise _fixed("priorities can only grow, it", "topic", name)
+    row.next += [0] * more
+    row.config = config._replace(settings=settings).encode()
+    log.store(tx, topic_id, row)
+    for group_id in config.groups if more else ():
+        group = leases.load(tx, group_id, "")
+        group.next += [0] * more
+        leases.store(tx, group_id, group)
+    tx.announce(topic_id)
+    return settings
+
+
+def update_group(tx: Tx, at: Place, given: Given) -> GroupSettings:
+    """Change settings of a group; returns all of them. Raises: as update_topic."""
+    row = leases.load(tx, at.group_id, at.group)
+    config = decode_group(row.config)
+    settings = check.changes(config.settings, given)
+    if settings.ordering != config.settings.ordering:
+        raise _fixed("ordering", "group", at.group)
+    row.config = config._replace(settings=settings).encode()
+    leases.store(tx, at.group_id, row)
+    tx.wake(at.group_id, limits.MAX_CONSUMERS)
+    return settings
+
+
+def set_paused(tx: Tx, at: Place, paused: bool) -> None:
+    """Stop deliveries of a group, or go on."""
+    row = leases.load(tx, at.group_id, at.group)
+    row.config = decode_group(row.config)._replace(paused=paused).encode()
+    leases.store(tx, at.group_id, row)
+    tx.wake(at.group_id, limits.MAX_CONSUMERS)
+
+
+def _fixed(what: str, kind: str, name: str) -> ConfigConflict:
+    return ConfigConflict(f"{what} of {kind} {name!r} cannot change; make a new {kind} for that")
+
+
+def find_group(tx: Tx, topic_id: int, name: str, given: Given) -> int | None:
     """Id of a topic's group, None if there is none of this name. Given settings must be its own.
 
     Raises: ConfigConflict.
@@ -69,61 +130,89 @@ def find_group(tx: Tx, topic_id: int, name: str, given: dict[str, object]) -> in
         return None
     group_id = int(U32.unpack(data)[0])
     stored = decode_group(leases.load(tx, group_id, name).config).settings
-    wanted = check.group_settings(stored, given)
-    for field, old, new in zip(stored._fields, stored, wanted, strict=True):
-        if old != new:
-            raise ConfigConflict(
-                f"group {name!r} has {field}={old!r}, not {new!r}; leave the setting out to take"
-                " what is stored"
-            )
+    _check_equal("group", name, stored, given)
     return group_id
 
 
-def make_group(
-    tx: Tx, source: Log, topic_name: str, name: str, start: Start, given: dict[str, object]
-) -> int:
+def _check_equal(kind: str, name: str, stored: check.Settings, given: Given) -> None:
+    wanted = check.settings(stored, given)
+    for field, old, new in zip(stored._fields, stored, wanted, strict=True):
+        if old != new:
+            raise ConfigConflict(
+                f"{kind} {name!r} has {field}={old!r}, not {new!r}; leave the setting out to take"
+                f" what is stored, or change it with '{kind} set'"
+            )
+
+
+def make_group(tx: Tx, source: Log, topic_name: str, name: str, start: Start, given: Given) -> int:
     """Id of the group, which is made if need be. Raises: as find_group."""
     topic = log.load(tx, source.topic_id, topic_name)
     found = find_group(tx, source.topic_id, name, given)
     if found is not None:
         return found
-    settings = check.group_settings(GroupSettings(), given)
-    cursor = [_start_offset(source, topic, start)]
-    meta = _meta(tx)
-    group_id: int = meta.next_group
-    meta.next_group += 1
-    tx.put(META_KEY, meta.pack())
-    tx.put(_group_name(source.topic_id, name), U32.pack(group_id))
+    settings = check.settings(GroupSettings(), given)
+    cursor = _counts(positions(source, topic, start, "start"))
     config = GroupConfig(source.topic_id, name, settings)
-    tx.put(ID_KEY.pack(b"G", group_id), new_group(config, cursor))
-    known = decode_topic(topic.config)
-    topic.config = known._replace(groups=(*known.groups, group_id)).encode()
-    log.store(tx, source.topic_id, topic)
-    if group_id >= limits.WAKE_WORDS:
-        tx.engine.slots.share_words()
+    return _add_group(source, topic, name, new_group(config, cursor))
+
+
+def fork_group(tx: Tx, source: Log, at: Place, name: str) -> int:
+    """Make a group that is where another one is: its cursor, what waits, is parked or is dead, and
+    its settings. What is leased there is ready here. Returns its id.
+
+    Raises: ConfigConflict if there is a group of this name.
+    """
+    topic = log.load(tx, at.topic_id, at.topic)
+    if tx.get(_group_name(at.topic_id, name)) is not None:
+        raise ConfigConflict(
+            f"topic {at.topic!r} has a group {name!r} already; choose another name"
+        )
+    old = Settling(tx, at)
+    config = decode_group(old.row.config)._replace(name=name, paused=False)
+    group_id = _add_group(source, topic, name, new_group(config, old.row.next))
+    old.copy_to(Settling(tx, at._replace(group_id=group_id, group=name)))
     return group_id
 
 
-def _wall_ns(when: object) -> int:
-    from datetime import UTC, datetime, timedelta  # slow to import
+def _add_group(source: Log, topic: TopicRow, name: str, row: bytes) -> int:
+    tx = source.tx
+    meta = _meta(tx)
+    group_id: int = meta.next_group
+    meta.next_group += 1
+    _put_meta(tx, meta)
+    tx.put(_group_name(source.topic_id, name), U32.pack(group_id))
+    tx.put(ID_KEY.pack(b"G", group_id), row)
+    known = decode_topic(topic.config)
+    topic.config = known._replace(groups=(*known.groups, group_id)).encode()
+    log.store(tx, source.topic_id, topic)
+    return group_id
 
-    if not isinstance(when, datetime):
-        raise TypeError(f"start must be int, str or datetime, not {type(when).__name__}")
-    since = when.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
-    return since // timedelta(microseconds=1) * 1000
+
+def positions(source: Log, topic: TopicRow, to: Start, what: str) -> list[int]:
+    """The offsets, one of each lane, that "earliest", "latest", an offset or a time mean. With
+    priorities, an offset also means the time of its message, for the other lanes."""
+    lanes = range(len(topic.next))
+    if to == "earliest":
+        return [source.first(topic, lane) for lane in lanes]
+    if to == "latest":
+        return [topic.offset(lane) for lane in lanes]
+    if isinstance(to, str):
+        raise ValueError(f"{what} must be 'earliest', 'latest', an offset or a time, not {to!r}")
+    if not isinstance(to, int):
+        when_ns = check.wall_ns(what, to)
+        return [source.offset_at(topic, lane, when_ns) for lane in lanes]
+    offset = check.count(what, to, 0, 2**64 - 1)
+    mine = min(offset >> LANE_BITS, lanes[-1])
+    segment = next(source.segments(offset), None)
+    found = segment is not None and segment.first >> LANE_BITS == mine
+    when_ns = segment.put_at_ns if segment and found else 2**63
+    cursor = [source.offset_at(topic, lane, when_ns) for lane in lanes]
+    cursor[mine] = min(max(offset, source.first(topic, mine)), topic.offset(mine))
+    return cursor
 
 
-def _start_offset(source: Log, topic: TopicRow, start: Start) -> int:
-    end = topic.next[LANE]
-    first = source.first()
-    oldest = end if first is None else first
-    if isinstance(start, str) and start in ("earliest", "latest"):
-        return oldest if start == "earliest" else end
-    if isinstance(start, str):
-        raise ValueError(f"start must be 'earliest', 'latest', an offset or a time, not {start!r}")
-    if not isinstance(start, int):
-        return source.offset_at(_wall_ns(start), end)
-    return min(max(check.count("start", start, 0, 2**56 - 1), oldest), end)
+def _counts(cursor: list[int]) -> list[int]:
+    return [offset - (lane << LANE_BITS) for lane, offset in enumerate(cursor)]
 
 
 def delete_topic(engine: Engine, name: str) -> None:
@@ -160,7 +249,7 @@ def delete_group(engine: Engine, at: Place) -> None:
         left = tuple(group for group in known.groups if group != at.group_id)
         topic.config = known._replace(groups=left).encode()
         log.store(tx, at.topic_id, topic)
-        trim(tx, at)
+        retention.trim(Log(tx, at.database, at.topic_id), at.topic)
 
     engine.commit(operation)
     sweep(engine)
@@ -186,9 +275,12 @@ def sweep(engine: Engine) -> None:
 def _sweep_some(tx: Tx, key: bytes, number: int, database: object) -> bool:
     if key[1] == DELETED_TOPIC:
         more = Log(tx, database, number).erase()
+        more = more or any(
+            _erase(tx, U32.pack(number), of) for of in (tx.engine.schedule, tx.engine.dedup)
+        )
     else:
-        more = _erase(tx, ID_KEY.pack(b"L", number)) or _erase(tx, ID_KEY.pack(b"D", number))
-        more = more or _erase(tx, HELD_KEY.pack(number, 0, 0)[:4], tx.engine.held)
+        more = any(_erase(tx, ID_KEY.pack(kind, number)) for kind in (b"L", b"D", b"K"))
+        more = more or _erase(tx, U32.pack(number), tx.engine.held)
     if not more:
         tx.delete(key)
     return more
@@ -207,12 +299,12 @@ def note_boot(tx: Tx) -> None:
     boot_id = tx.engine.clock.boot_id()
     if meta.boot_id != boot_id:
         meta.boot_id = boot_id
-        tx.put(META_KEY, meta.pack())
+        _put_meta(tx, meta)
         for key, value in list(tx.scan(b"G")):
             row = GroupRow(value)
             config = decode_group(row.config)
             at = Place(config.topic_id, "", ID_KEY.unpack(key)[1], config.name, None)
-            group = Delivery(tx, at, row)
+            group = Settling(tx, at, row)
             group.release_owned(None)
             group.store()
 
@@ -229,3 +321,9 @@ def _meta(tx: Tx) -> Meta:
     data = tx.get(META_KEY)
     assert data is not None
     return Meta(data)
+
+
+def _put_meta(tx: Tx, meta: Meta) -> None:
+    tx.put(META_KEY, meta.pack())
+    if meta.next_group + meta.next_topic >= limits.WAKE_WORDS:
+        tx.engine.slots.share_words()

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from . import limits
+from .codec import DISCARDS, ORDERINGS, RETENTIONS
 from .errors import MessageTooLarge
-from .model import Backoff, GroupSettings, Outgoing
+from .model import Backoff, Outgoing
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -69,17 +71,51 @@ def message(value: object) -> bytes | Outgoing:
         _size("body", len(value), limits.MAX_BODY_BYTES)
         return value
     if isinstance(value, Outgoing):
-        body = message(value.body)
-        if not isinstance(body, bytes):
-            raise TypeError("a message body must be bytes, not Outgoing")
-        if value.key is not None:
-            _size("key", len(text("key", value.key).encode()), limits.MAX_KEY_BYTES)
-        _headers({} if value.headers is None else value.headers)
-        return value._replace(body=body) if value.key is not None or value.headers else body
+        return _outgoing(value)
     if isinstance(value, (bytearray, memoryview)):
         return message(bytes(value))
     hint = "; encode it: text.encode()" if isinstance(value, str) else ""
     raise TypeError(f"a message body must be bytes, not {type(value).__name__}{hint}")
+
+
+def _outgoing(value: Outgoing) -> bytes | Outgoing:
+    body = message(value.body)
+    if not isinstance(body, bytes):
+        raise TypeError("a message body must be bytes, not Outgoing")
+    if value == Outgoing(value.body):
+        return body
+    if value.key is not None:
+        _size("key", len(text("key", value.key).encode()), limits.MAX_KEY_BYTES)
+    if value.dedup_id is not None:
+        _size("dedup_id", len(text("dedup_id", value.dedup_id).encode()), limits.MAX_DEDUP_BYTES)
+    _headers({} if value.headers is None else value.headers)
+    count("priority", value.priority, 0, limits.MAX_PRIORITIES - 1)
+    if value.delay_seconds is not None:
+        seconds("delay_seconds", value.delay_seconds, 0, limits.MAX_DELAY_SECONDS)
+        if value.at is not None:
+            raise ValueError("give either delay_seconds or at, not both")
+    if value.at is not None:
+        wall_ns("at", value.at)
+    if value.ttl_seconds is not None:
+        least, most = limits.MIN_AGE_SECONDS, limits.MAX_DELAY_SECONDS
+        seconds("ttl_seconds", value.ttl_seconds, least, most)
+    return value._replace(body=body)
+
+
+def wall_ns(what: str, when: object) -> int:
+    """A datetime as nanoseconds since 1970; a naive one is local time."""
+    from datetime import UTC, datetime, timedelta  # slow to import
+
+    if not isinstance(when, datetime):
+        raise TypeError(f"{what} must be a datetime, not {type(when).__name__}")
+    try:
+        since = when.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
+    except (OverflowError, ValueError, OSError):
+        since = timedelta(days=-1)
+    found = since // timedelta(microseconds=1) * 1000
+    if not 0 <= found < 2**63:
+        raise ValueError(f"{what} must be between the years 1970 and 2261, not {when}")
+    return found
 
 
 def messages(values: object) -> Sequence[bytes | Outgoing]:
@@ -95,33 +131,76 @@ def messages(values: object) -> Sequence[bytes | Outgoing]:
     return found
 
 
-def group_settings(stored: GroupSettings, given: Mapping[str, object]) -> GroupSettings:
+Settings = TypeVar("Settings", bound=NamedTuple)
+
+
+def settings(stored: Settings, given: Mapping[str, object]) -> Settings:
     """`stored`, with each given setting that is not None checked and put in its place."""
     checked = {
         what: _SETTINGS[what](what, value) for what, value in given.items() if value is not None
     }
-    return stored._replace(**checked)  # type: ignore[arg-type]
+    return stored._replace(**checked)
+
+
+def changes(stored: Settings, given: Mapping[str, object]) -> Settings:
+    """`stored` with changes; None takes a bound away, where there may be none."""
+    for what, value in given.items():
+        if what not in stored._fields:
+            raise TypeError(f"there is no setting {what!r}; there are {', '.join(stored._fields)}")
+        if value is None and stored._field_defaults[what] is not None:
+            raise TypeError(f"{what} must have a value, not None")
+    gone = {what: None for what, value in given.items() if value is None}
+    return settings(stored, given)._replace(**gone)
 
 
 def _backoff(what: str, value: object) -> Backoff:
     if not isinstance(value, Backoff):
         raise TypeError(f"{what} must be a diskq.Backoff, not {type(value).__name__}")
-    base = seconds("backoff base_seconds", value.base_seconds, 0, limits.MAX_DELAY_SECONDS)
-    factor = seconds("backoff factor", value.factor, 1, 1000)
+    most = limits.MAX_DELAY_SECONDS
     return Backoff(
-        base, factor, seconds("backoff max_seconds", value.max_seconds, 0, limits.MAX_DELAY_SECONDS)
+        seconds("backoff base_seconds", value.base_seconds, 0, most),
+        seconds("backoff factor", value.factor, 1, 1000),
+        seconds("backoff max_seconds", value.max_seconds, 0, most),
     )
 
 
-def _lease_seconds(what: str, value: object) -> float:
-    return seconds(what, value, limits.MIN_LEASE_SECONDS, limits.MAX_LEASE_SECONDS)
+def _boolean(what: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} must be bool, not {type(value).__name__}")
+    return value
+
+
+def _counted(least: int, most: int) -> Callable[[str, object], object]:
+    return lambda what, value: count(what, value, least, most)
+
+
+def _timed(least: float, most: float) -> Callable[[str, object], object]:
+    return lambda what, value: seconds(what, value, least, most)
+
+
+def _one_of(*choices: str) -> Callable[[str, object], object]:
+    def check(what: str, value: object) -> object:
+        if value not in choices:
+            raise ValueError(f"{what} must be one of {', '.join(choices)}, not {value!r}")
+        return value
+
+    return check
 
 
 _SETTINGS: dict[str, Callable[[str, object], object]] = {
-    "lease_seconds": _lease_seconds,
-    "max_deliveries": lambda what, value: count(what, value, 1, limits.MAX_DELIVERIES),
+    "retention": _one_of(*RETENTIONS),
+    "max_age_seconds": _timed(limits.MIN_AGE_SECONDS, limits.MAX_DELAY_SECONDS),
+    "max_bytes": _counted(limits.PAGE_BYTES, limits.TIB),
+    "max_messages": _counted(1, limits.MAX_TOPIC_MESSAGES),
+    "discard": _one_of(*DISCARDS),
+    "dedup_seconds": _timed(limits.MIN_AGE_SECONDS, limits.MAX_DEDUP_SECONDS),
+    "priorities": _counted(1, limits.MAX_PRIORITIES),
+    "lease_seconds": _timed(limits.MIN_LEASE_SECONDS, limits.MAX_LEASE_SECONDS),
+    "max_deliveries": _counted(1, limits.MAX_DELIVERIES),
     "backoff": _backoff,
-    "max_in_flight": lambda what, value: count(what, value, 1, limits.MAX_IN_FLIGHT),
+    "ordering": _one_of(*ORDERINGS),
+    "max_in_flight": _counted(1, limits.MAX_IN_FLIGHT),
+    "keep_expired": _boolean,
 }
 
 

@@ -13,9 +13,15 @@ field. To change the format:
     'H' topic u32, name                    id of a group
     'L' group u32, deadline u64, first u64 a lease over a run of offsets; deadline 0: given back
     'D' group u32, due_ns u64, offset u64  a waiting message's next delivery; no value
+    'K' group u32, key hash u64            the offset that has this key: leased, ready or waiting
     'X' kind u8, id u32                    a deleted topic or group whose rows are being removed
 
-    held: group u32, kind u8, offset u64   a message that left the log's way for one group
+    held, messages that left the log's way for one group:
+    group u32, kind u8, offset u64             waiting, leased again or dead
+    group u32, PARK u8, key hash u64, offset u64   parked: an earlier message has their key
+
+    schedule: topic u32, due_ns u64, n u64     a message without an offset yet
+    dedup: topic u32, since_ns u64, digest     the receipt of a put with a dedup_id
 """
 
 from __future__ import annotations
@@ -26,15 +32,20 @@ from operator import attrgetter
 from struct import Struct, pack, unpack_from
 from typing import Any, ClassVar, NamedTuple
 
+from .clock import NS, nanoseconds
 from .limits import MAX_HISTORY
-from .model import Backoff, Failure, GroupSettings
+from .model import LANE_BITS, Backoff, Failure, GroupSettings, TopicSettings
 
 FORMAT_VERSION = 1
 
-U16, U32 = Struct(">H"), Struct(">I")
+U16, U32, U64 = Struct(">H"), Struct(">I"), Struct(">Q")
 ID_KEY = Struct(">cI")  # a prefix of `state`, and a topic or group
 TIME_KEY = Struct(">cIQQ")  # lease and due rows: prefix, group, time, offset
 HELD_KEY = Struct(">IBQ")
+PARK_KEY = Struct(">IBQQ")
+SCHEDULE_KEY = Struct(">IQQ")
+DEDUP_KEY = Struct(">IQ16s")
+KEY_KEY = Struct(">cIQ")  # of the row that says which message has a key
 META_KEY = b"M"
 
 
@@ -94,7 +105,7 @@ def format_version(data: bytes) -> int:
 
 
 class CountedRow(Row):
-    """Counters, then an offset `next` in each lane, then an encoded configuration."""
+    """Counters, then how far each lane is (`next`), then an encoded configuration."""
 
     next: list[int]
 
@@ -110,12 +121,16 @@ class CountedRow(Row):
         """The row as it is stored."""
         return self.pack() + _encode_lanes(self.next) + self.config
 
+    def offset(self, lane: int) -> int:
+        """The offset that is next in a lane."""
+        return (lane << LANE_BITS) + self.next[lane]
+
 
 def _encode_lanes(lanes: Sequence[int]) -> bytes:
     return pack(f">B{len(lanes)}Q", len(lanes), *lanes)
 
 
-class TopicRow(CountedRow, layout=">QQQQQ"):
+class TopicRow(CountedRow, layout=">QQQQQQQQ"):
     """A topic: its counters, `next` to be put in each lane, its TopicConfig."""
 
     last_put_ns: int
@@ -123,12 +138,16 @@ class TopicRow(CountedRow, layout=">QQQQQ"):
     segments: int
     bytes: int
     dropped: int
+    scheduled: int
+    numbered: int  # messages ever scheduled
+    rewritten: int  # how often stored segments were changed, by a purge
 
 
-class GroupRow(CountedRow, layout=">QQQQQQQQq"):
-    """A group: its counters, `next` never leased in each lane (its cursor), its GroupConfig.
+class GroupRow(CountedRow, layout=">QQQQQQQQQQQQq"):
+    """A group: its counters, `next` never taken in each lane (its cursor), its GroupConfig.
 
-    Always: sum(next) = skipped + acked + ready + leased + waiting + dead.
+    Always: sum(next) = skipped + acked + ready + leased + waiting + parked + dead + expired
+    + dropped + purged.
     """
 
     acked: int
@@ -138,38 +157,73 @@ class GroupRow(CountedRow, layout=">QQQQQQQQq"):
     ready: int
     leased: int
     waiting: int
+    parked: int
     dead: int
-    skipped: int  # offsets before its start
+    expired: int
+    dropped: int
+    purged: int
+    skipped: int  # offsets before its start, less those that it gave back in a seek
+
+
+RETENTIONS = ("interest", "limits")
+DISCARDS = ("new", "old")
+ORDERINGS = ("none", "key")
 
 
 class TopicConfig(NamedTuple):
     """What of a topic changes seldom."""
 
     name: str
+    settings: TopicSettings = TopicSettings()
     groups: tuple[int, ...] = ()
 
     def encode(self) -> bytes:
         """The configuration as it is stored."""
+        retention, age, size, messages, discard, dedup, priorities = self.settings
         name = self.name.encode()
-        head = _TOPIC_CONFIG.pack(0, 0, 0, 0, 0, 0, len(name))
+        head = _TOPIC_CONFIG.pack(
+            RETENTIONS.index(retention),
+            DISCARDS.index(discard),
+            nanoseconds(age or 0),
+            size or 0,
+            messages or 0,
+            nanoseconds(dedup),
+            priorities,
+            len(name),
+        )
         return head + name + pack(f">{len(self.groups)}I", *self.groups)
 
 
-# Retention u8, discard u8, max_age_ns, max_bytes, max_messages, dedup_ns u64: all 0 in version 1.
-_TOPIC_CONFIG = Struct(">BBQQQQH")
+# Retention u8, discard u8, max_age_ns u64, max_bytes u64, max_messages u64 (0: no bound), dedup_ns
+# u64, priorities u8, length of the name u16. Then the name, and the ids of the groups, u32 each.
+_TOPIC_CONFIG = Struct(">BBQQQQBH")
 
 
-def new_topic(name: str) -> bytes:
+def new_topic(name: str, settings: TopicSettings) -> bytes:
     """The row of a new topic."""
-    return TopicRow.layout.pack(0, 0, 0, 0, 0) + _encode_lanes([0]) + TopicConfig(name).encode()
+    lanes = _encode_lanes([0] * settings.priorities)
+    config = TopicConfig(name, settings).encode()
+    return TopicRow.layout.pack(*[0] * 8) + lanes + config
 
 
 @lru_cache(maxsize=1024)
 def decode_topic(config: bytes) -> TopicConfig:
     """The configuration in a TopicRow."""
-    groups_at = _TOPIC_CONFIG.size + _TOPIC_CONFIG.unpack_from(config)[-1]
+    retention, discard, age, size, messages, dedup, lanes, length = _TOPIC_CONFIG.unpack_from(
+        config
+    )
+    groups_at = _TOPIC_CONFIG.size + length
     groups = unpack_from(f">{(len(config) - groups_at) // 4}I", config, groups_at)
-    return TopicConfig(config[_TOPIC_CONFIG.size : groups_at].decode(), groups)
+    settings = TopicSettings(
+        RETENTIONS[retention],
+        age / NS if age else None,
+        size or None,
+        messages or None,
+        DISCARDS[discard],
+        dedup / NS,
+        lanes,
+    )
+    return TopicConfig(config[_TOPIC_CONFIG.size : groups_at].decode(), settings, groups)
 
 
 class GroupConfig(NamedTuple):
@@ -178,22 +232,24 @@ class GroupConfig(NamedTuple):
     topic_id: int
     name: str
     settings: GroupSettings
+    paused: bool = False
 
     def encode(self) -> bytes:
         """The configuration as it is stored."""
-        lease_seconds, max_deliveries, backoff, in_flight = self.settings
+        lease_seconds, max_deliveries, backoff, ordering, in_flight, keep_expired = self.settings
         numbers = (self.topic_id, lease_seconds, max_deliveries, *backoff, in_flight or 0)
-        return _GROUP_CONFIG.pack(*numbers, 0, 0) + self.name.encode()
+        flags = (ORDERINGS.index(ordering), keep_expired, self.paused)
+        return _GROUP_CONFIG.pack(*numbers, *flags) + self.name.encode()
 
 
 # Topic u32, lease_seconds f64, max_deliveries u32, backoff 3 f64, max_in_flight u32 (0: no bound),
-# ordering u8 and paused u8, both 0 in version 1. Then the name.
-_GROUP_CONFIG = Struct(">IdIdddIBB")
+# ordering u8, keep_expired u8, paused u8. Then the name.
+_GROUP_CONFIG = Struct(">IdIdddIBBB")
 
 
 def new_group(config: GroupConfig, cursor: Sequence[int]) -> bytes:
     """The row of a new group whose next message in each lane is `cursor`."""
-    counters = GroupRow.layout.pack(0, 0, 0, 0, 0, 0, 0, 0, sum(cursor))
+    counters = GroupRow.layout.pack(*[0] * 12, sum(cursor))
     return counters + _encode_lanes(cursor) + config.encode()
 
 
@@ -201,11 +257,19 @@ def new_group(config: GroupConfig, cursor: Sequence[int]) -> bytes:
 def decode_group(config: bytes) -> GroupConfig:
     """The configuration in a GroupRow."""
     topic_id, lease_seconds, deliveries, *rest = _GROUP_CONFIG.unpack_from(config)
-    settings = GroupSettings(lease_seconds, deliveries, Backoff(*rest[:3]), rest[3] or None)
-    return GroupConfig(topic_id, config[_GROUP_CONFIG.size :].decode(), settings)
+    settings = GroupSettings(
+        lease_seconds,
+        deliveries,
+        Backoff(*rest[:3]),
+        ORDERINGS[rest[4]],
+        rest[3] or None,
+        bool(rest[5]),
+    )
+    name = config[_GROUP_CONFIG.size :].decode()
+    return GroupConfig(topic_id, name, settings, bool(rest[6]))
 
 
-HELD, SOLO = 1, 2  # flags of a lease; SOLO of a held message too
+HELD, SOLO, PREFETCHED = 1, 2, 4  # flags of a lease; SOLO of a held message too
 
 
 class LeaseRow(Row, layout=">QQQHBI"):
@@ -213,6 +277,7 @@ class LeaseRow(Row, layout=">QQQHBI"):
 
     `settled` is a bit set by position. Flag HELD: the one message is in `held`, not in the log.
     Flag SOLO: a batch died and nobody knows of which message, so deliver each alone.
+    Flag PREFETCHED: its messages are handled one by one, in order; others may take the last ones.
     """
 
     token: int
@@ -226,11 +291,17 @@ class LeaseRow(Row, layout=">QQQHBI"):
         self.token = self.owner = self.granted_ns = self.slot = self.deadline_ns = 0
         self.moved_ns = 0  # its deadline within a transaction that is not committed yet
         self.first, self.count, self.settled, self.flags = first, count, settled, flags
+        self.keys: dict[int, int] = {}  # in a group that keeps key order: hash of each message
 
     @property
     def unsettled(self) -> int:
         """How many of its messages are not settled."""
         return self.count - self.settled.bit_count()
+
+    @property
+    def lane(self) -> int:
+        """The lane of its messages: a run is in one."""
+        return self.first >> LANE_BITS
 
     @property
     def next_unsettled(self) -> int:
@@ -262,9 +333,9 @@ def decode_lease(key: bytes, value: bytes) -> LeaseRow:
     return row
 
 
-LIVE, DEAD = 0, 1  # kinds of keys of held messages
-WAITING, LEASED, BURIED = 1, 2, 3  # their states
-CAUSES = ("", "nack", "reject", "expired", "crashed", "redriven")
+LIVE, DEAD, PARK = 0, 1, 2  # kinds of keys of held messages
+WAITING, LEASED, BURIED, PARKED = 1, 2, 3, 4  # their states
+CAUSES = ("", "nack", "reject", "expired", "crashed", "redriven", "ttl")
 _HISTORY = Struct(">QBHH")
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
-from . import check, delivery, errors, limits
+from . import check, errors, leases, limits, retention
 from .codec import HELD, LeaseRow
 from .delivery import Delivery, Grant, Member
 from .engine import Tx
-from .message import Message
+from .heartbeat import Heartbeat
+from .log import Log
+from .message import Action, Message
 
 if TYPE_CHECKING:
     from .group import Group
@@ -29,18 +32,26 @@ class Consumer:
     `for message in consumer` waits for messages without end, and acks each in the commit that
     leases the next one, unless the body settled it. An exception or `break` leaves the last message
     unsettled. The loop ends when the consumer is closed, by whatever thread.
+
+    With `prefetch`, one commit leases so many messages, which are handed out one by one. Only those
+    handed out count as being handled: should the process die, the others are not charged; and
+    consumers without work take the later half of what is left.
     """
 
-    def __init__(self, group: Group, name: str) -> None:
+    def __init__(self, group: Group, name: str, prefetch: int, heartbeat: bool) -> None:
         self.group = group
         self.name = name
         self._closed = False
         self._acked = self._acked_bytes = 0  # since it last looked for segments to trim
         self._engine = group.topic.store.engine
         self._generation = self._engine.generation
-        self._place = group.place()
+        self.place = group.place()
         owner = int.from_bytes(os.urandom(8), "big") | 1
-        self._member = Member(owner, self._engine.slots.take(owner, group.id, name))
+        slot = self._engine.slots.take(owner, group.id, name)
+        self._member = Member(owner, slot, prefetch > 1)
+        self._prefetch = prefetch
+        self._fetched: deque[Message] = deque()
+        self._heartbeat = Heartbeat(self) if heartbeat else None
 
     # Taking
 
@@ -87,33 +98,56 @@ class Consumer:
         self, limit: int, timeout: float | None, done: Message | None = None
     ) -> list[Message]:
         """Lease up to `limit` messages, and ack `done` in the same commit; wait for them."""
+        if self._fetched:
+            if done is not None:
+                self.ack_many([done])
+                done = None
+            if messages := self._hand_out(limit):
+                return messages
         until = None if timeout is None else time.monotonic() + timeout
 
         def take(at: Delivery) -> list[Grant]:
             if done is not None:
                 at.ack(done.lease, [done.offset])
-            return at.take(self._member, limit)
+            return at.take(self._member, max(limit, self._prefetch))
 
         while True:
             self._check_open()
             seen = self._engine.slots.word(self.group.id)
             grants = self._in_group(take)
             if done is not None:
-                self._count_acked([done])
+                self.count_acked([done])
                 done = None
-            if grants:
-                return self._messages(grants)
+            if grants and (messages := self._messages(grants, limit)):
+                return messages
             if not self._wait(seen, until):
                 return []
 
-    def _messages(self, grants: Sequence[Grant]) -> list[Message]:
+    def _messages(self, grants: Sequence[Grant], limit: int) -> list[Message]:
         found = [
             Message(self, lease, stored, failures)
             for lease, messages, failures in grants
             for stored in messages
         ]
+        if self._heartbeat is not None:
+            self._heartbeat.watch(found)
+        if self._member.prefetch:
+            self._fetched += found
+            return self._hand_out(limit)
         if len(grants) > 1:  # runs that were given back may interleave
-            found.sort(key=lambda found: 0 if found.lease.flags & HELD else found.offset + 1)
+            found.sort(key=_delivery_order)
+        return found
+
+    def _hand_out(self, limit: int) -> list[Message]:
+        """The next prefetched messages that nobody took back meanwhile. They are named as handled
+        before that is looked up: who takes one after that is told by the fence."""
+        found: list[Message] = []
+        while self._fetched and len(found) < limit:
+            message = self._fetched.popleft()
+            self._engine.slots.hand_out(self._member.slot, message.token)
+            self.name_handled(message.offset)
+            if self._engine.read(lambda tx: _is_held(tx, message)):  # noqa: B023
+                found.append(message)
         return found
 
     def _wait(self, seen: int, until: float | None) -> bool:
@@ -124,7 +158,7 @@ class Consumer:
         try:
             while slots.word(group_id) == seen:
                 self._check_open()
-                seconds = self._engine.read(lambda tx: Delivery(tx, self._place).look())
+                seconds = self._engine.read(lambda tx: Delivery(tx, self.place).look(self._member))
                 if seconds <= 0:
                     break
                 for index, owner in dead:  # they held nothing, or look had seen it
@@ -160,7 +194,7 @@ class Consumer:
         messages = list(messages)
         by_lease: dict[LeaseRow, list[int]] = {}
         for message in messages:
-            self._check_unsettled(message)
+            self.check_unsettled(message)
             by_lease.setdefault(message.lease, []).append(message.offset)
         if any(len(set(offsets)) < len(offsets) for offsets in by_lease.values()):
             raise errors.AlreadySettled("a message is in the list twice; settle each delivery once")
@@ -170,11 +204,11 @@ class Consumer:
                 at.ack(lease, offsets)
 
         self._in_group(ack)
-        self._count_acked(messages)
+        self.count_acked(messages)
 
-    def settle(self, message: Message, action: Callable[[Delivery], None], settled: bool) -> None:
+    def settle(self, message: Message, action: Action, settled: bool) -> None:
         """For Message: run an action on a message of this consumer in one commit."""
-        self._check_unsettled(message)
+        self.check_unsettled(message)
         self._in_group(action)
         message.settled = settled
 
@@ -183,21 +217,43 @@ class Consumer:
         if self.usable:
             self._engine.slots.handle(self._member.slot, offset)
 
+    def extend_all(self, messages: Iterable[Message]) -> None:
+        """For the heartbeat: give the leases of these messages new deadlines, in one commit."""
+        unsettled = [message for message in messages if not message.settled]
+
+        def extend(at: Delivery) -> None:
+            extended = set()
+            for message in unsettled:
+                if message.lease not in extended:
+                    with suppress(errors.LeaseLost):
+                        at.extend(message.lease, message.offset, None)
+                        extended.add(message.lease)
+
+        if unsettled:
+            self._in_group(extend)
+
     def _in_group(self, action: Callable[[Delivery], T]) -> T:
         """Run an action on the group in one commit; trim the log now and then."""
 
         def operation(tx: Tx) -> T:
-            at = Delivery(tx, self._place)
+            at = Delivery(tx, self.place)
             result = action(at)
             at.store()
-            if self._acked >= limits.TRIM_MESSAGES or self._acked_bytes >= limits.TRIM_BYTES:
-                delivery.trim(tx, self._place)
-                tx.after.append(self._reset_acked)
+            self.trim(tx)
             return result
 
         return self._engine.commit(operation)
 
-    def _count_acked(self, messages: Sequence[Message]) -> None:
+    def trim(self, tx: Tx) -> None:
+        """For diskq's own use: trim the log if much was acked, or if somebody waits for room."""
+        due = self._acked >= limits.TRIM_MESSAGES or self._acked_bytes >= limits.TRIM_BYTES
+        if due or self._engine.slots.watched(self.place.topic_id):
+            place = self.place
+            retention.trim(Log(tx, place.database, place.topic_id), place.topic)
+            tx.after.append(self._reset_acked)
+
+    def count_acked(self, messages: Sequence[Message]) -> None:
+        """For diskq's own use: note that these messages are acked."""
         for message in messages:
             message.settled = True
             self._acked_bytes += len(message.body)
@@ -213,6 +269,8 @@ class Consumer:
         if self._closed or not self.usable:
             return
         self._closed = True
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
         self._acked = limits.TRIM_MESSAGES
         with suppress(errors.NotFound):  # the group was deleted, and its leases with it
             self._in_group(lambda at: at.release_owned(self._member.owner))
@@ -247,7 +305,8 @@ class Consumer:
         if self._closed:
             raise errors.Closed(f"consumer {self.name!r} is closed; make another")
 
-    def _check_unsettled(self, message: Message) -> None:
+    def check_unsettled(self, message: Message) -> None:
+        """For diskq's own use. Raises: AlreadySettled, Closed, WrongProcess."""
         if not isinstance(message, Message):
             raise TypeError(f"expected a Message, not {type(message).__name__}")
         self._check_open()
@@ -258,3 +317,15 @@ class Consumer:
                 f"message {message.offset} was settled before; settle each delivery once",
                 offset=message.offset,
             )
+
+
+def _delivery_order(message: Message) -> tuple[bool, int, int]:
+    """Retries as they came, then the higher priority, then the lower offset."""
+    if message.lease.flags & HELD:
+        return False, 0, 0
+    return True, -message.priority, message.offset
+
+
+def _is_held(tx: Tx, message: Message) -> bool:
+    row = leases.find(tx, message.consumer.group.id, message.lease)
+    return row is not None and row.holds(message.offset)

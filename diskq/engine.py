@@ -55,6 +55,7 @@ class Tx:
         self.commit_id = txn.id() + engine.meta.commit_base
         self.tokens = self.commit_id << _TOKEN_BITS  # the next one
         self.wakes: dict[int, int] = {}
+        self.announced: set[int] = set()  # topics
         self.after: list[Callable[[], None]] = []  # to be called once this is committed
 
     def scan(
@@ -83,6 +84,10 @@ class Tx:
         """After the commit, wake up to `count` consumers blocked on the group."""
         self.wakes[group] = self.wakes.get(group, 0) + count
 
+    def announce(self, topic: int) -> None:
+        """After the commit, wake whoever watches the topic: it got messages, or room."""
+        self.announced.add(topic)
+
 
 class _Pending:
     """An operation on its way through a shared commit. Its thread waits at the gate, which opens
@@ -104,6 +109,8 @@ class Engine:
 
     state: Database
     held: Database
+    schedule: Database
+    dedup: Database
     meta: Meta
     slots: Slots
 
@@ -129,7 +136,9 @@ class Engine:
         self._queue_lock = threading.Lock()
         self._queue: list[_Pending] = []  # the first one's thread commits for all
         self._logs: dict[int, Database] = {}
-        self.segments: dict[int, Segment] = {}  # by topic, the one read last: they are immutable
+        self.segments: dict[
+            int, tuple[int, Segment]
+        ] = {}  # by topic, the one read last; see log.py
         self.looked_ns: dict[int, int] = {}  # by group, when it was looked for dead consumers
 
     # The two doors
@@ -229,8 +238,13 @@ class Engine:
                 self.slots.end_writing()
         else:
             raise full(self.path, "its memory map was filled as fast as it grew")
+        self._tell(tx)
+
+    def _tell(self, tx: Tx) -> None:
         for group, count in tx.wakes.items():
             self.slots.wake(group, tx.commit_id, count)
+        for topic in tx.announced:
+            self.slots.announce(topic, tx.commit_id)
         for call in tx.after:
             call()
 
@@ -347,7 +361,7 @@ class Engine:
         if durability != "commit":
             self._env.close()
             self._env = self._open_as(durability)
-        if not self.readonly and self.meta.next_group >= limits.WAKE_WORDS:
+        if not self.readonly and self.meta.next_group + self.meta.next_topic >= limits.WAKE_WORDS:
             self.slots.share_words()
         limit = self.meta.max_bytes or self._env.info()["map_size"]
         self._reserve = min(max(limit // 16, limits.MIN_RESERVE_BYTES), limits.MAX_RESERVE_BYTES)
@@ -358,7 +372,8 @@ class Engine:
         try:
             env.reader_check()
             self._check_meta(adopting(env, lambda: read_row(env, b"state", META_KEY)))
-            self.state, self.held = self._open_databases(env, b"state", b"held")
+            names = b"state", b"held", b"schedule", b"dedup"
+            self.state, self.held, self.schedule, self.dedup = self._open_databases(env, *names)
         except FAULTS as error:
             env.close()
             raise translate(error, self.path) from error

@@ -28,11 +28,12 @@ def open_environment(path: str, durability: str, *, readonly: bool) -> lmdb.Envi
     `max_spare_txns` is 0 because a spare transaction keeps its reader slot, which a forked child
     that closes the environment would free under its parent. `lib_version` 0 is the 0.9 format.
     """
-    for map_bytes in limits.MAP_BYTES:
+    sizes = list(limits.MAP_BYTES)
+    while True:
         try:
             return lmdb.open(
                 os.fsencode(path),
-                map_size=map_bytes,
+                map_size=sizes[0],
                 readonly=readonly,
                 create=False,
                 mode=0o664,
@@ -43,10 +44,12 @@ def open_environment(path: str, durability: str, *, readonly: bool) -> lmdb.Envi
                 max_spare_txns=0,
                 lib_version=0,
             )
+        except lmdb.MapResizedError:
+            pass  # it grew between the two looks that LMDB takes at it
         except lmdb.Error as error:
-            if error.code != errno.ENOMEM or map_bytes == limits.MAP_BYTES[-1]:
+            if error.code != errno.ENOMEM or len(sizes) == 1:
                 raise translate(error, path) from error
-    raise AssertionError("limits.MAP_BYTES is empty")
+            del sizes[0]
 
 
 def adopting(env: lmdb.Environment, action: Callable[[], T]) -> T:
@@ -107,7 +110,8 @@ def create_store(path: str, durability: str, max_bytes: int, clock: Clock) -> No
             lib_version=0,
         ) as env:
             with env.begin(write=True) as txn:
-                env.open_db(b"held", txn)
+                for database in (b"held", b"schedule", b"dedup"):
+                    env.open_db(database, txn)
                 txn.put(META_KEY, row, db=env.open_db(b"state", txn))
             env.sync(True)
         files.fill(os.path.join(temporary, files.LOCK))

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
-from . import admin, check, held, leases, limits, log, stats
+from . import admin, check, held, leases, limits, log, retention, stats
 from .codec import DEAD, HeldRow, decode_group
 from .consumer import Consumer
-from .delivery import Place
 from .engine import Tx
-from .model import DeadLetter, GroupSettings, GroupStats
+from .log import Log
+from .model import DeadLetter, GroupSettings, GroupStats, PendingMessage
 from .segment import decode_record
+from .settle import Place, Settling
 
 if TYPE_CHECKING:
+    from .admin import Start
+    from .model import GroupChanges
     from .topic import Topic
 
 _PAGE = 100  # dead letters fetched per read transaction
@@ -29,17 +32,26 @@ class Group:
         self.topic = topic
         self.name = name
         self.id = group_id
+        self._place = Place(topic.id, topic.name, group_id, name, None)
 
-    def consumer(self, name: str | None = None) -> Consumer:
+    def consumer(
+        self, name: str | None = None, *, prefetch: int = 1, heartbeat: bool = False
+    ) -> Consumer:
         """A new member of the group. `name` appears in `info` and in the history of messages; by
-        default it is made of the process id.
+        default it is made of the process id. `prefetch` (1, at most 10,000): messages leased in one
+        commit when one is wanted. `heartbeat`: a thread extends the leases of its messages for as
+        long as the process lives.
 
         Raises: Unsupported if 1024 consumers of the store are alive, ReadOnly, Closed.
         """
         self.topic.store.check_writable()
         if name is None:
             name = f"pid-{os.getpid()}"
-        consumer = Consumer(self, check.name("consumer", name))
+        check.name("consumer", name)
+        check.count("prefetch", prefetch, 1, limits.MAX_GET_MESSAGES)
+        if not isinstance(heartbeat, bool):
+            raise TypeError(f"heartbeat must be bool, not {type(heartbeat).__name__}")
+        consumer = Consumer(self, name, prefetch, heartbeat)
         self.topic.store.adopt(consumer)
         return consumer
 
@@ -101,13 +113,85 @@ class Group:
         return self.topic.store.commit(operation)
 
     def _revive(self, tx: Tx, offsets: Sequence[int]) -> int:
-        row = leases.load(tx, self.id, self.name)
+        group = Settling(tx, self._place)
         for offset in offsets:
-            held.revive(tx, self.id, row, offset, tx.engine.clock.wall_ns())
-        leases.store(tx, self.id, row)
-        if offsets:
-            tx.wake(self.id, len(offsets))
+            group.redrive(offset)
+        group.store()
         return len(offsets)
+
+    def forget_dead(self, offsets: Sequence[int]) -> None:
+        """Remove these dead letters for good (at most 1,000).
+
+        Raises: NotFound if one of them is not dead; then none is removed.
+        """
+        if len(offsets) > limits.MAX_REDRIVE_MESSAGES:
+            raise ValueError(f"at most {limits.MAX_REDRIVE_MESSAGES} dead letters at once")
+        chosen = [check.count("offset", offset, 0, 2**64 - 1) for offset in offsets]
+
+        def forget(tx: Tx) -> None:
+            group = Settling(tx, self._place)
+            for offset in chosen:
+                group.forget_dead(offset)
+            group.store()
+
+        self.topic.store.commit(forget)
+
+    def seek(self, to: Start) -> None:
+        """Let the group go on at "earliest", "latest", an offset, or the first message put at a
+        datetime or later, whatever it did with those messages before. Whoever has a message leased
+        loses it; what waits or is parked is forgotten, and so are dead letters from there on. One
+        commit, which is long if very much waits.
+
+        Raises: NotFound, ReadOnly, Closed, TypeError, ValueError.
+        """
+        place = self.place()
+
+        def operation(tx: Tx) -> None:
+            group = Settling(tx, place)
+            group.seek(admin.positions(group.log, group.topic, to, "to"))
+            group.store()
+            retention.trim(Log(tx, place.database, place.topic_id), place.topic)
+
+        self.topic.store.commit(operation)
+
+    def fork(self, name: str) -> Group:
+        """A new group that is where this one is, with the same settings: it has the cursor, and a
+        copy of what waits, is parked or is dead. What is leased here is ready there. From then on
+        they are independent.
+
+        Raises: ConfigConflict if the name is in use, NotFound, ReadOnly, Closed.
+        """
+        check.name("group", name)
+        place = self.place()
+
+        def operation(tx: Tx) -> int:
+            return admin.fork_group(tx, Log(tx, place.database, place.topic_id), place, name)
+
+        return Group(self.topic, name, self.topic.store.commit(operation))
+
+    def pause(self) -> None:
+        """Deliver nothing until `resume`; what is leased can be settled."""
+        self.topic.store.commit(lambda tx: admin.set_paused(tx, self._place, True))
+
+    def resume(self) -> None:
+        """Deliver again."""
+        self.topic.store.commit(lambda tx: admin.set_paused(tx, self._place, False))
+
+    def update(self, **changes: Unpack[GroupChanges]) -> GroupSettings:
+        """Change settings, for what is delivered from now on; None takes `max_in_flight` away.
+        Returns all settings. `ordering` cannot change.
+
+        Raises: ConfigConflict, NotFound, ReadOnly, TypeError, ValueError.
+        """
+        return self.topic.store.commit(lambda tx: admin.update_group(tx, self._place, changes))
+
+    def pending(self) -> list[PendingMessage]:
+        """The leased messages, by the end of their leases, from one snapshot."""
+
+        def snapshot(tx: Tx) -> list[PendingMessage]:
+            return list(stats.pending(tx, self.id, self.name))
+
+        return self.topic.store.engine.read(snapshot)
 
     def delete(self) -> None:
         """Remove the group with its position, waiting messages and dead letters. Its consumers get
@@ -119,9 +203,8 @@ class Group:
         admin.delete_group(self.topic.store.engine, self.place())
 
     def place(self) -> Place:
-        """The group as transactions address it."""
-        database = self.topic.store.engine.log(self.topic.id)
-        return Place(self.topic.id, self.topic.name, self.id, self.name, database)
+        """The group and its topic's log, as transactions address them."""
+        return self._place._replace(database=self.topic.store.engine.log(self.topic.id))
 
     def __repr__(self) -> str:
         return f"<Group {self.topic.name}/{self.name}>"
@@ -130,7 +213,7 @@ class Group:
 def _dead_letter(offset: int, row: HeldRow) -> DeadLetter:
     body, key, headers, _ = decode_record(row.record, row.flags)
     last = next(failure for failure in reversed(row.history) if failure.cause != "redriven")
-    reason = "rejected" if last.cause == "reject" else "max_deliveries"
+    reason = {"reject": "rejected", "ttl": "expired"}.get(last.cause, "max_deliveries")
     return DeadLetter(
         offset=offset,
         body=body,

@@ -1,7 +1,8 @@
-"""Messages that left the log's way for one group: waiting for a retry, leased again, or dead.
+"""Messages that left the log's way for one group: waiting, leased again, parked or dead.
 
     held   group, LIVE, offset         waiting or leased
     held   group, DEAD, offset         dead; found without reading what waits
+    held   group, PARK, key, offset    parked behind an earlier message of its key, see keys.py
     state  'D' group, due_ns, offset   one row for each that waits, in order of time
 
 A held message has its body with it, so a slow or dead one never keeps its segment in the log.
@@ -28,6 +29,7 @@ from .codec import (
 from .engine import Tx
 from .errors import Corrupt, NotFound
 from .model import Failure
+from .segment import TTL
 
 
 def load(tx: Tx, group_id: int, offset: int) -> HeldRow:
@@ -68,17 +70,18 @@ def bury(tx: Tx, group_id: int, group: GroupRow, offset: int, row: HeldRow, now_
     _put(tx, group_id, DEAD, offset, row)
 
 
-def revive(tx: Tx, group_id: int, group: GroupRow, offset: int, now_ns: int) -> None:
-    """Let a dead message wait for a delivery at once, with a clean slate but its history.
+def exhume(tx: Tx, group_id: int, group: GroupRow, offset: int, now_ns: int) -> HeldRow:
+    """Take a message out of the dead ones, with a clean slate but its history; it expires no more.
 
     Raises: NotFound.
     """
     row = find_dead(tx, group_id, offset)
     row.failures = 0
+    row.flags &= ~TTL
     row.history += (Failure(now_ns, "redriven", "", ""),)
     group.dead -= 1
     drop(tx, group_id, offset, DEAD)
-    wait(tx, group_id, group, offset, row, now_ns)
+    return row
 
 
 def next_due(tx: Tx, group_id: int) -> tuple[int, int] | None:
@@ -95,6 +98,13 @@ def lease(tx: Tx, group_id: int, group: GroupRow, offset: int, row: HeldRow) -> 
     row.state, row.due_ns = LEASED, 0
     group.waiting -= 1
     _put(tx, group_id, LIVE, offset, row)
+
+
+def stop_waiting(tx: Tx, group_id: int, group: GroupRow, offset: int, row: HeldRow) -> None:
+    """Forget a waiting message."""
+    tx.delete(TIME_KEY.pack(b"D", group_id, row.due_ns, offset))
+    group.waiting -= 1
+    drop(tx, group_id, offset)
 
 
 def drop(tx: Tx, group_id: int, offset: int, kind: int = LIVE) -> None:

@@ -10,12 +10,12 @@ another one has lost the lease.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from .codec import HELD, ID_KEY, SOLO, TIME_KEY, GroupRow, LeaseRow, decode_lease
 from .engine import Tx
 from .errors import NotFound
-from .segment import LANE
+from .model import LANE_BITS
 
 
 def load(tx: Tx, group_id: int, name: str) -> GroupRow:
@@ -59,7 +59,12 @@ def update(tx: Tx, group_id: int, row: LeaseRow) -> None:
     if row.unsettled:
         tx.put(_key(group_id, row), row.encode())
     else:
-        tx.delete(_key(group_id, row))
+        forget(tx, group_id, row)
+
+
+def forget(tx: Tx, group_id: int, row: LeaseRow) -> None:
+    """Remove a row."""
+    tx.delete(_key(group_id, row))
 
 
 def move(tx: Tx, group_id: int, row: LeaseRow, deadline_ns: int) -> None:
@@ -76,43 +81,53 @@ def give_back(tx: Tx, group_id: int, group: GroupRow, row: LeaseRow, *, solo: bo
     """
     tx.delete(_key(group_id, row))
     if count := row.unsettled:
-        offsets = row.offsets()
-        run = LeaseRow(offsets[0], offsets[-1] + 1 - offsets[0], flags=SOLO if solo else 0)
-        run.settled = (row.settled >> run.first - row.first) & ((1 << run.count) - 1)
-        grant(tx, group_id, run)
+        grant(tx, group_id, run_of(row.offsets(), SOLO if solo else 0))
         group.leased -= count
         group.ready += count
         tx.wake(group_id, count)
 
 
-def take_back(tx: Tx, group_id: int, group: GroupRow, limit: int, alone: bool) -> LeaseRow | None:
-    """Take up to `limit` messages out of the first row that was given back, as a run to grant; of a
-    SOLO row one, and only if it goes `alone`."""
-    row = next(rows(tx, group_id), None)
-    if row is None or row.deadline_ns or (row.flags & SOLO and not alone):
+def take_back(
+    tx: Tx, group_id: int, group: GroupRow, lane: int, limit: int, alone: bool
+) -> LeaseRow | None:
+    """Take up to `limit` messages out of the first row of a lane that was given back, as a run to
+    grant; of a SOLO row one, and only if it goes `alone`."""
+    row = next(rows(tx, group_id, 0, lane << LANE_BITS), None)
+    if row is None or row.deadline_ns or row.lane != lane or (row.flags & SOLO and not alone):
         return None
     tx.delete(_key(group_id, row))
     offsets = row.offsets()
     taken = 1 if row.flags & SOLO else min(limit, len(offsets))
     group.ready -= taken
     if taken < len(offsets):
-        start = offsets[taken] - row.first
-        rest = LeaseRow(offsets[taken], row.count - start, row.settled >> start, row.flags)
-        grant(tx, group_id, rest)
-    count = offsets[taken - 1] + 1 - row.first
-    return LeaseRow(row.first, count, row.settled & ((1 << count) - 1), row.flags)
+        grant(tx, group_id, run_of(offsets[taken:], row.flags))
+    return run_of(offsets[:taken], row.flags)
 
 
-def rows(tx: Tx, group_id: int, deadline_ns: int = 0) -> Iterator[LeaseRow]:
+def run_of(offsets: Sequence[int], flags: int = 0) -> LeaseRow:
+    """A row over these offsets, which rise; what is between them counts as settled."""
+    first, count = offsets[0], offsets[-1] + 1 - offsets[0]
+    row = LeaseRow(first, count, flags=flags)
+    if len(offsets) < count:
+        row.settled = (1 << count) - 1
+        for offset in offsets:
+            row.settled ^= 1 << offset - first
+    return row
+
+
+def rows(tx: Tx, group_id: int, deadline_ns: int = 0, first: int = 0) -> Iterator[LeaseRow]:
     """The lease rows of a group from a deadline on, those given back first, then by deadline."""
-    start = TIME_KEY.pack(b"L", group_id, deadline_ns, 0)
+    start = TIME_KEY.pack(b"L", group_id, deadline_ns, first)
     return (decode_lease(*item) for item in tx.scan(start[:5], start))
 
 
-def floor(tx: Tx, group_id: int, group: GroupRow) -> int:
-    """The first offset of the log that the group may still need."""
-    kept = (row.next_unsettled for row in rows(tx, group_id) if not row.flags & HELD)
-    return min(kept, default=group.next[LANE])
+def floors(tx: Tx, group_id: int, group: GroupRow) -> list[int]:
+    """In each lane, the first offset of the log that the group may still need."""
+    found = [group.offset(lane) for lane in range(len(group.next))]
+    for row in rows(tx, group_id):
+        if not row.flags & HELD:
+            found[row.lane] = min(found[row.lane], row.next_unsettled)
+    return found
 
 
 def _key(group_id: int, row: LeaseRow) -> bytes:

@@ -22,6 +22,12 @@ MAX_EXPIRED_LEASES = 64  # lease rows past their deadline that one get takes bac
 MAX_DEAD_OWNERS_LEASES = 1_000  # lease rows of dead processes that one get takes back
 MAX_REDRIVE_MESSAGES = 1_000  # dead letters that one transaction gives back
 MAX_TRIM_SEGMENTS = 1_000  # segments that one transaction deletes
+MAX_PURGE_SEGMENTS = 100  # segments that one transaction reads to purge a key
+
+MAX_DEDUP_BYTES = 1024  # of a dedup_id
+MAX_PRIORITIES = 10
+MAX_DUE_MESSAGES = 1_000  # scheduled messages that one transaction gives their offsets
+MAX_PARKED_MESSAGES = 1_000  # messages of busy keys that one transaction parks
 
 # Names of topics, groups and consumers.
 MAX_NAME_BYTES = 128
@@ -32,6 +38,11 @@ MAX_LEASE_SECONDS = 7 * 86400.0
 MAX_DELIVERIES = 10_000
 MAX_DELAY_SECONDS = 10 * 365 * 86400.0
 MAX_IN_FLIGHT = 1_000_000
+
+# Settings of a topic, and what puts may ask for.
+MIN_AGE_SECONDS = 0.001
+MAX_TOPIC_MESSAGES = 2**48
+MAX_DEDUP_SECONDS = 30 * 86400.0
 
 # What is kept of a message that failed.
 MAX_HISTORY = 32  # the latest entries

@@ -14,7 +14,8 @@ from .codec import ID_KEY, TopicRow, decode_topic
 from .engine import Tx
 from .environment import Database
 from .errors import Corrupt, NotFound
-from .segment import LANE, LOG_KEY, Packed, Segment, count_in, encode_segment
+from .model import LANE_BITS
+from .segment import LOG_KEY, Packed, Segment, encode_segment, head_of
 
 _CACHED_BYTES = 64 * limits.KIB  # larger segments are not kept for the next read
 
@@ -54,37 +55,45 @@ class Log:
         self.database = database
         self.topic_id = topic_id
 
-    def append(self, row: TopicRow, packed: list[Packed]) -> int:
-        """Add segments behind the last offset, and wake who waits for them; returns the first new
-        offset. Times never go back within a topic, whatever the clock does."""
-        now = row.last_put_ns = max(self.tx.engine.clock.wall_ns(), row.last_put_ns)
-        first: int = row.next[LANE]
-        offset = first
+    def append(self, row: TopicRow, lane: int, packed: list[Packed]) -> int:
+        """Add segments behind the last offset of a lane, and wake who waits for them; returns the
+        first new offset. The caller stores the row."""
+        first = offset = row.offset(lane)
         append = self.topic_id < limits.MAX_LOG_DATABASES and len(row.next) == 1
         for run in packed:
             key = LOG_KEY.pack(self.topic_id, offset)
-            value = encode_segment(key, run, now)
+            value = encode_segment(key, run, row.last_put_ns)
             self.tx.lmdb.put(key, value, append=append, db=self.database)
             offset += run.length
             row.bytes += len(value)
-        row.next[LANE] = offset
+        row.next[lane] += offset - first
         row.stored += offset - first
         row.segments += len(packed)
-        store(self.tx, self.topic_id, row)
         for group_id in decode_topic(row.config).groups:
             self.tx.wake(group_id, offset - first)
+        self.tx.announce(self.topic_id)
         return first
 
-    def read(self, first: int, stop: int) -> list[Stored]:
-        """The messages `first` to before `stop`, all of which must be there.
+    def now(self, row: TopicRow) -> int:
+        """The time of a put: it never goes back within a topic, whatever the clock does."""
+        row.last_put_ns = max(self.tx.engine.clock.wall_ns(), row.last_put_ns)
+        return row.last_put_ns
+
+    def read(self, first: int, stop: int, row: TopicRow | None = None) -> list[Stored]:
+        """The messages `first` to before `stop`, all of which must be there. With the topic's row,
+        a segment that was just read is not read again.
 
         Raises: Corrupt.
         """
         found: list[Stored] = []
         cache = self.tx.engine.segments
         while first < stop:
-            segment = cache.get(self.topic_id)
-            if segment is None or not 0 <= first - segment.first < segment.count:
+            rewritten, segment = cache.get(self.topic_id, (0, None)) if row else (0, None)
+            if (
+                segment is None
+                or not 0 <= first - segment.first < segment.count
+                or (row and rewritten != row.rewritten)
+            ):
                 segment = next(self.segments(first), None)
                 if segment is None or segment.first > first:
                     raise Corrupt(
@@ -92,22 +101,33 @@ class Log:
                         " 'diskq verify' and restore the store from a backup",
                         offset=first,
                     )
-                if segment.count > 1 and len(segment.data) <= _CACHED_BYTES:
-                    cache[self.topic_id] = segment
+                if row and segment.count > 1 and len(segment.data) <= _CACHED_BYTES:
+                    cache[self.topic_id] = row.rewritten, segment
             found += cut(segment, first, stop)
             first = segment.first + segment.count
         return found
 
-    def first(self) -> int | None:
-        """The oldest offset still stored, None if there is none."""
-        for key, _ in self.items():
-            return int(LOG_KEY.unpack(key)[1])
-        return None
+    def first(self, row: TopicRow, lane: int) -> int:
+        """The oldest offset still stored in a lane, its end if there is none."""
+        end = row.offset(lane)
+        if self.database is not None:
+            cursor = self.tx.lmdb.cursor(self.database)
+            if cursor.set_range(LOG_KEY.pack(self.topic_id, lane << LANE_BITS)):
+                topic_id, offset = LOG_KEY.unpack(cursor.key())
+                if topic_id == self.topic_id:
+                    return min(int(offset), end)
+        return end
 
-    def offset_at(self, when_ns: int, end: int) -> int:
-        """The first offset put at `when_ns` or later, `end` if there is none yet."""
-        later = (segment.first for segment in self.segments(0) if segment.put_at_ns >= when_ns)
-        return next(later, end)
+    def offset_at(self, row: TopicRow, lane: int, when_ns: int) -> int:
+        """The first offset of a lane put at `when_ns` or later, its end if there is none yet."""
+        low, high = self.first(row, lane), row.offset(lane)
+        while low < high:
+            segment = next(self.segments((low + high) // 2))
+            if segment.put_at_ns >= when_ns:
+                high = max(segment.first, low)
+            else:
+                low = segment.first + segment.count
+        return low
 
     def segments(self, offset: int) -> Iterator[Segment]:
         """The segments from the one that has `offset`, or the next behind it, in key order.
@@ -119,6 +139,14 @@ class Log:
             if segment.first + segment.count > offset:
                 yield segment
 
+    def before(self, offset: int) -> Segment | None:
+        """The last segment that has an offset below this one."""
+        cursor = self.tx.lmdb.cursor(self.database)
+        if self.database is None or not offset or not self._seek(cursor, offset - 1):
+            return None
+        segment = Segment(*cursor.item())
+        return segment if segment.first < offset else None
+
     def items(self, offset: int = 0) -> Iterator[tuple[bytes, bytes]]:
         """Keys and values of the segments, as `segments` has them, but not checked."""
         if self.database is not None:
@@ -127,22 +155,35 @@ class Log:
                 start = cursor.key()
                 yield from self.tx.scan(start[:4], start, self.database)
 
-    def trim(self, row: TopicRow, floor: int) -> int:
-        """Delete the segments that end at or before `floor`, at most MAX_TRIM_SEGMENTS of them;
-        returns how many."""
+    def trim(self, row: TopicRow, lane: int, floor: int, limit: int) -> int:
+        """Delete the segments of a lane that end at or before `floor`, at most `limit` of them;
+        returns how many messages went."""
         deleted = 0
         cursor = self.tx.lmdb.cursor(self.database)
-        while deleted < limits.MAX_TRIM_SEGMENTS and self._seek(cursor, 0):
+        for _ in range(limit):
+            if not cursor.set_range(LOG_KEY.pack(self.topic_id, lane << LANE_BITS)):
+                break
             key, value = cursor.item()
-            count = count_in(value)
-            if LOG_KEY.unpack(key)[1] + count > floor:
+            count = head_of(value)[0]
+            topic_id, offset = LOG_KEY.unpack(key)
+            if topic_id != self.topic_id or offset >> LANE_BITS != lane or offset + count > floor:
                 break
             row.stored -= count
             row.segments -= 1
             row.bytes -= len(value)
             cursor.delete()
-            deleted += 1
+            deleted += count
         return deleted
+
+    def replace(self, row: TopicRow, old: Segment, first: int, run: Packed) -> None:
+        """Write a run in the place of a segment, maybe beginning at a later offset."""
+        self.tx.lmdb.delete(LOG_KEY.pack(self.topic_id, old.first), db=self.database)
+        key = LOG_KEY.pack(self.topic_id, first)
+        value = encode_segment(key, run, old.put_at_ns)
+        self.tx.lmdb.put(key, value, db=self.database)
+        row.stored += run.length - old.count
+        row.bytes += len(value) - len(old.data)
+        row.rewritten += 1
 
     def erase(self) -> bool:
         """Delete up to MAX_TRIM_SEGMENTS segments of a deleted topic; False when none is left."""

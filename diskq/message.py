@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 from . import check, limits
 from .clock import NS, nanoseconds
 from .codec import LeaseRow
 from .log import Stored
-from .segment import decode_record
+from .model import LANE_BITS
+from .segment import RICH, decode_record
+from .settle import Settling
 
 if TYPE_CHECKING:
     from .consumer import Consumer
-    from .delivery import Delivery
+
+Action: TypeAlias = Callable[[Settling], None]
 
 
 class Message:
@@ -26,7 +30,7 @@ class Message:
 
     __slots__ = (
         *("attempt", "body", "headers", "key", "offset", "put_at_ns"),
-        *("consumer", "lease", "settled"),
+        *("consumer", "lease", "settled", "__weakref__"),
     )
 
     def __init__(self, consumer: Consumer, lease: LeaseRow, stored: Stored, failures: int) -> None:
@@ -38,7 +42,7 @@ class Message:
         self.body = record
         self.key: str | None = None
         self.headers: dict[str, str] = {}
-        if flags:
+        if flags & RICH:
             self.body, self.key, self.headers, _ = decode_record(record, flags)
 
     @property
@@ -50,6 +54,11 @@ class Message:
     def group(self) -> str:
         """Name of the group."""
         return self.consumer.group.name
+
+    @property
+    def priority(self) -> int:
+        """The lane it was put in: higher ones are delivered first."""
+        return self.offset >> LANE_BITS
 
     @property
     def token(self) -> int:
@@ -69,19 +78,15 @@ class Message:
     def nack(self, delay_seconds: float | None = None, *, error: str | None = None) -> None:
         """The delivery failed: the message comes back after `delay_seconds` (default: the group's
         backoff), or is a dead letter after the last delivery. `error` goes to its history."""
-        delay_ns = None
-        if delay_seconds is not None:
-            most = limits.MAX_DELAY_SECONDS
-            delay_ns = nanoseconds(check.seconds("delay_seconds", delay_seconds, 0, most))
-        self._fail("nack", check.text("error", error or ""), delay_ns)
+        self.consumer.settle(self, self.nacking(delay_seconds, error), True)
 
     def reject(self, reason: str = "") -> None:
         """The message can never succeed: it is a dead letter at once."""
-        self._fail("reject", check.text("reason", reason), None)
+        self.consumer.settle(self, self.rejecting(reason), True)
 
     def release(self) -> None:
         """Give the message back to its old place, uncharged, for the next get of anybody."""
-        self.consumer.settle(self, lambda at: at.release(self.lease, self.offset), True)
+        self.consumer.settle(self, self.releasing(), True)
 
     def extend(self, seconds: float | None = None) -> None:
         """Let the lease end `seconds` from now (default: the group's `lease_seconds`). Messages
@@ -91,11 +96,31 @@ class Message:
             seconds = check.seconds("seconds", seconds, *bounds)
         self.consumer.settle(self, lambda at: at.extend(self.lease, self.offset, seconds), False)
 
-    def _fail(self, cause: str, error: str, delay_ns: int | None) -> None:
-        def fail(at: Delivery) -> None:
-            at.fail(self.lease, self.offset, cause, self.consumer.name, error, delay_ns)
+    # What a transaction does with it, for diskq's own use: to be run inside of a commit.
 
-        self.consumer.settle(self, fail, True)
+    def acking(self) -> Action:
+        """The action of `ack`."""
+        return lambda at: at.ack(self.lease, [self.offset])
+
+    def nacking(self, delay_seconds: float | None, error: str | None) -> Action:
+        """The action of `nack`."""
+        delay_ns = None
+        if delay_seconds is not None:
+            most = limits.MAX_DELAY_SECONDS
+            delay_ns = nanoseconds(check.seconds("delay_seconds", delay_seconds, 0, most))
+        return self._failing("nack", check.text("error", error or ""), delay_ns)
+
+    def rejecting(self, reason: str) -> Action:
+        """The action of `reject`."""
+        return self._failing("reject", check.text("reason", reason), None)
+
+    def releasing(self) -> Action:
+        """The action of `release`."""
+        return lambda at: at.release(self.lease, self.offset)
+
+    def _failing(self, cause: str, error: str, delay_ns: int | None) -> Action:
+        name = self.consumer.name
+        return lambda at: at.fail(self.lease, self.offset, cause, name, error, delay_ns)
 
     def __enter__(self) -> Message:
         self.consumer.name_handled(self.offset)

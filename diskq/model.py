@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, overload
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, overload
 
 from .clock import nanoseconds
 
+if TYPE_CHECKING:
+    from datetime import datetime
+
 __all__ = [
     "Backoff", "ConsumerInfo", "DeadLetter", "Failure", "Finding", "GroupSettings", "GroupStats",
-    "LogMessage", "Outgoing", "Receipt", "Receipts", "StoreStats", "TopicStats",
+    "LogMessage", "Outgoing", "PendingMessage", "Receipt", "Receipts", "ScheduledMessage",
+    "StoreStats", "TopicSettings", "TopicStats",
 ]  # fmt: skip
+
+LANE_BITS = 56  # of an offset; those above are its priority
 
 
 class Backoff(NamedTuple):
@@ -31,28 +37,38 @@ class Backoff(NamedTuple):
 
 
 class Outgoing(NamedTuple):
-    """One message on its way in, for `put_many`: a body with a key or headers."""
+    """One message on its way in, for `put_many`: a body, and the options of `Topic.put`."""
 
     body: bytes
     key: str | None = None
     headers: Mapping[str, str] | None = None
+    priority: int = 0
+    delay_seconds: float | None = None
+    at: datetime | None = None
+    ttl_seconds: float | None = None
+    dedup_id: str | None = None
 
 
 class Receipt(NamedTuple):
     """What a put returns once the message is stored.
 
-    `offset` is the message's place in its topic; `commit_id` orders all commits of the store.
+    `offset` is the message's place in its topic; None while it is scheduled, then `schedule_id`
+    names it. `duplicate`: nothing was stored, these are the offset or schedule id, and the commit,
+    of the first put with the same `dedup_id`. `commit_id` orders all commits of the store.
     """
 
-    offset: int
+    offset: int | None
+    duplicate: bool
+    schedule_id: str | None
     commit_id: int
 
 
 class Receipts(Sequence[Receipt]):
-    """The receipts of a `put_many`: consecutive offsets of one commit, made on demand."""
+    """The receipts of a `put_many`: of a plain one a run of offsets, made into receipts on
+    demand."""
 
-    def __init__(self, first: int, count: int, commit_id: int) -> None:
-        self.offsets = range(first, first + count)
+    def __init__(self, offsets: Sequence[int], commit_id: int) -> None:
+        self.offsets = offsets
         self.commit_id = commit_id
 
     def __len__(self) -> int:
@@ -61,14 +77,26 @@ class Receipts(Sequence[Receipt]):
     @overload
     def __getitem__(self, at: int) -> Receipt: ...
     @overload
-    def __getitem__(self, at: slice) -> list[Receipt]: ...
-    def __getitem__(self, at: int | slice) -> Receipt | list[Receipt]:
+    def __getitem__(self, at: slice) -> Sequence[Receipt]: ...
+    def __getitem__(self, at: int | slice) -> Receipt | Sequence[Receipt]:
         if isinstance(at, slice):
-            return [Receipt(offset, self.commit_id) for offset in self.offsets[at]]
-        return Receipt(self.offsets[at], self.commit_id)
+            return Receipts(self.offsets[at], self.commit_id)
+        return Receipt(self.offsets[at], False, None, self.commit_id)
 
     def __repr__(self) -> str:
-        return f"Receipts({self.offsets.start}..{self.offsets.stop - 1})"
+        return f"Receipts({self.offsets})"
+
+
+class TopicSettings(NamedTuple):
+    """How a topic keeps its messages; stored in the topic, see `Store.topic` for the meaning."""
+
+    retention: str = "interest"
+    max_age_seconds: float | None = None
+    max_bytes: int | None = None
+    max_messages: int | None = None
+    discard: str = "new"
+    dedup_seconds: float = 120.0
+    priorities: int = 1
 
 
 class GroupSettings(NamedTuple):
@@ -77,7 +105,32 @@ class GroupSettings(NamedTuple):
     lease_seconds: float = 30.0
     max_deliveries: int = 5
     backoff: Backoff = Backoff()
+    ordering: str = "none"
     max_in_flight: int | None = None
+    keep_expired: bool = False
+
+
+class TopicChanges(TypedDict, total=False):
+    """What `Topic.update` takes: fields of TopicSettings."""
+
+    retention: str
+    max_age_seconds: float | None
+    max_bytes: int | None
+    max_messages: int | None
+    discard: str
+    dedup_seconds: float
+    priorities: int
+
+
+class GroupChanges(TypedDict, total=False):
+    """What `Group.update` takes: fields of GroupSettings."""
+
+    lease_seconds: float
+    max_deliveries: int
+    backoff: Backoff
+    ordering: str
+    max_in_flight: int | None
+    keep_expired: bool
 
 
 class LogMessage(NamedTuple):
@@ -89,12 +142,40 @@ class LogMessage(NamedTuple):
     headers: dict[str, str]
     put_at_ns: int
 
+    @property
+    def priority(self) -> int:
+        """Its lane: higher ones are delivered first."""
+        return self.offset >> LANE_BITS
+
+
+class ScheduledMessage(NamedTuple):
+    """A message that gets its offset when it is due."""
+
+    schedule_id: str
+    due_ns: int
+    body: bytes
+    key: str | None
+    headers: dict[str, str]
+    priority: int
+
+
+class PendingMessage(NamedTuple):
+    """A leased message: who has it (the name is empty once that consumer died), until when on the
+    monotonic clock, and which delivery this is."""
+
+    offset: int
+    consumer: str
+    token: int
+    deadline_ns: int
+    attempt: int
+
 
 class Failure(NamedTuple):
     """One entry of a message's history: what ended a delivery and whose it was.
 
     `cause` is one of: nack, reject, expired (deadline passed), crashed (its process died while
-    handling it), redriven (an operator gave it back; not a failure).
+    handling it), ttl (it expired before it was delivered), redriven (an operator gave it back; not
+    a failure).
     """
 
     at_ns: int
@@ -106,8 +187,8 @@ class Failure(NamedTuple):
 class DeadLetter(NamedTuple):
     """A message a group has given up.
 
-    `reason` is "rejected" or "max_deliveries"; `error` is the last error text; `history` holds the
-    latest 32 entries, oldest first; `failures` counts since the put or the last redrive.
+    `reason` is "rejected", "max_deliveries" or "expired"; `error` is the last error text; `history`
+    holds the latest 32 entries, oldest first; `failures` counts since the put or the last redrive.
     """
 
     offset: int
@@ -136,9 +217,11 @@ class ConsumerInfo(NamedTuple):
 class GroupStats(NamedTuple):
     """A group in numbers of messages, all from one snapshot.
 
-    lag = unread + ready + leased + waiting: what is not settled yet. `ready` counts what was given
-    back and waits for nobody; `waiting` counts retries, due or not. `delivered`, `redelivered`,
-    `acked` and `failed` count since the group exists.
+    lag = unread + ready + leased + waiting + parked: what is not settled yet. `ready` counts what
+    was given back and waits for nobody; `waiting` counts retries, due or not; `parked` what waits
+    for an earlier message of its key. The others count since the group exists: `expired` what
+    outlived its TTL, `dropped` what the topic's bounds took before it was settled, `purged` what an
+    operator did.
     """
 
     topic: str
@@ -148,22 +231,30 @@ class GroupStats(NamedTuple):
     ready: int
     leased: int
     waiting: int
+    parked: int
     dead: int
     acked: int
     delivered: int
     redelivered: int
     failed: int
+    expired: int
+    dropped: int
+    purged: int
+    paused: bool
 
 
 class TopicStats(NamedTuple):
-    """A topic in numbers: `put` counts all messages ever put; `stored` those still in the log, in
-    `segments` of `bytes`; `last_put_ns` is 0 if none was ever put."""
+    """A topic in numbers: `put` counts all messages that ever got an offset, `scheduled` those that
+    are to get one; `stored` those still in the log, in `segments` of `bytes`; `dropped` those that
+    its bounds removed; `last_put_ns` is 0 if none was ever put."""
 
     topic: str
     put: int
+    scheduled: int
     stored: int
     segments: int
     bytes: int
+    dropped: int
     last_put_ns: int
     groups: tuple[GroupStats, ...]
 

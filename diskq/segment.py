@@ -4,7 +4,8 @@
     value   crc32 u32, version u8, flags u8, zero u16, count u32, put_at_ns u64,
             count times the end of a record u32, the records
     record  body, or with flag RICH: key length + 1 u16 (0: no key), headers length u32, ttl_ns u64
-            (0: none), key, headers (name length u16, name, value length u32, value, ...), body
+            (0: none; all bits: the message was purged, and of it only the key is left), key,
+            headers (name length u16, name, value length u32, value, ...), body
 
 The crc covers all of the value behind it, then the key: a segment in a wrong place is damage too.
 An offset's top byte is its priority lane; each lane counts from 0. Integers are big-endian.
@@ -19,14 +20,15 @@ from struct import Struct, pack, unpack_from
 from typing import NamedTuple
 from zlib import crc32
 
+from .clock import nanoseconds
 from .errors import Corrupt
 from .limits import SEGMENT_BYTES
 from .model import Outgoing
 
 LOG_KEY = Struct(">IQ")
-LANE = 0  # every message is in the first lane until topics can have priorities
 SEGMENT_VERSION = 1
-RICH = 1
+RICH, TTL, PURGED = 1, 8, 16  # TTL: some messages may expire; PURGED: some were purged
+_GONE = 2**64 - 1  # as the ttl_ns of a purged message
 _U16, _U32 = Struct(">H"), Struct(">I")
 _SEGMENT = Struct(">IBBHIQ")
 _RECORD = Struct(">HIQ")
@@ -44,22 +46,33 @@ class Packed(NamedTuple):
 def pack_messages(messages: Sequence[bytes | Outgoing]) -> list[Packed]:
     """Encode messages into segments of about SEGMENT_BYTES; a larger message is alone in one."""
     plain = [message for message in messages if isinstance(message, bytes)]
-    flags = 0 if len(plain) == len(messages) else RICH
-    records = [_encode_record(message) for message in messages] if flags else plain
+    if len(plain) == len(messages):
+        return pack_records(plain, 0)
+    records = [encode_record(message) for message in messages]
+    return pack_records(records, RICH | (TTL if any(map(_expires, messages)) else 0))
+
+
+def _expires(message: bytes | Outgoing) -> bool:
+    return isinstance(message, Outgoing) and message.ttl_seconds is not None
+
+
+def pack_records(records: Sequence[bytes], flags: int) -> list[Packed]:
+    """The same for records."""
     if len(records) == 1:
-        return [_pack_run(records, flags)]
+        return [pack_run(records, flags)]
     room = SEGMENT_BYTES - _SEGMENT.size
     ends = list(accumulate(len(record) + _U32.size for record in records))
     packed = []
     start = base = 0
     while start < len(records):
         stop = max(bisect_right(ends, base + room, start), start + 1)
-        packed.append(_pack_run(records[start:stop], flags))
+        packed.append(pack_run(records[start:stop], flags))
         start, base = stop, ends[stop - 1]
     return packed
 
 
-def _pack_run(records: Sequence[bytes], flags: int) -> Packed:
+def pack_run(records: Sequence[bytes], flags: int) -> Packed:
+    """Encode records into one segment."""
     ends = pack(f">{len(records)}I", *accumulate(map(len, records)))
     content = b"".join((ends, *records))
     return Packed(len(records), flags, content, crc32(content))
@@ -71,9 +84,10 @@ def encode_segment(key: bytes, packed: Packed, put_at_ns: int) -> bytes:
     return _U32.pack(crc32(head + key, packed.crc)) + head + packed.content
 
 
-def count_in(value: bytes) -> int:
-    """How many messages a segment's value says it has, unchecked."""
-    return int(_SEGMENT.unpack_from(value)[4])
+def head_of(value: bytes) -> tuple[int, int]:
+    """How many messages a segment's value says it has, and when they were put, unchecked."""
+    *_, count, put_at_ns = _SEGMENT.unpack_from(value)
+    return count, put_at_ns
 
 
 class Segment:
@@ -117,12 +131,14 @@ class Parts(NamedTuple):
     ttl_ns: int
 
 
-def _encode_record(message: bytes | Outgoing) -> bytes:
+def encode_record(message: bytes | Outgoing) -> bytes:
+    """A message as a RICH segment has it."""
     if isinstance(message, bytes):
         return _RECORD.pack(0, 0, 0) + message
     key = b"" if message.key is None else message.key.encode()
     headers = encode_headers(message.headers or {})
-    head = _RECORD.pack(0 if message.key is None else len(key) + 1, len(headers), 0)
+    ttl_ns = 0 if message.ttl_seconds is None else nanoseconds(message.ttl_seconds)
+    head = _RECORD.pack(0 if message.key is None else len(key) + 1, len(headers), ttl_ns)
     return b"".join((head, key, headers, message.body))
 
 
@@ -135,6 +151,28 @@ def decode_record(record: bytes, flags: int) -> Parts:
     body_at = headers_at + headers_length
     key = record[_RECORD.size : headers_at].decode() if key_length else None
     return Parts(record[body_at:], key, decode_headers(record[headers_at:body_at]), ttl_ns)
+
+
+def key_of(record: bytes, flags: int) -> bytes | None:
+    """The key in a record, None if it has none."""
+    if not flags & RICH or not (length := _U16.unpack_from(record)[0]):
+        return None
+    return record[_RECORD.size : _RECORD.size + length - 1]
+
+
+def ttl_of(record: bytes, flags: int) -> int:
+    """Nanoseconds until a record expires, 0 if it never does."""
+    return int(_RECORD.unpack_from(record)[2]) if flags & TTL else 0
+
+
+def is_purged(record: bytes, flags: int) -> bool:
+    """Whether nothing but the key of a message is left."""
+    return bool(flags & PURGED) and _RECORD.unpack_from(record)[2] == _GONE
+
+
+def purged_record(key: bytes) -> bytes:
+    """What is left of a purged message with this key."""
+    return _RECORD.pack(len(key) + 1, 0, _GONE) + key
 
 
 def encode_headers(headers: Mapping[str, str]) -> bytes:

@@ -2,14 +2,15 @@
 
 Nothing in it must last. It has a fixed size and is never truncated or unlinked:
 
-    0       u8: 1 once two groups may share a wake word
+    0       u8: 1 once groups or topics may share a wake word
     4       u32: how many slots were ever used; locked by who takes one
     8, 9    locked by who writes to the store, and by who draws a number to wait for that
     12      u32 twice: the number that was served last, and drawn last
     64      64 bytes, locked by those who wait and who is served, by their number modulo 64
     4096    WAKE_WORDS times u32, see wake.py
-    20480   MAX_CONSUMERS slots of 160 bytes: owner u64 (odd; 0: free), group u32, pid u32,
-            handling u64 (offset + 1; 0: none named), waiting u8, length of the name u8, name
+    20480   MAX_CONSUMERS slots of 168 bytes: owner u64 (odd; 0: free), group u32, pid u32,
+            handling u64 (offset + 1; 0: none named), handed u64 (token of the last prefetched
+            message that was handed out), waiting u8, length of the name u8, name
 
 A live consumer holds a POSIX lock on the first byte of its slot. The kernel frees it at any death,
 a forked child does not inherit it, and F_GETLK asks for it without side effects. Two rules follow
@@ -39,10 +40,11 @@ _TURNS = struct.Struct("=II")
 _REPEATS = 8
 _WORDS = 4096
 _SLOTS = _WORDS + 4 * WAKE_WORDS
-_SLOT = struct.Struct("=QIIQBB128s6x")
+_SLOT = struct.Struct("=QIIQQBB128s6x")
 _USED = struct.Struct("=I")
 _OWNER = struct.Struct("=QI")
-_HANDLING, _WAITING = 16, 24  # in a slot
+_HANDLING, _HANDED, _WAITING = 16, 24, 32  # in a slot
+_WATCHED = 1 << 31  # in a topic's word
 _END = _SLOTS + MAX_CONSUMERS * _SLOT.size
 _FREE = bytes(_SLOT.size)
 _FLOCK = struct.Struct("qqihh" if sys.platform == "darwin" else "hhqqi4x")  # fcntl(2)
@@ -55,6 +57,7 @@ class Slot(NamedTuple):
     group: int
     pid: int
     handling: int | None
+    handed: int
     waiting: bool
     name: str
 
@@ -119,7 +122,7 @@ class Slots:
     # Wake words
 
     def share_words(self) -> None:
-        """Note that some groups share a word, so that a wake-up must reach all its waiters."""
+        """Note that groups or topics share a word, so that a wake-up must reach all its waiters."""
         self._memory[0] = 1
 
     def word(self, group: int) -> int:
@@ -138,6 +141,26 @@ class Slots:
         """Sleep until something happens in the group whose word was `seen`."""
         self._words.wait(group % WAKE_WORDS, seen, seconds)
 
+    def watch(self, topic: int) -> int:
+        """The topic's word, marked as watched: look at the topic after this, then wait for the word
+        to change. Only watched topics are announced, so nobody pays where nobody waits."""
+        value = self._words.read(_word_of(topic)) | _WATCHED
+        self._words.mark(_word_of(topic), value)
+        return value
+
+    def watched(self, topic: int) -> bool:
+        """Whether somebody waits for something to happen in the topic."""
+        return bool(self._words.read(_word_of(topic)) & _WATCHED)
+
+    def announce(self, topic: int, value: int) -> None:
+        """Wake whoever watches the topic."""
+        if self.watched(topic):
+            self._words.wake(_word_of(topic), value & ~_WATCHED, ALL)
+
+    def wait_for_topic(self, topic: int, seen: int, seconds: float) -> None:
+        """Sleep until something happens in the topic, or its word is not the one seen."""
+        self._words.wait(_word_of(topic), seen, seconds)
+
     # Consumers
 
     def take(self, owner: int, group: int, name: str) -> int:
@@ -154,7 +177,7 @@ class Slots:
                 used = self._column(0).ljust(MAX_CONSUMERS, b"\0")
                 for index in sorted(range(MAX_CONSUMERS), key=lambda index: used[index] != 0):
                     if index not in self._mine and self._try_lock(_start(index)):
-                        slot = (owner, group, os.getpid(), 0, 0, len(text), text)
+                        slot = (owner, group, os.getpid(), 0, 0, 0, len(text), text)
                         self._fill(index, _SLOT.pack(*slot))
                         self._mine[index] = owner
                         count = max(index + 1, len(self._column(0)))
@@ -182,17 +205,22 @@ class Slots:
         value = 0 if offset is None else offset + 1
         struct.pack_into("=Q", self._memory, _start(index) + _HANDLING, value)
 
+    def hand_out(self, index: int, token: int) -> None:
+        """Tell others how far a prefetching consumer is: they leave that to it."""
+        struct.pack_into("=Q", self._memory, _start(index) + _HANDED, token)
+
     def set_waiting(self, index: int, waiting: bool) -> None:
         """Tell others that this consumer is blocked in a get."""
         self._memory[_start(index) + _WAITING] = waiting
 
     def read(self, index: int) -> Slot:
         """What a slot says."""
-        owner, group, pid, handling, waiting, length, name = _SLOT.unpack_from(
+        owner, group, pid, handling, handed, waiting, length, name = _SLOT.unpack_from(
             self._memory, _start(index)
         )
         text = name[:length].decode(errors="replace")
-        return Slot(owner, group, pid, handling - 1 if handling else None, bool(waiting), text)
+        named = handling - 1 if handling else None
+        return Slot(owner, group, pid, named, handed, bool(waiting), text)
 
     def alive(self, index: int, owner: int) -> bool:
         """Whether the consumer `owner`, which had this slot, is alive."""
@@ -263,6 +291,11 @@ class Slots:
             query = (_start(index), 1, 0, fcntl.F_WRLCK, os.SEEK_SET)
         answer = _FLOCK.unpack(fcntl.fcntl(self._file, fcntl.F_GETLK, _FLOCK.pack(*query)))
         return bool(answer[3 if sys.platform == "darwin" else 0] != fcntl.F_UNLCK)
+
+
+def _word_of(topic: int) -> int:
+    """Topics have their words from the end on, groups theirs from the front."""
+    return WAKE_WORDS - 1 - topic % WAKE_WORDS
 
 
 def _start(index: int) -> int:

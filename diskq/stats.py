@@ -8,12 +8,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from . import files, leases, log
-from .codec import DURABILITIES, FORMAT_VERSION, ID_KEY, U32, TopicRow, decode_group, decode_topic
+from . import files, held, leases, log
+from .codec import (
+    DURABILITIES,
+    FORMAT_VERSION,
+    HELD,
+    ID_KEY,
+    U32,
+    TopicRow,
+    decode_group,
+    decode_topic,
+)
 from .engine import Engine, Tx
 from .errors import NotFound
-from .model import ConsumerInfo, GroupStats, StoreStats, TopicStats
-from .segment import LANE
+from .model import ConsumerInfo, GroupStats, PendingMessage, StoreStats, TopicStats
 
 
 def topic_ids(tx: Tx) -> Iterator[tuple[str, int]]:
@@ -34,19 +42,33 @@ def _names(tx: Tx, prefix: bytes) -> Iterator[tuple[str, int]]:
 def group_stats(tx: Tx, topic: TopicRow, group_id: int, name: str) -> GroupStats:
     """A group in numbers. Raises: NotFound."""
     row = leases.load(tx, group_id, name)
-    unread = topic.next[LANE] - row.next[LANE]
-    lag = unread + row.ready + row.leased + row.waiting
-    states = lag, unread, row.ready, row.leased, row.waiting, row.dead
+    unread = sum(topic.next) - sum(row.next)
+    states = unread, row.ready, row.leased, row.waiting, row.parked
     totals = row.acked, row.delivered, row.redelivered, row.failed
-    return GroupStats(decode_topic(topic.config).name, name, *states, *totals)
+    ended = row.expired, row.dropped, row.purged
+    paused = decode_group(row.config).paused
+    names = decode_topic(topic.config).name, name
+    return GroupStats(*names, sum(states), *states, row.dead, *totals, *ended, paused)
 
 
 def topic_stats(tx: Tx, topic_id: int, name: str) -> TopicStats:
     """A topic in numbers. Raises: NotFound."""
     row = log.load(tx, topic_id, name)
     groups = tuple(group_stats(tx, row, number, name) for name, number in group_ids(tx, topic_id))
-    counts = row.next[LANE], row.stored, row.segments, row.bytes, row.last_put_ns
-    return TopicStats(name, *counts, groups)
+    counts = row.scheduled, row.stored, row.segments, row.bytes, row.dropped, row.last_put_ns
+    return TopicStats(name, sum(row.next), *counts, groups)
+
+
+def pending(tx: Tx, group_id: int, name: str) -> Iterator[PendingMessage]:
+    """The leased messages of a group, by deadline. Raises: NotFound."""
+    leases.load(tx, group_id, name)
+    for lease in leases.rows(tx, group_id, 1):
+        slot = None if tx.engine.readonly else tx.engine.slots.read(lease.slot)
+        holder = slot.name if slot and slot.owner == lease.owner else ""
+        failures = held.load(tx, group_id, lease.first).failures if lease.flags & HELD else 0
+        for offset in lease.offsets():
+            token = lease.token + offset - lease.first
+            yield PendingMessage(offset, holder, token, lease.deadline_ns, failures + 1)
 
 
 def consumers(tx: Tx) -> Iterator[ConsumerInfo]:

@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar, Unpack
 
 from . import admin, check, limits, stats
 from .clock import Clock
@@ -19,6 +19,10 @@ from .model import Finding, StoreStats
 from .queue import DEFAULT_GROUP, Queue
 from .registry import close_engine, open_engine
 from .topic import Topic
+from .transaction import Transaction
+
+if TYPE_CHECKING:
+    from .model import TopicChanges
 
 T = TypeVar("T")
 
@@ -114,25 +118,58 @@ class Store:
         """The directory."""
         return self.engine.path
 
-    def topic(self, name: str) -> Topic:
-        """The topic of this name, made if need be, durably when this returns.
+    def topic(
+        self,
+        name: str,
+        *,
+        retention: str | None = None,
+        max_age_seconds: float | None = None,
+        max_bytes: int | None = None,
+        max_messages: int | None = None,
+        discard: str | None = None,
+        dedup_seconds: float | None = None,
+        priorities: int | None = None,
+    ) -> Topic:
+        """The topic of this name, made if need be, durably when this returns. A setting that is
+        None is what is stored, or for a new topic the default.
 
-        Raises: ReadOnly if it would have to be made, Closed.
+        `retention` ("interest"): a message goes when every group is done with it, and stays while
+        there is no group; with "limits" it stays until a bound takes it, the oldest first.
+        `max_age_seconds`, `max_bytes`, `max_messages` (no bounds): what is older, or more, goes or
+        is refused. `discard` ("new"): when the topic or the store is full, puts wait or raise Full;
+        with "old" the oldest messages go, and their groups count them as dropped. `dedup_seconds`
+        (120): how long a dedup_id is remembered. `priorities` (1, at most 10): lanes of the topic.
+
+        Raises: ConfigConflict if the topic has other settings; ReadOnly if it would have to be
+        made; ValueError, TypeError, Closed.
         """
+        given: dict[str, object] = {
+            "retention": retention,
+            "max_age_seconds": max_age_seconds,
+            "max_bytes": max_bytes,
+            "max_messages": max_messages,
+            "discard": discard,
+            "dedup_seconds": dedup_seconds,
+            "priorities": priorities,
+        }
         check.name("topic", name)
-        engine = self.engine
-        topic_id = engine.read(lambda tx: admin.find_topic(tx, name))
+        topic_id = self.engine.read(lambda tx: admin.find_topic(tx, name, given))
         if topic_id is None:
-            topic_id = self.commit(lambda tx: admin.make_topic(tx, name))
+            topic_id = self.commit(lambda tx: admin.make_topic(tx, name, given))
         return Topic(self, name, topic_id)
 
-    def queue(self, name: str) -> Queue:
+    def queue(self, name: str, **settings: Unpack[TopicChanges]) -> Queue:
         """The topic of this name and its group "default", made if need be: the simple face.
 
         Raises: as `topic`.
         """
-        topic = self.topic(name)
+        topic = self.topic(name, **settings)
         return Queue(topic, topic.group(DEFAULT_GROUP))
+
+    def transaction(self) -> Transaction:
+        """Settles and puts on any topics of the store, all in one commit; see there."""
+        self.check_writable()
+        return Transaction(self)
 
     def topics(self) -> list[Topic]:
         """All topics, by name."""

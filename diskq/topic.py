@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Unpack
 
-from . import admin, check, log, stats
+from . import admin, check, limits, log, puts, retention, schedule, stats
 from .admin import Start
+from .clock import NS
+from .codec import decode_topic
 from .engine import Tx
 from .environment import Database
+from .errors import Full
 from .group import Group
 from .log import Log, Stored, cut
-from .model import Backoff, LogMessage, Outgoing, Receipt, Receipts, TopicStats
-from .segment import LANE, Packed, decode_record, pack_messages
+from .model import (
+    LANE_BITS,
+    Backoff,
+    LogMessage,
+    Outgoing,
+    Receipt,
+    ScheduledMessage,
+    TopicSettings,
+    TopicStats,
+)
+from .segment import decode_record, is_purged
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
+    from .model import TopicChanges
     from .store import Store
 
-_END = 2**56  # behind every offset
+_END = 2**64  # behind every offset
+_PAGE = 100  # scheduled messages fetched per read transaction
 
 
 class Topic:
@@ -29,39 +47,192 @@ class Topic:
         self.id = topic_id
 
     def put(
-        self, body: bytes, *, key: str | None = None, headers: Mapping[str, str] | None = None
+        self,
+        body: bytes,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+        delay_seconds: float | None = None,
+        at: datetime | None = None,
+        ttl_seconds: float | None = None,
+        dedup_id: str | None = None,
+        block: bool = True,
+        timeout: float | None = None,
     ) -> Receipt:
         """Append one message, or raise and append nothing. Durable when it returns.
 
         `key` (at most 1 KiB) and `headers` (at most 64, 64 KiB) travel with the body (16 MiB).
+        `priority` (0, below the topic's `priorities`): higher ones are delivered first.
+        `delay_seconds` or `at` (a datetime, local if naive): when it is put; until then it has no
+        offset. `ttl_seconds`, from then on: it is not delivered after that. `dedup_id` (1 KiB): if
+        one was put with the same within the topic's `dedup_seconds`, this stores nothing and
+        returns that one's receipt with `duplicate=True`, even if it was cancelled.
 
-        Raises: Full, MessageTooLarge, TypeError, NotFound (the topic was deleted), Closed.
+        If the topic is full and discards new messages, wait for room, up to `timeout` seconds,
+        None: without end. A full store or disk raises Full at once.
+
+        Raises: Full, MessageTooLarge, TypeError, ValueError, NotFound (the topic was deleted),
+        ReadOnly, Closed.
         """
-        message = body if key is None and headers is None else Outgoing(body, key, headers)
-        return Receipt(*self._append(pack_messages([check.message(message)])))
+        options = key, headers, priority, delay_seconds, at, ttl_seconds, dedup_id
+        plain = options == (None, None, 0, None, None, None, None)
+        message = check.message(body if plain else Outgoing(body, *options))
+        return self._put([message], block, timeout)[0]
 
-    def put_many(self, messages: Iterable[bytes | Outgoing]) -> Receipts:
-        """Append messages in one commit, all or none, at consecutive offsets. Durable when it
-        returns. At most 100,000 messages and 256 MiB.
+    def put_many(
+        self,
+        messages: Iterable[bytes | Outgoing],
+        *,
+        block: bool = True,
+        timeout: float | None = None,
+    ) -> Sequence[Receipt]:
+        """Append messages in one commit, all or none, in order. Durable when it returns. At most
+        100,000 messages and 256 MiB. The receipts are in the same order.
 
         Raises: as `put`.
         """
         found = check.messages(messages)
-        if not found:
-            return Receipts(0, 0, 0)
-        first, commit_id = self._append(pack_messages(found))
-        return Receipts(first, len(found), commit_id)
+        return self._put(found, block, timeout) if found else ()
 
-    def _append(self, packed: list[Packed]) -> tuple[int, int]:
+    def _put(
+        self, messages: Sequence[bytes | Outgoing], block: bool, timeout: float | None
+    ) -> Sequence[Receipt]:
+        timeout = check.timeout(timeout) if block else 0
+        prepared = puts.prepare(messages)
         database = self.store.engine.log(self.id)
-        size = sum(len(run.content) for run in packed)
 
-        def operation(tx: Tx) -> tuple[int, int]:
-            tx.engine.need_room(tx, size)
+        def operation(tx: Tx) -> Sequence[Receipt]:
+            return puts.store(Log(tx, database, self.id), self.name, prepared)
+
+        try:
+            return self.store.commit(operation)
+        except Full as error:
+            if timeout == 0 or not hasattr(error, "topic"):
+                raise
+        return self._put_when_there_is_room(operation, timeout)
+
+    def _put_when_there_is_room(
+        self, operation: Callable[[Tx], Sequence[Receipt]], timeout: float | None
+    ) -> Sequence[Receipt]:
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            seen = self.store.engine.slots.watch(self.id)
+            try:
+                return self.store.commit(operation)
+            except Full as error:
+                left = limits.WAIT_SECONDS if until is None else until - time.monotonic()
+                if left <= 0 or not hasattr(error, "topic"):
+                    raise
+            seconds = min(left, limits.WAIT_SECONDS)
+            self.store.engine.slots.wait_for_topic(self.id, seen, seconds)
+
+    # What is to come, and what is to go
+
+    def scheduled(self) -> Iterator[ScheduledMessage]:
+        """The messages that are not due yet, in order of time, or due and not yet taken note of.
+        Those that are scheduled or fall due meanwhile may or may not appear."""
+
+        def page(tx: Tx) -> list[schedule.Planned]:
+            log.load(tx, self.id, self.name)
+            return list(islice(schedule.rows(tx, self.id, *start), _PAGE))
+
+        start = (0, 0)
+        while found := self.store.engine.read(page):
+            for due_ns, number, lane, flags, record in found:
+                body, key, headers, _ = decode_record(record, flags)
+                name = schedule.schedule_id(due_ns, number)
+                yield ScheduledMessage(name, due_ns, body, key, headers, lane)
+            start = found[-1].due_ns, found[-1].number + 1
+
+    def cancel(self, schedule_id: str) -> None:
+        """Forget a scheduled message. Its `dedup_id` stays in use.
+
+        Raises: NotFound if it got its offset already, was cancelled, or never was.
+        """
+        check.text("schedule_id", schedule_id)
+
+        def operation(tx: Tx) -> None:
             row = log.load(tx, self.id, self.name)
-            return Log(tx, database, self.id).append(row, packed), tx.commit_id
+            schedule.cancel(Log(tx, None, self.id), row, schedule_id)
+            log.store(tx, self.id, row)
 
-        return self.store.commit(operation)
+        self.store.commit(operation)
+
+    def trim(self) -> int:
+        """Delete what no group needs any more, and what is over the topic's bounds; returns how
+        many messages. Puts and acks do the same now and then.
+
+        Raises: NotFound, ReadOnly, Closed.
+        """
+        database = self.store.engine.log(self.id)
+        total = 0
+        while count := self.store.commit(
+            lambda tx: retention.trim(Log(tx, database, self.id), self.name)
+        ):
+            total += count
+        return total
+
+    def purge(self, *, before: Start | None = None, key: str | None = None) -> int:
+        """Delete messages, whether groups are done with them or not: all, those `before` an offset
+        or datetime, those with a `key`, or both. Who handles one of them loses it, except that
+        those with a key may still be acked. Waiting and parked ones go too; dead letters stay, and
+        so does what is scheduled, unless all or its key goes. Returns how many left the log and the
+        schedule; groups count theirs, of a key only when they get there.
+
+        It takes several commits: if it is cut off, call it again.
+
+        Raises: NotFound, ReadOnly, Closed, TypeError, ValueError.
+        """
+        to: Start = "latest" if before is None else before
+        raw = None if key is None else check.text("key", key).encode()
+        database = self.store.engine.log(self.id)
+
+        def floors(tx: Tx) -> list[int]:
+            source = Log(tx, database, self.id)
+            return admin.positions(source, log.load(tx, self.id, self.name), to, "before")
+
+        below = self.store.engine.read(floors)
+        if raw is not None:
+            return self._purge_key(database, below, raw)
+        total, done = 0, False
+        while not done:
+            count, done = self.store.commit(
+                lambda tx: retention.purge_below(
+                    Log(tx, database, self.id), self.name, below, before is None
+                )
+            )
+            total += count
+        return total
+
+    def _purge_key(self, database: Database, below: Sequence[int], key: bytes) -> int:
+        total = 0
+        at: int | None = 0
+
+        def operation(tx: Tx) -> tuple[int, int | None]:
+            source = Log(tx, database, self.id)
+            return retention.purge_key(source, self.name, below, key, at or 0)
+
+        while at is not None:
+            count, at = self.store.commit(operation)
+            total += count
+        return total
+
+    @property
+    def settings(self) -> TopicSettings:
+        """The stored settings."""
+        row = self.store.engine.read(lambda tx: log.load(tx, self.id, self.name))
+        return decode_topic(row.config).settings
+
+    def update(self, **changes: Unpack[TopicChanges]) -> TopicSettings:
+        """Change settings; None takes a bound away. Returns all settings. `dedup_seconds` cannot
+        change, `priorities` only grow.
+
+        Raises: ConfigConflict, NotFound, ReadOnly, TypeError, ValueError.
+        """
+        return self.store.commit(lambda tx: admin.update_topic(tx, self.id, self.name, changes))
+
+    # Groups
 
     def group(
         self,
@@ -71,7 +242,9 @@ class Topic:
         lease_seconds: float | None = None,
         max_deliveries: int | None = None,
         backoff: Backoff | None = None,
+        ordering: str | None = None,
         max_in_flight: int | None = None,
+        keep_expired: bool | None = None,
     ) -> Group:
         """The group of this name, made if need be. A setting that is None is what is stored, or
         for a new group the default.
@@ -79,8 +252,9 @@ class Topic:
         `start`: where a new group begins: at the "earliest" message stored, the "latest" (only what
         comes), an offset, or a datetime. `lease_seconds` (30): how long a consumer may handle a
         message. `max_deliveries` (5): failed deliveries until a message is dead. `backoff`
-        (Backoff(1, 2, 300)): how long a failed message waits. `max_in_flight` (no bound): messages
-        leased at once.
+        (Backoff(1, 2, 300)): how long a failed message waits. `ordering` ("none"): with "key",
+        messages of one key are delivered one after the other, in order. `max_in_flight` (no bound):
+        messages leased at once. `keep_expired` (False): what outlives its TTL is a dead letter.
 
         Raises: ConfigConflict if the group has other settings, NotFound, ReadOnly, Closed.
         """
@@ -88,7 +262,9 @@ class Topic:
             "lease_seconds": lease_seconds,
             "max_deliveries": max_deliveries,
             "backoff": backoff,
+            "ordering": ordering,
             "max_in_flight": max_in_flight,
+            "keep_expired": keep_expired,
         }
         check.name("group", name)
         engine = self.store.engine
@@ -107,32 +283,115 @@ class Topic:
         found = self.store.engine.read(lambda tx: list(stats.group_ids(tx, self.id)))
         return [Group(self, name, group_id) for name, group_id in found]
 
+    # Looking
+
     def read(
-        self, start: int = 0, stop: int | None = None, *, limit: int | None = None
+        self,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        limit: int | None = None,
+        reverse: bool = False,
     ) -> Iterator[LogMessage]:
         """Stored messages from offset `start` to before `stop`, at most `limit`, without taking
-        them. What is trimmed meanwhile is left out; each step is a short transaction of its own.
+        them; with `reverse` the last ones first. Offsets of a higher priority are behind all lower
+        ones. What is trimmed meanwhile is left out; each step is a short transaction of its own.
 
         Raises: Corrupt, NotFound, Closed.
         """
-        at = check.count("start", start, 0, _END)
-        end = _END if stop is None else check.count("stop", stop, 0, _END)
+        low = check.count("start", start, 0, _END)
+        high = _END if stop is None else check.count("stop", stop, 0, _END)
         left = _END if limit is None else check.count("limit", limit, 0, _END)
         database = self.store.engine.log(self.id)
-        while found := self._page(database, at, end)[:left]:
-            for offset, record, flags, put_at_ns in found:
-                body, key, headers, _ = decode_record(record, flags)
-                yield LogMessage(offset, body, key, headers, put_at_ns)
-            left -= len(found)
-            at = found[-1].offset + 1
+        while left and (found := self._page(database, low, high, reverse)):
+            messages = [
+                _log_message(each) for each in found if not is_purged(each.record, each.flags)
+            ]
+            yield from messages[:left]
+            left -= min(left, len(messages))
+            low, high = (low, found[-1].offset) if reverse else (found[-1].offset + 1, high)
 
-    def _page(self, database: Database, start: int, stop: int) -> list[Stored]:
+    def _page(self, database: Database, low: int, high: int, reverse: bool) -> list[Stored]:
+        """The messages of one segment."""
+
         def page(tx: Tx) -> list[Stored]:
-            end = min(stop, log.load(tx, self.id, self.name).next[LANE])
-            segment = next(Log(tx, database, self.id).segments(start), None)
-            return cut(segment, start, end) if segment else []
+            log.load(tx, self.id, self.name)
+            source = Log(tx, database, self.id)
+            segment = source.before(high) if reverse else next(source.segments(low), None)
+            found = cut(segment, low, high) if segment else []
+            return found[::-1] if reverse else found
 
-        return self.store.engine.read(page)
+        return self.store.engine.read(page) if low < high else []
+
+    def offset_at(self, when: datetime) -> int:
+        """The offset of the first message of the lowest priority put at `when` or later, or the
+        next one to be put.
+
+        Raises: NotFound, Closed, TypeError, ValueError.
+        """
+        when_ns = check.wall_ns("when", when)
+        database = self.store.engine.log(self.id)
+
+        def find(tx: Tx) -> int:
+            row = log.load(tx, self.id, self.name)
+            return Log(tx, database, self.id).offset_at(row, 0, when_ns)
+
+        return self.store.engine.read(find)
+
+    def follow(
+        self, start: Start = "latest", *, timeout: float | None = None
+    ) -> Iterator[LogMessage]:
+        """Messages as they are put, without taking them, from `start` on as in `group`. It ends
+        when none came for `timeout` seconds, None: never. What is trimmed before it was read is
+        left out.
+
+        Raises: ReadOnly (waiting needs the store's shared memory), Corrupt, NotFound, Closed.
+        """
+        self.store.check_writable()
+        timeout = check.timeout(timeout)
+        database = self.store.engine.log(self.id)
+
+        def begin(tx: Tx) -> list[int]:
+            source = Log(tx, database, self.id)
+            return admin.positions(source, log.load(tx, self.id, self.name), start, "start")
+
+        return self._follow(database, self.store.engine.read(begin), timeout)
+
+    def _follow(
+        self, database: Database, cursor: list[int], timeout: float | None
+    ) -> Iterator[LogMessage]:
+        last = time.monotonic()
+        while True:
+            slots = self.store.engine.slots
+            seen = slots.watch(self.id)
+            wait = self._promote(database)
+            for lane, at in enumerate(cursor):
+                for message in self.read(at, (lane + 1) << LANE_BITS):
+                    yield message
+                    cursor[lane] = message.offset + 1
+                    last = time.monotonic()
+            if timeout is not None:
+                wait = min(wait, last + timeout - time.monotonic())
+                if wait <= 0:
+                    return
+            slots.wait_for_topic(self.id, seen, wait)
+
+    def _promote(self, database: Database) -> float:
+        """Give offsets to what is due; seconds until there is more to do, at most WAIT_SECONDS."""
+
+        def seconds(tx: Tx) -> float:
+            due_ns = schedule.next_due(Log(tx, database, self.id))
+            return (
+                limits.WAIT_SECONDS if due_ns is None else due_ns / NS - engine.clock.wall_ns() / NS
+            )
+
+        def promote(tx: Tx) -> None:
+            schedule.promote(Log(tx, database, self.id), log.load(tx, self.id, self.name))
+
+        engine = self.store.engine
+        while (wait := engine.read(seconds)) <= 0:
+            self.store.commit(promote)
+        return min(wait, limits.WAIT_SECONDS)
 
     def stats(self) -> TopicStats:
         """The topic and its groups in numbers, from one snapshot; the same cost with any backlog.
@@ -143,3 +402,9 @@ class Topic:
 
     def __repr__(self) -> str:
         return f"<Topic {self.name}>"
+
+
+def _log_message(stored: Stored) -> LogMessage:
+    offset, record, flags, put_at_ns = stored
+    body, key, headers, _ = decode_record(record, flags)
+    return LogMessage(offset, body, key, headers, put_at_ns)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain
 
-from . import held, leases, stats
+from . import held, keys, leases, schedule, stats
 from .admin import DELETED_GROUP
 from .codec import (
     BURIED,
     DEAD,
     HELD,
-    HELD_KEY,
     ID_KEY,
     LEASED,
     LIVE,
@@ -34,8 +34,8 @@ from .environment import Database
 from .errors import Corrupt
 from .limits import MIB
 from .log import Log
-from .model import Finding
-from .segment import LANE, LOG_KEY, Segment, count_in
+from .model import LANE_BITS, Finding
+from .segment import LOG_KEY, Segment, head_of
 
 
 def check_store(engine: Engine) -> list[Finding]:
@@ -77,20 +77,34 @@ def _check(tx: Tx, logs: dict[int, Database]) -> Iterator[Finding]:
     yield from _check_names(tx, topics, groups)
     for topic_id, topic in topics.items():
         where = f"topic {decode_topic(topic.config).name}"
-        log = Log(tx, logs.get(topic_id), topic_id)
-        yield from _check_log(log, where, topic)
-        first = log.first()
+        source = Log(tx, logs.get(topic_id), topic_id)
+        yield from _check_log(source, where, topic)
+        planned = sum(1 for _ in schedule.rows(tx, topic_id))
+        yield from _compare(where, scheduled=(topic.scheduled, planned))
         for group_id in decode_topic(topic.config).groups:
             if group_id in groups:
                 group = groups[group_id]
                 place = f"{where}, group {decode_group(group.config).name}"
                 yield from _check_group(tx, place, group_id, group)
-                floor = leases.floor(tx, group_id, group)
-                if not (topic.next[LANE] if first is None else first) <= floor:
-                    yield Finding(place, f"needs offset {floor}, the log begins at {first}")
-                if group.next[LANE] > topic.next[LANE]:
-                    yield Finding(place, "its cursor is behind the end of the log")
-    yield from _check_owners(tx, set(groups))
+                yield from _check_needs(source, place, group_id, topic, group)
+                if decode_group(group.config).settings.ordering == "key":
+                    yield from _check_keys(source, place, group_id)
+    yield from _check_owners(tx, set(topics), set(groups))
+
+
+def _check_needs(
+    source: Log, where: str, group_id: int, topic: TopicRow, group: GroupRow
+) -> Iterator[Finding]:
+    """What a group needs of the log is there, and not more than there can be."""
+    if len(group.next) != len(topic.next):
+        yield Finding(where, f"it has {len(group.next)} lanes, its topic {len(topic.next)}")
+        return
+    for lane, needed in enumerate(leases.floors(source.tx, group_id, group)):
+        first = source.first(topic, lane)
+        if needed < first:
+            yield Finding(where, f"needs offset {needed}, the log begins at {first}")
+        if group.next[lane] > topic.next[lane]:
+            yield Finding(where, "its cursor is behind the end of the log")
 
 
 def _check_names(
@@ -118,16 +132,18 @@ def _check_names(
             yield Finding("store", f"groups by name {named}, by row {rows}, by topic {ids}")
 
 
-def _check_log(log: Log, where: str, topic: TopicRow) -> Iterator[Finding]:
+def _check_log(source: Log, where: str, topic: TopicRow) -> Iterator[Finding]:
     """Segments are whole, dense, in order of time, and as many as the row counts."""
-    stored = size = segments = last_ns = 0
-    end = None
-    for key, value in log.items():
+    stored = size = segments = 0
+    ends: dict[int, int] = {}
+    last_ns: dict[int, int] = {}
+    for key, value in source.items():
         offset = LOG_KEY.unpack(key)[1]
-        if end is not None and offset != end:
-            yield Finding(where, f"offset {end} is missing, the next segment has {offset}")
-        end = offset + count_in(value)
-        stored += count_in(value)
+        lane, count = offset >> LANE_BITS, head_of(value)[0]
+        if ends.setdefault(lane, offset) != offset:
+            yield Finding(where, f"offset {ends[lane]} is missing, the next segment has {offset}")
+        ends[lane] = offset + count
+        stored += count
         segments += 1
         size += len(value)
         try:
@@ -135,17 +151,18 @@ def _check_log(log: Log, where: str, topic: TopicRow) -> Iterator[Finding]:
         except Corrupt as error:
             yield Finding(where, str(error))
             continue
-        ends = list(segment.ends)
-        if not ends or ends != sorted(ends) or segment.start + ends[-1] != len(value):
+        stops = list(segment.ends)
+        if not stops or stops != sorted(stops) or segment.start + stops[-1] != len(value):
             yield Finding(where, f"the segment at offset {offset} has wrong ends")
-        if not last_ns <= segment.put_at_ns <= topic.last_put_ns:
+        if not last_ns.get(lane, 0) <= segment.put_at_ns <= topic.last_put_ns:
             yield Finding(where, f"time goes back at offset {offset}")
-        last_ns = segment.put_at_ns
-    if end is not None and end != topic.next[LANE]:
-        yield Finding(where, f"the log ends at {end}, its row says {topic.next[LANE]}")
+        last_ns[lane] = segment.put_at_ns
+    for lane, end in ends.items():
+        if lane >= len(topic.next) or end != topic.offset(lane):
+            yield Finding(where, f"lane {lane} of the log ends at {end}, which its row denies")
     yield from _compare(
         where,
-        messages=(topic.stored, stored),
+        stored=(topic.stored, stored),
         bytes=(topic.bytes, size),
         segments=(topic.segments, segments),
     )
@@ -165,7 +182,7 @@ def _check_group(tx: Tx, where: str, group_id: int, group: GroupRow) -> Iterator
             leased_held.add(row.first)
             continue
         for offset in row.offsets():
-            if offset in taken or offset >= group.next[LANE]:
+            if offset in taken or not _is_passed(group, offset):
                 yield Finding(where, f"the lease of {offset} overlaps another, or the cursor")
             taken.add(offset)
     waiting = dict(_due(tx, group_id))
@@ -173,7 +190,7 @@ def _check_group(tx: Tx, where: str, group_id: int, group: GroupRow) -> Iterator
     for kind in (LIVE, DEAD):
         for offset, message in held.rows(tx, group_id, kind):
             counts[message.state] += 1
-            if offset in taken or offset >= group.next[LANE]:
+            if offset in taken or not _is_passed(group, offset):
                 yield Finding(where, f"held message {offset} is leased too, or not read yet")
             taken.add(offset)
             if (message.state == BURIED) != (kind == DEAD):
@@ -182,7 +199,11 @@ def _check_group(tx: Tx, where: str, group_id: int, group: GroupRow) -> Iterator
                 yield Finding(where, f"held message {offset} and its due row disagree")
             if (offset in leased_held) != (message.state == LEASED):
                 yield Finding(where, f"held message {offset} and its lease disagree")
-    settled = group.acked + group.ready + group.leased + group.waiting + group.dead
+    parked = [offset for _, offset, _ in keys.parked(tx, group_id)]
+    if taken & set(parked) or not all(_is_passed(group, offset) for offset in parked):
+        yield Finding(where, "a parked message is somewhere else too, or not read yet")
+    here = group.ready + group.leased + group.waiting + group.parked + group.dead
+    gone = group.acked + group.expired + group.dropped + group.purged
     yield from _compare(
         where,
         ready=(group.ready, ready),
@@ -190,10 +211,47 @@ def _check_group(tx: Tx, where: str, group_id: int, group: GroupRow) -> Iterator
         leased_held=(len(leased_held), counts[LEASED]),
         waiting=(group.waiting, counts[WAITING]),
         due=(len(waiting), counts[WAITING]),
+        parked=(group.parked, len(parked)),
         dead=(group.dead, counts[BURIED]),
-        passed=(sum(group.next), group.skipped + settled),
-        delivered=(group.delivered, sum(group.next) - group.skipped + group.redelivered),
+        passed=(sum(group.next), group.skipped + here + gone),
     )
+
+
+def _is_passed(group: GroupRow, offset: int) -> bool:
+    lane = offset >> LANE_BITS
+    return lane < len(group.next) and offset < group.offset(lane)
+
+
+def _check_keys(source: Log, where: str, group_id: int) -> Iterator[Finding]:
+    """Of each key one message is in flight, it has the key, and nothing is parked without one."""
+    tx = source.tx
+    found: dict[int, int] = {}
+    in_flight = chain(_leased(source, group_id), _waiting(tx, group_id))
+    for offset, record, flags in in_flight:
+        key = keys.hash_of(record, flags)
+        if key is not None and found.setdefault(key, offset) != offset:
+            yield Finding(where, f"{offset} and {found[key]}, of one key, are both in flight")
+    holders = dict(keys.holders(tx, group_id))
+    if found != holders:
+        yield Finding(where, f"the holders of keys are {holders}, those in flight are {found}")
+    for key, offset, row in keys.parked(tx, group_id):
+        if key not in holders or keys.hash_of(row.record, row.flags) != key:
+            yield Finding(where, f"message {offset} is parked behind nobody")
+
+
+def _leased(source: Log, group_id: int) -> Iterator[tuple[int, bytes, int]]:
+    """Offset, record and flags of what is leased or ready, out of the log."""
+    for lease in leases.rows(source.tx, group_id):
+        if not lease.flags & HELD:
+            for message in source.read(lease.first, lease.first + lease.count):
+                if lease.holds(message.offset):
+                    yield message[:3]
+
+
+def _waiting(tx: Tx, group_id: int) -> Iterator[tuple[int, bytes, int]]:
+    """The same of what waits, or is leased again."""
+    for offset, row in held.rows(tx, group_id, LIVE):
+        yield offset, row.record, row.flags
 
 
 def _due(tx: Tx, group_id: int) -> Iterator[tuple[int, int]]:
@@ -202,17 +260,19 @@ def _due(tx: Tx, group_id: int) -> Iterator[tuple[int, int]]:
         yield offset, due_ns
 
 
-def _check_owners(tx: Tx, groups: set[int]) -> Iterator[Finding]:
-    """Every row belongs to a group that exists, or is being deleted."""
-    deleted = {(key[1], U32.unpack(key[2:])[0]) for key, _ in tx.scan(b"X")}
-    groups |= {number for kind, number in deleted if kind == DELETED_GROUP}
-    for prefix in (b"L", b"D"):
+def _check_owners(tx: Tx, topics: set[int], groups: set[int]) -> Iterator[Finding]:
+    """Every row belongs to a topic or group that exists, or is being deleted."""
+    for key, _ in tx.scan(b"X"):
+        (groups if key[1] == DELETED_GROUP else topics).add(U32.unpack(key[2:])[0])
+    for prefix in (b"L", b"D", b"K"):
         for key, _ in tx.scan(prefix):
-            if TIME_KEY.unpack(key)[1] not in groups:
+            if U32.unpack_from(key, 1)[0] not in groups:
                 yield Finding("store", f"row {key!r} belongs to no group")
-    for key, _ in tx.scan(b"", database=tx.engine.held):
-        if HELD_KEY.unpack(key)[0] not in groups:
-            yield Finding("store", f"held row {key!r} belongs to no group")
+    engine = tx.engine
+    for name, owners in ((engine.held, groups), (engine.schedule, topics), (engine.dedup, topics)):
+        for key, _ in tx.scan(b"", database=name):
+            if U32.unpack_from(key)[0] not in owners:
+                yield Finding("store", f"row {key!r} belongs to nothing")
 
 
 def _compare(where: str, **counts: tuple[int, int]) -> Iterator[Finding]:

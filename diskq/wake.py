@@ -41,6 +41,10 @@ class Words:
         if self._number:
             (self._futex or self._load())(index, _WAKE, min(count, ALL), None)
 
+    def mark(self, index: int, value: int) -> None:
+        """Set the word, and wake nobody."""
+        self._view[index] = value
+
     def nudge(self, index: int) -> None:
         """Wake all waiters without touching the word: who is about to sleep still will."""
         if self._number:

@@ -111,7 +111,7 @@ def _put_all(
             receipts = topic.put_many(
                 bodies if plain else [Outgoing(body, key, headers) for body in bodies]
             )
-            first, last = first if count else receipts[0].offset, receipts[-1].offset
+            first, last = first if count else receipts[0].offset or 0, receipts[-1].offset or 0
             count += len(bodies)
             size += sum(map(len, bodies)) + len(bodies)
             progress.show(count, size)

@@ -21,11 +21,16 @@ GROUP = diskq.GroupStats(
     ready=0,
     leased=0,
     waiting=0,
+    parked=0,
     dead=0,
     acked=2,
     delivered=3,
     redelivered=1,
     failed=1,
+    expired=0,
+    dropped=0,
+    purged=0,
+    paused=False,
 )
 GOOD = Outcome(
     expected={"a.py": "aa", "b.py": "bb"},

@@ -8,7 +8,7 @@ from hypothesis import given
 
 import diskq
 from diskq import codec, limits, segment
-from diskq.model import Failure, GroupSettings
+from diskq.model import Failure, GroupSettings, TopicSettings
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
 BODIES = st.binary(max_size=300)
@@ -33,7 +33,7 @@ def read_back(packed, first=0, put_at_ns=7):
         read = segment.Segment(key, value)
         assert read.first == first + len(found)
         assert read.put_at_ns == put_at_ns
-        assert read.count == segment.count_in(value)
+        assert read.count == segment.head_of(value)[0]
         found += [segment.decode_record(r, read.flags) for r in read.records(0, read.count)]
     return found
 
@@ -46,7 +46,7 @@ def test_plain_bodies_come_back_from_their_segments(bodies):
 @given(st.lists(OUTGOING | BODIES, min_size=1, max_size=30))
 def test_keys_and_headers_come_back_from_their_segments(messages):
     for message, parts in zip(messages, read_back(segment.pack_messages(messages)), strict=True):
-        body, key, headers = (
+        body, key, headers, *_ = (
             message if isinstance(message, diskq.Outgoing) else (message, None, None)
         )
         assert (parts.body, parts.key, parts.headers) == (body, key, headers or {})
@@ -74,7 +74,7 @@ def test_a_batch_is_split_into_segments_of_the_wanted_size_and_a_large_message_i
     sizes = []
     for run in packed:
         key = segment.LOG_KEY.pack(1, 0)
-        sizes.append((segment.count_in(segment.encode_segment(key, run, 0)), len(run.content)))
+        sizes.append((segment.head_of(segment.encode_segment(key, run, 0))[0], len(run.content)))
     assert [count for count, _ in sizes] == [16, 16, 8, 1, 3]
     assert all(size <= limits.SEGMENT_BYTES for count, size in sizes if count > 1)
 
@@ -111,16 +111,29 @@ def test_a_segment_at_another_place_is_noticed():
             segment.Segment(segment.LOG_KEY.pack(topic, offset), value)
 
 
-@given(TEXT.filter(bool), st.lists(U32, max_size=20), U64, U64)
-def test_a_topics_row_comes_back(name, groups, last_put_ns, end):
-    row = codec.TopicRow(codec.new_topic(name))
-    row.config = codec.TopicConfig(name, tuple(groups)).encode()
-    row.last_put_ns, row.next = last_put_ns, [end]
+SETTINGS = st.builds(
+    TopicSettings,
+    st.sampled_from(codec.RETENTIONS),
+    st.none() | st.integers(1, 10**9),
+    st.none() | st.integers(1, 2**40),
+    st.none() | st.integers(1, 2**40),
+    st.sampled_from(codec.DISCARDS),
+    st.integers(1, 10**6),
+    st.integers(1, 10),
+)
+
+
+@given(TEXT.filter(bool), SETTINGS, st.lists(U32, max_size=20), U64, U64)
+def test_a_topics_row_comes_back(name, settings, groups, last_put_ns, end):
+    row = codec.TopicRow(codec.new_topic(name, settings))
+    row.config = codec.TopicConfig(name, settings, tuple(groups)).encode()
+    row.last_put_ns, row.next = last_put_ns, [end, 0]
     row.stored, row.segments, row.bytes = 3, 2, 1
     again = codec.TopicRow(row.encode())
-    assert codec.decode_topic(again.config) == (name, tuple(groups))
+    found = codec.decode_topic(again.config)
+    assert found == (name, settings, tuple(groups))
     assert again.encode() == row.encode()
-    assert (again.last_put_ns, again.next) == (last_put_ns, [end])
+    assert (again.last_put_ns, again.next) == (last_put_ns, [end, 0])
     assert (again.stored, again.segments, again.bytes) == (3, 2, 1)
 
 
@@ -132,7 +145,9 @@ def test_a_topics_row_comes_back(name, groups, last_put_ns, end):
         SECONDS,
         U32,
         st.builds(diskq.Backoff, SECONDS, SECONDS, SECONDS),
+        st.sampled_from(codec.ORDERINGS),
         st.none() | st.integers(1, 2**32 - 1),
+        st.booleans(),
     ),
     st.lists(st.integers(0, 2**50), min_size=1, max_size=10),
 )

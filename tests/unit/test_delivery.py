@@ -522,11 +522,16 @@ def test_statistics_equal_what_was_done(store, topic, group, consumer):
         ready=1,
         leased=1,
         waiting=1,
+        parked=0,
         dead=1,
         acked=1,
         delivered=5,
         redelivered=0,
         failed=2,
+        expired=0,
+        dropped=0,
+        purged=0,
+        paused=False,
     )
     assert topic.stats().groups == (group.stats(),)
     assert topic.stats().put == 10

@@ -254,7 +254,7 @@ def test_a_batch_leaves_their_share_to_consumers_that_wait(store, topic, group, 
     topic.put_many([b""] * 40)
     for message in greedy.get_many(40, timeout=0):
         message.nack(delay_seconds=1000)
-    monkeypatch.setattr(Delivery, "look", lambda at: looks.append(look(at)) or looks[-1])
+    monkeypatch.setattr(Delivery, "look", lambda *at: looks.append(look(*at)) or looks[-1])
     found = []
     threads = [
         threading.Thread(target=outcome_of, args=(group.consumer().get, found)) for _ in range(3)

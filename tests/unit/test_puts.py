@@ -37,11 +37,11 @@ def test_receipts_of_a_batch_behave_like_a_list(topic):
     receipts = topic.put_many([b"x"] * 5)
     assert len(receipts) == 5
     assert [receipt.offset for receipt in receipts] == [1, 2, 3, 4, 5]
-    assert receipts[0] == diskq.Receipt(1, receipts.commit_id)
+    assert receipts[0] == diskq.Receipt(1, False, None, receipts.commit_id)
     assert receipts[-1].offset == 5
     assert [receipt.offset for receipt in receipts[1:3]] == [2, 3]
     assert receipts[2] in receipts
-    assert repr(receipts) == "Receipts(1..5)"
+    assert repr(receipts) == "Receipts(range(1, 6))"
     with pytest.raises(IndexError):
         receipts[5]
 

@@ -20,12 +20,19 @@ ORDER = (
         "log",
         "leases",
         "held",
+        "keys",
+        "schedule",
+        "dedup",
+        "settle",
         "delivery",
+        "retention",
+        "puts",
         "stats",
         "admin",
         "verify",
     ),
-    *("message", "consumer", "group", "topic", "queue", "store", "__init__"),
+    *("message", "heartbeat", "consumer", "group", "topic", "queue", "transaction", "store"),
+    "__init__",
 )
 
 # What takes long to import stays out of `import diskq`, so that each cron job starts fast.
@@ -123,5 +130,5 @@ def code_lines_of(module):
     return len(code)
 
 
-def test_the_core_has_fewer_than_3000_lines_of_code():
-    assert sum(map(code_lines_of, ORDER)) < 3000
+def test_the_core_has_fewer_than_3600_lines_of_code():
+    assert sum(map(code_lines_of, ORDER)) < 3600

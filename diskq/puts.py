@@ -1,0 +1,134 @@
+"""How messages come in: encoded outside of the lock, stored in one transaction.
+
+Plain ones, without priority, delay or dedup_id, are packed into segments before the transaction
+begins. The others are drafts, since only the transaction knows what becomes of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from . import check, dedup, log, retention, schedule
+from .clock import nanoseconds
+from .codec import TopicRow
+from .log import Log
+from .model import Outgoing, Receipt, Receipts
+from .segment import RICH, TTL, Packed, encode_record, pack_messages, pack_records
+
+
+class Draft(NamedTuple):
+    """A message, and when and where it wants to be put; `digest` is empty without a dedup_id."""
+
+    record: bytes
+    flags: int
+    lane: int
+    delay_ns: int
+    at_ns: int
+    digest: bytes
+
+
+class Prepared(NamedTuple):
+    """So many messages of one put, of so many bytes: packed runs, or drafts."""
+
+    messages: int
+    size: int
+    runs: list[Packed]
+    drafts: list[Draft]
+
+
+def prepare(messages: Sequence[bytes | Outgoing]) -> Prepared:
+    """Encode checked messages."""
+    if any(isinstance(message, Outgoing) and _is_special(message) for message in messages):
+        drafts = list(map(_draft, messages))
+        return Prepared(len(drafts), sum(len(each.record) for each in drafts), [], drafts)
+    runs = pack_messages(messages)
+    return Prepared(len(messages), sum(len(run.content) for run in runs), runs, [])
+
+
+def _is_special(message: Outgoing) -> bool:
+    _, _, _, priority, delay_seconds, at, _, dedup_id = message
+    return bool(priority or delay_seconds) or at is not None or dedup_id is not None
+
+
+def _draft(message: bytes | Outgoing) -> Draft:
+    if isinstance(message, bytes):
+        message = Outgoing(message)
+    return Draft(
+        encode_record(message),
+        RICH if message.ttl_seconds is None else RICH | TTL,
+        message.priority,
+        nanoseconds(message.delay_seconds or 0),
+        0 if message.at is None else check.wall_ns("at", message.at),
+        b"" if message.dedup_id is None else dedup.digest_of(message.dedup_id),
+    )
+
+
+def store(source: Log, name: str, put: Prepared) -> Sequence[Receipt]:
+    """Store messages, all or none. Raises: Full, MessageTooLarge, ValueError, NotFound."""
+    row = log.load(source.tx, source.topic_id, name)
+    source.now(row)
+    if row.scheduled:
+        schedule.promote(source, row)
+    if put.drafts:
+        return _store_drafts(source, name, row, put.drafts)
+    retention.make_room(source, name, row, put.messages, put.size)
+    first = source.append(row, 0, put.runs)
+    log.store(source.tx, source.topic_id, row)
+    return Receipts(range(first, first + put.messages), source.tx.commit_id)
+
+
+def _store_drafts(
+    source: Log, name: str, row: TopicRow, drafts: Sequence[Draft]
+) -> Sequence[Receipt]:
+    known = _known(source, row, drafts)
+    new = [draft for draft in drafts if not draft.digest or known.get(draft.digest) is None]
+    _check_lanes(name, row, drafts)
+    retention.make_room(source, name, row, len(new), sum(len(draft.record) for draft in new))
+    lanes: list[list[Draft]] = [[] for _ in row.next]
+    receipts = []
+    for draft in drafts:
+        receipt = known.get(draft.digest) if draft.digest else None
+        if receipt is None:
+            receipt = _place(source, row, draft, lanes)
+            if draft.digest:
+                known[draft.digest] = receipt._replace(duplicate=True)
+        receipts.append(receipt)
+    for lane, its in enumerate(lanes):
+        if its:
+            flags = RICH | (TTL if any(draft.flags & TTL for draft in its) else 0)
+            source.append(row, lane, pack_records([draft.record for draft in its], flags))
+    if new:
+        log.store(source.tx, source.topic_id, row)
+    return receipts
+
+
+def _known(source: Log, row: TopicRow, drafts: Sequence[Draft]) -> dict[bytes, Receipt]:
+    """What was put before under the ids of these drafts."""
+    found = {each.digest: dedup.find(source, row, each.digest) for each in drafts if each.digest}
+    return {digest: receipt for digest, receipt in found.items() if receipt is not None}
+
+
+def _check_lanes(name: str, row: TopicRow, drafts: Sequence[Draft]) -> None:
+    highest = max(draft.lane for draft in drafts)
+    if highest >= len(row.next):
+        raise ValueError(
+            f"priority {highest} is over {len(row.next) - 1}, the highest of topic {name!r};"
+            " give the topic more priorities"
+        )
+
+
+def _place(source: Log, row: TopicRow, draft: Draft, lanes: list[list[Draft]]) -> Receipt:
+    """Schedule a draft, or give it the next offset of its lane."""
+    commit_id = source.tx.commit_id
+    due_ns = draft.at_ns or row.last_put_ns + draft.delay_ns
+    if due_ns > row.last_put_ns:
+        number = schedule.add(source, row, due_ns, draft.lane, draft.flags, draft.record)
+        if draft.digest:
+            dedup.note(source, row, draft.digest, due_ns, number)
+        return Receipt(None, False, schedule.schedule_id(due_ns, number), commit_id)
+    offset = row.offset(draft.lane) + len(lanes[draft.lane])
+    lanes[draft.lane].append(draft)
+    if draft.digest:
+        dedup.note(source, row, draft.digest, offset, None)
+    return Receipt(offset, False, None, commit_id)

@@ -1,0 +1,271 @@
+"""What leaves a topic's log, and when: passed by all groups, over a bound, or purged.
+
+- `trim` deletes the segments that nobody needs any more, and those over the topic's bounds;
+- `make_room` does that before a put, or refuses the put;
+- `purge_below` and `purge_key` take away what an operator does not want.
+
+What leaves the log leaves every group in the same commit: unsettled messages are counted there as
+dropped or purged. Each call does a bounded part; segments go whole, only a purge rewrites them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from heapq import merge
+from itertools import islice
+from typing import NamedTuple
+
+from . import leases, limits, log, schedule
+from .clock import nanoseconds
+from .codec import TopicRow, decode_group, decode_topic
+from .errors import Full, MessageTooLarge
+from .log import Log
+from .model import LANE_BITS, TopicSettings
+from .segment import (
+    LOG_KEY,
+    PURGED,
+    RICH,
+    Segment,
+    head_of,
+    is_purged,
+    key_of,
+    pack_run,
+    purged_record,
+)
+from .settle import Place, Settling
+
+
+class Head(NamedTuple):
+    """A segment, without its messages."""
+
+    first: int
+    stop: int
+    size: int
+    put_at_ns: int
+
+
+def settings_of(row: TopicRow) -> TopicSettings:
+    """A topic's settings."""
+    return decode_topic(row.config).settings
+
+
+def trim(source: Log, name: str) -> int:
+    """Delete what no group needs or what is over a bound, a bounded part of it; returns how many
+    messages went. Group rows must have been stored before."""
+    row = log.load(source.tx, source.topic_id, name)
+    gone = _drop_old(source, row, 0, 0) + _trim_passed(source, row)
+    if gone:
+        log.store(source.tx, source.topic_id, row)
+        source.tx.announce(source.topic_id)
+    return gone
+
+
+def make_room(source: Log, name: str, row: TopicRow, count: int, size: int) -> None:
+    """Let `count` messages of `size` bytes fit. The caller stores the topic's row.
+
+    Raises: Full, with `topic` if that is what is full; MessageTooLarge if they never fit.
+    """
+    bounds = settings_of(row)
+    if any(bounds[1:4]):
+        _check_fits(name, bounds, count, size)
+        _drop_old(source, row, count, size)
+        if _over(row, bounds, count, size):
+            _trim_passed(source, row)
+        if _over(row, bounds, count, size):
+            raise Full(
+                f"topic {name!r} is full: {row.stored} messages stored, {row.scheduled} scheduled,"
+                f" {row.bytes} bytes; consume messages, or raise its bounds",
+                topic=name,
+            )
+    while True:
+        try:
+            source.tx.engine.need_room(source.tx, size)
+            return
+        except Full:
+            if bounds.discard != "old" or not _drop(source, row, _oldest(source, row), 16):
+                raise
+
+
+def _check_fits(name: str, bounds: TopicSettings, count: int, size: int) -> None:
+    most, room = bounds.max_messages, bounds.max_bytes
+    if (most and count > most) or (room and size > room):
+        raise MessageTooLarge(
+            f"{count} messages of {size} bytes are more than topic {name!r} may hold"
+            f" (max_messages={most}, max_bytes={room}); split them, or raise its bounds",
+            size=size if room and size > room else count,
+            limit=room if room and size > room else most,
+        )
+
+
+def _over(row: TopicRow, bounds: TopicSettings, count: int, size: int) -> bool:
+    most, room = bounds.max_messages, bounds.max_bytes
+    too_many = most is not None and row.stored + row.scheduled + count > most
+    return too_many or (room is not None and row.bytes + size > room)
+
+
+def _drop_old(source: Log, row: TopicRow, count: int, size: int) -> int:
+    """Drop what is over the topic's age, and, if it prefers new messages, what is in the way of
+    `count` more with `size` bytes; returns how many messages went."""
+    bounds = settings_of(row)
+    gone = 0
+    if bounds.max_age_seconds is not None:
+        since = source.tx.engine.clock.wall_ns() - nanoseconds(bounds.max_age_seconds)
+        gone = _drop(
+            source, row, (each for each in _oldest(source, row) if each.put_at_ns <= since)
+        )
+    if bounds.discard == "old" or bounds.retention == "limits":
+        if bounds.retention == "interest" and _over(row, bounds, count, size):
+            gone += _trim_passed(source, row)
+        while _over(row, bounds, count, size):
+            dropped = _drop(source, row, _oldest(source, row), _excess(row, bounds, count, size))
+            if not dropped:
+                break
+            gone += dropped
+    return gone
+
+
+def _excess(row: TopicRow, bounds: TopicSettings, count: int, size: int) -> int:
+    """About how many segments to drop, at least one."""
+    if not row.segments:
+        return 1
+    most, room = bounds.max_messages, bounds.max_bytes
+    messages = row.stored + row.scheduled + count - most if most else 0
+    over = row.bytes + size - room if room else 0
+    share = max(messages / max(row.stored, 1), over / max(row.bytes, 1))
+    return max(int(row.segments * share), 1)
+
+
+def _drop(source: Log, row: TopicRow, heads: Iterator[Head], most: int = 1 << 30) -> int:
+    """Drop the first segments, and count them; returns how many messages went."""
+    floors: list[int] = [lane << LANE_BITS for lane in range(len(row.next))]
+    for head in islice(heads, min(most, limits.MAX_TRIM_SEGMENTS)):
+        floors[head.first >> LANE_BITS] = head.stop
+    gone = _remove_below(source, row, floors, "dropped")
+    row.dropped += gone
+    return gone
+
+
+def _remove_below(source: Log, row: TopicRow, floors: Sequence[int], counter: str) -> int:
+    """Delete segments, after their messages have left all groups."""
+    for group in _groups(source, row):
+        group.withdraw(floors, counter)
+        group.store()
+    most = limits.MAX_TRIM_SEGMENTS
+    return sum(source.trim(row, lane, floor, most) for lane, floor in enumerate(floors))
+
+
+def _trim_passed(source: Log, row: TopicRow) -> int:
+    """Delete what every group has passed, if the topic does not keep that."""
+    config = decode_topic(row.config)
+    if config.settings.retention != "interest" or not config.groups:
+        return 0
+    tx, most = source.tx, limits.MAX_TRIM_SEGMENTS
+    floors = [leases.floors(tx, group, leases.load(tx, group, "")) for group in config.groups]
+    lowest = map(min, zip(*floors, strict=True))
+    return sum(source.trim(row, lane, floor, most) for lane, floor in enumerate(lowest))
+
+
+def _groups(source: Log, row: TopicRow) -> Iterator[Settling]:
+    for group_id in decode_topic(row.config).groups:
+        group = leases.load(source.tx, group_id, "")
+        name = decode_group(group.config).name
+        yield Settling(
+            source.tx, Place(source.topic_id, "", group_id, name, source.database), group
+        )
+
+
+def _oldest(source: Log, row: TopicRow) -> Iterator[Head]:
+    """The segments by time, each lane in its order."""
+    lanes = [_heads(source, row, lane) for lane in range(len(row.next))]
+    return merge(*lanes, key=lambda head: head.put_at_ns) if len(lanes) > 1 else lanes[0]
+
+
+def _heads(source: Log, row: TopicRow, lane: int) -> Iterator[Head]:
+    for key, value in source.items(lane << LANE_BITS):
+        first: int = LOG_KEY.unpack(key)[1]
+        if first >= row.offset(lane):
+            return
+        if first >> LANE_BITS == lane:
+            count, put_at_ns = head_of(value)
+            yield Head(first, first + count, len(value), put_at_ns)
+
+
+# Purging ----------------------------------------------------------------------------------------
+
+
+def purge_below(
+    source: Log, name: str, floors: Sequence[int], everything: bool
+) -> tuple[int, bool]:
+    """Purge some of what is below these offsets, one of each lane; and of what is scheduled, if
+    `everything` is to go. Returns how many messages went, and whether that was all."""
+    row = log.load(source.tx, source.topic_id, name)
+    reached = [_reach(source, row, lane, floor) for lane, floor in enumerate(floors)]
+    done = reached == list(floors)
+    for group in _groups(source, row):
+        group.withdraw(reached, "purged")
+        if done:
+            group.withdraw_held(reached)
+        group.store()
+    gone = sum(_cut(source, row, lane, floor) for lane, floor in enumerate(reached))
+    if everything:
+        gone += schedule.erase(source, row, limits.MAX_TRIM_SEGMENTS)
+    log.store(source.tx, source.topic_id, row)
+    source.tx.announce(source.topic_id)
+    return gone, done and not (everything and row.scheduled)
+
+
+def _reach(source: Log, row: TopicRow, lane: int, floor: int) -> int:
+    """How far one commit goes towards an offset."""
+    most = limits.MAX_TRIM_SEGMENTS
+    some = list(islice(_heads(source, row, lane), most))
+    return some[-1].stop if len(some) == most and some[-1].stop < floor else floor
+
+
+def _cut(source: Log, row: TopicRow, lane: int, floor: int) -> int:
+    """Delete what a lane has below an offset; of one segment that may be a part."""
+    gone = source.trim(row, lane, floor, limits.MAX_TRIM_SEGMENTS)
+    segment = next(source.segments(floor), None)
+    if segment is None or segment.first >= floor or segment.first >> LANE_BITS != lane:
+        return gone
+    passed: int = floor - segment.first
+    run = pack_run(list(segment.records(passed, segment.count)), segment.flags)
+    source.replace(row, segment, floor, run)
+    return gone + passed
+
+
+def purge_key(
+    source: Log, name: str, floors: Sequence[int], key: bytes, start: int
+) -> tuple[int, int | None]:
+    """Purge what of one key is below these offsets, in some segments from `start` on. Returns how
+    many messages went, and where to go on, if anywhere. What a consumer is handling right now is
+    purged only in the log: it may still ack it, but it does not come again."""
+    row = log.load(source.tx, source.topic_id, name)
+    for group in _groups(source, row) if start == 0 else ():
+        group.withdraw_held(floors, key)
+        group.store()
+    gone = schedule.erase(source, row, limits.MAX_TRIM_SEGMENTS, key)
+    more = gone == limits.MAX_TRIM_SEGMENTS
+    at: int | None = None
+    for segment in list(islice(source.segments(start), limits.MAX_PURGE_SEGMENTS)):
+        gone += _purge_from(source, row, segment, floors[segment.first >> LANE_BITS], key)
+        at = segment.first + segment.count
+    log.store(source.tx, source.topic_id, row)
+    return gone, at if at is not None or not more else start + 1
+
+
+def _purge_from(source: Log, row: TopicRow, segment: Segment, floor: int, key: bytes) -> int:
+    if not segment.flags & RICH:
+        return 0
+    records = list(segment.records(0, segment.count))
+    hits = [
+        at
+        for at, record in enumerate(records)
+        if segment.first + at < floor
+        and key_of(record, segment.flags) == key
+        and not is_purged(record, segment.flags)
+    ]
+    for at in hits:
+        records[at] = purged_record(key)
+    if hits:
+        source.replace(row, segment, segment.first, pack_run(records, segment.flags | PURGED))
+    return len(hits)

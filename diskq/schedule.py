@@ -1,0 +1,120 @@
+"""Messages that are to be put later: they have no offset yet, and hold nothing back.
+
+    schedule   topic, due_ns, number   lane u8, flags u8, record
+
+Whoever takes from the topic or puts into it first gives those that are due their offsets, in order
+of time. The topic's row counts them, so that a topic without any pays nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice, takewhile
+from typing import NamedTuple
+
+from . import limits, log
+from .codec import SCHEDULE_KEY, U32, TopicRow
+from .engine import Tx
+from .errors import NotFound
+from .log import Log
+from .segment import key_of, pack_records
+
+
+class Planned(NamedTuple):
+    """A scheduled message: when it is due, its number in the topic, and what is to be put."""
+
+    due_ns: int
+    number: int
+    lane: int
+    flags: int
+    record: bytes
+
+
+def schedule_id(due_ns: int, number: int) -> str:
+    """The public name of a scheduled message."""
+    return f"{due_ns}-{number}"
+
+
+def add(source: Log, row: TopicRow, due_ns: int, lane: int, flags: int, record: bytes) -> int:
+    """Store a message until it is due; returns its number. The caller stores the topic's row."""
+    number: int = row.numbered
+    row.numbered += 1
+    row.scheduled += 1
+    key = SCHEDULE_KEY.pack(source.topic_id, due_ns, number)
+    tx = source.tx
+    tx.lmdb.put(key, bytes((lane, flags)) + record, db=tx.engine.schedule)
+    tx.announce(source.topic_id)
+    return number
+
+
+def promote(source: Log, row: TopicRow) -> None:
+    """Put what is due, at most MAX_DUE_MESSAGES, and store the topic's row."""
+    tx = source.tx
+    now = tx.engine.clock.wall_ns()
+    found = takewhile(lambda each: each.due_ns <= now, rows(tx, source.topic_id))
+    due = list(islice(found, limits.MAX_DUE_MESSAGES))
+    if not due:
+        return
+    source.now(row)
+    for lane in sorted({each.lane for each in due}):
+        mine = [each for each in due if each.lane == lane]
+        flags = 0
+        for each in mine:
+            flags |= each.flags
+        source.append(row, lane, pack_records([each.record for each in mine], flags))
+    for each in due:
+        _remove(source, row, each.due_ns, each.number)
+    log.store(tx, source.topic_id, row)
+
+
+def cancel(source: Log, row: TopicRow, wanted: str) -> None:
+    """Forget a scheduled message. The caller stores the topic's row.
+
+    Raises: NotFound if it fell due, was cancelled, or never was.
+    """
+    due, _, number = wanted.partition("-")
+    known = due.isdecimal() and number.isdecimal() and max(int(due), int(number)) < 2**64
+    if not known or not _remove(source, row, int(due), int(number)):
+        raise NotFound(
+            f"no message is scheduled as {wanted!r}; it fell due or was cancelled, see"
+            " 'diskq schedule ls'",
+            schedule_id=wanted,
+        )
+
+
+def erase(source: Log, row: TopicRow, limit: int, key: bytes | None = None) -> int:
+    """Forget up to `limit` scheduled messages, all or those with a key; returns how many."""
+    if not row.scheduled:
+        return 0
+    mine = (
+        each
+        for each in rows(source.tx, source.topic_id)
+        if key is None or key_of(each.record, each.flags) == key
+    )
+    found = list(islice(mine, limit))
+    for each in found:
+        _remove(source, row, each.due_ns, each.number)
+    return len(found)
+
+
+def next_due(source: Log) -> int | None:
+    """When the next one is due."""
+    for each in rows(source.tx, source.topic_id):
+        return each.due_ns
+    return None
+
+
+def rows(tx: Tx, topic_id: int, due_ns: int = 0, number: int = 0) -> Iterator[Planned]:
+    """The scheduled messages of a topic from these on, in order of time."""
+    start = SCHEDULE_KEY.pack(topic_id, due_ns, number)
+    for key, value in tx.scan(U32.pack(topic_id), start, tx.engine.schedule):
+        _, due, its_number = SCHEDULE_KEY.unpack(key)
+        yield Planned(due, its_number, value[0], value[1], value[2:])
+
+
+def _remove(source: Log, row: TopicRow, due_ns: int, number: int) -> bool:
+    key = SCHEDULE_KEY.pack(source.topic_id, due_ns, number)
+    if not source.tx.lmdb.delete(key, db=source.tx.engine.schedule):
+        return False
+    row.scheduled -= 1
+    return True

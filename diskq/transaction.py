@@ -1,0 +1,144 @@
+"""Transaction: settle messages and put others, on any topics of a store, all in one commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from . import check, puts
+from .delivery import Delivery
+from .engine import Tx
+from .log import Log
+from .message import Action, Message
+from .model import Outgoing, Receipt
+from .queue import Queue
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from .store import Store
+    from .topic import Topic
+
+
+class Transaction:
+    """Settles and puts that happen together or not at all; made by `Store.transaction`.
+
+    A context manager: on success it commits when the block ends, on an exception nothing happens.
+    Until then all is kept in memory, so no lock is held while your code runs; a message counts as
+    settled from the moment it was given to the transaction. If one of the leases was lost, the
+    commit raises LeaseLost and changes nothing. It does not wait for room: then it raises Full.
+
+    Read from one topic and write to another, and each input has its effect exactly once, whatever
+    dies in between. For one thread at a time.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._settled: list[tuple[Message, Action]] = []
+        self._puts: list[tuple[Topic, puts.Prepared]] = []
+        self.receipts: Sequence[Receipt] = ()  # of all puts in order, once it is committed
+
+    def put(
+        self,
+        topic: Topic | Queue,
+        body: bytes,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+        delay_seconds: float | None = None,
+        at: datetime | None = None,
+        ttl_seconds: float | None = None,
+        dedup_id: str | None = None,
+    ) -> None:
+        """Append a message when this commits; see `Topic.put`."""
+        options = key, headers, priority, delay_seconds, at, ttl_seconds, dedup_id
+        self.put_many(topic, [Outgoing(body, *options)])
+
+    def put_many(self, topic: Topic | Queue, messages: Iterable[bytes | Outgoing]) -> None:
+        """Append messages when this commits; see `Topic.put_many`."""
+        target = topic.topic if isinstance(topic, Queue) else topic
+        if target.store.engine is not self._store.engine:
+            raise ValueError(f"topic {target.name!r} is in another store than the transaction")
+        if found := check.messages(messages):
+            self._puts.append((target, puts.prepare(found)))
+
+    def ack(self, message: Message) -> None:
+        """See `Message.ack`."""
+        self._settle(message, message.acking)
+
+    def nack(
+        self, message: Message, delay_seconds: float | None = None, *, error: str | None = None
+    ) -> None:
+        """See `Message.nack`."""
+        self._settle(message, lambda: message.nacking(delay_seconds, error))
+
+    def reject(self, message: Message, reason: str = "") -> None:
+        """See `Message.reject`."""
+        self._settle(message, lambda: message.rejecting(reason))
+
+    def release(self, message: Message) -> None:
+        """See `Message.release`."""
+        self._settle(message, message.releasing)
+
+    def _settle(self, message: Message, action: Callable[[], Action]) -> None:
+        message.consumer.check_unsettled(message)
+        if message.consumer.group.topic.store.engine is not self._store.engine:
+            raise ValueError(f"message {message.offset} is in another store than the transaction")
+        self._settled.append((message, action()))
+        message.settled = True
+
+    def commit(self) -> None:
+        """Do all of it, durably; called when the block ends. Nothing is done twice.
+
+        Raises: LeaseLost, Full, NotFound, ValueError; then nothing was changed.
+        """
+        logs = {topic.id: self._store.engine.log(topic.id) for topic, _ in self._puts}
+
+        def operation(tx: Tx) -> list[Receipt]:
+            self._settle_all(tx)
+            found = (
+                (Log(tx, logs[topic.id], topic.id), topic.name, put) for topic, put in self._puts
+            )
+            return [receipt for each in found for receipt in puts.store(*each)]
+
+        if self._settled or self._puts:
+            try:
+                self.receipts = self._store.commit(operation)
+            except BaseException:
+                self.rollback()
+                raise
+            self._done()
+
+    def rollback(self) -> None:
+        """Forget all of it; the messages count as unsettled again."""
+        for message, _ in self._settled:
+            message.settled = False
+        self._settled, self._puts = [], []
+
+    def _settle_all(self, tx: Tx) -> None:
+        groups: dict[int, Delivery] = {}
+        for message, action in self._settled:
+            consumer = message.consumer
+            at = groups.get(consumer.group.id)
+            if at is None:
+                at = groups[consumer.group.id] = Delivery(tx, consumer.place)
+            action(at)
+        for at in groups.values():
+            at.store()
+        for consumer in {message.consumer for message, _ in self._settled}:
+            consumer.trim(tx)
+
+    def _done(self) -> None:
+        for message, _ in self._settled:
+            message.consumer.count_acked([message])
+        self._settled, self._puts = [], []
+
+    def __enter__(self) -> Transaction:
+        return self
+
+    def __exit__(self, kind: object, _error: object, _trace: object) -> None:
+        if kind is None:
+            self.commit()
+        else:
+            self.rollback()
