@@ -136,6 +136,9 @@ Settings = TypeVar("Settings", bound=NamedTuple)
 
 def settings(stored: Settings, given: Mapping[str, object]) -> Settings:
     """`stored`, with each given setting that is not None checked and put in its place."""
+    for what in given:
+        if what not in stored._fields:
+            raise TypeError(f"there is no setting {what!r}; there are {', '.join(stored._fields)}")
     checked = {
         what: _SETTINGS[what](what, value) for what, value in given.items() if value is not None
     }
@@ -145,9 +148,7 @@ def settings(stored: Settings, given: Mapping[str, object]) -> Settings:
 def changes(stored: Settings, given: Mapping[str, object]) -> Settings:
     """`stored` with changes; None takes a bound away, where there may be none."""
     for what, value in given.items():
-        if what not in stored._fields:
-            raise TypeError(f"there is no setting {what!r}; there are {', '.join(stored._fields)}")
-        if value is None and stored._field_defaults[what] is not None:
+        if value is None and stored._field_defaults.get(what) is not None:
             raise TypeError(f"{what} must have a value, not None")
     gone = {what: None for what, value in given.items() if value is None}
     return settings(stored, given)._replace(**gone)

@@ -110,27 +110,39 @@ class GroupSettings(NamedTuple):
     keep_expired: bool = False
 
 
-class TopicChanges(TypedDict, total=False):
-    """What `Topic.update` takes: fields of TopicSettings."""
+class PutOptions(TypedDict, total=False):
+    """Options of a put by name; see `Topic.put`."""
 
-    retention: str
+    key: str | None
+    headers: Mapping[str, str] | None
+    priority: int
+    delay_seconds: float | None
+    at: datetime | None
+    ttl_seconds: float | None
+    dedup_id: str | None
+
+
+class TopicChanges(TypedDict, total=False):
+    """Settings of a topic by name; see `Store.topic`."""
+
+    retention: str | None
     max_age_seconds: float | None
     max_bytes: int | None
     max_messages: int | None
-    discard: str
-    dedup_seconds: float
-    priorities: int
+    discard: str | None
+    dedup_seconds: float | None
+    priorities: int | None
 
 
 class GroupChanges(TypedDict, total=False):
-    """What `Group.update` takes: fields of GroupSettings."""
+    """Settings of a group by name; see `Topic.group`."""
 
-    lease_seconds: float
-    max_deliveries: int
-    backoff: Backoff
-    ordering: str
+    lease_seconds: float | None
+    max_deliveries: int | None
+    backoff: Backoff | None
+    ordering: str | None
     max_in_flight: int | None
-    keep_expired: bool
+    keep_expired: bool | None
 
 
 class LogMessage(NamedTuple):

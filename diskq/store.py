@@ -118,18 +118,7 @@ class Store:
         """The directory."""
         return self.engine.path
 
-    def topic(
-        self,
-        name: str,
-        *,
-        retention: str | None = None,
-        max_age_seconds: float | None = None,
-        max_bytes: int | None = None,
-        max_messages: int | None = None,
-        discard: str | None = None,
-        dedup_seconds: float | None = None,
-        priorities: int | None = None,
-    ) -> Topic:
+    def topic(self, name: str, **settings: Unpack[TopicChanges]) -> Topic:
         """The topic of this name, made if need be, durably when this returns. A setting that is
         None is what is stored, or for a new topic the default.
 
@@ -143,19 +132,10 @@ class Store:
         Raises: ConfigConflict if the topic has other settings; ReadOnly if it would have to be
         made; ValueError, TypeError, Closed.
         """
-        given: dict[str, object] = {
-            "retention": retention,
-            "max_age_seconds": max_age_seconds,
-            "max_bytes": max_bytes,
-            "max_messages": max_messages,
-            "discard": discard,
-            "dedup_seconds": dedup_seconds,
-            "priorities": priorities,
-        }
         check.name("topic", name)
-        topic_id = self.engine.read(lambda tx: admin.find_topic(tx, name, given))
+        topic_id = self.engine.read(lambda tx: admin.find_topic(tx, name, settings))
         if topic_id is None:
-            topic_id = self.commit(lambda tx: admin.make_topic(tx, name, given))
+            topic_id = self.commit(lambda tx: admin.make_topic(tx, name, settings))
         return Topic(self, name, topic_id)
 
     def queue(self, name: str, **settings: Unpack[TopicChanges]) -> Queue:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Unpack
 
@@ -18,7 +18,6 @@ from .group import Group
 from .log import Log, Stored, cut
 from .model import (
     LANE_BITS,
-    Backoff,
     LogMessage,
     Outgoing,
     Receipt,
@@ -31,7 +30,7 @@ from .segment import decode_record, is_purged
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from .model import TopicChanges
+    from .model import GroupChanges, PutOptions, TopicChanges
     from .store import Store
 
 _END = 2**64  # behind every offset
@@ -50,15 +49,9 @@ class Topic:
         self,
         body: bytes,
         *,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        priority: int = 0,
-        delay_seconds: float | None = None,
-        at: datetime | None = None,
-        ttl_seconds: float | None = None,
-        dedup_id: str | None = None,
         block: bool = True,
         timeout: float | None = None,
+        **options: Unpack[PutOptions],
     ) -> Receipt:
         """Append one message, or raise and append nothing. Durable when it returns.
 
@@ -75,9 +68,7 @@ class Topic:
         Raises: Full, MessageTooLarge, TypeError, ValueError, NotFound (the topic was deleted),
         ReadOnly, Closed.
         """
-        options = key, headers, priority, delay_seconds, at, ttl_seconds, dedup_id
-        plain = options == (None, None, 0, None, None, None, None)
-        message = check.message(body if plain else Outgoing(body, *options))
+        message = check.message(Outgoing(body, **options) if options else body)
         return self._put([message], block, timeout)[0]
 
     def put_many(
@@ -235,16 +226,7 @@ class Topic:
     # Groups
 
     def group(
-        self,
-        name: str,
-        *,
-        start: Start = "earliest",
-        lease_seconds: float | None = None,
-        max_deliveries: int | None = None,
-        backoff: Backoff | None = None,
-        ordering: str | None = None,
-        max_in_flight: int | None = None,
-        keep_expired: bool | None = None,
+        self, name: str, *, start: Start = "earliest", **settings: Unpack[GroupChanges]
     ) -> Group:
         """The group of this name, made if need be. A setting that is None is what is stored, or
         for a new group the default.
@@ -258,22 +240,14 @@ class Topic:
 
         Raises: ConfigConflict if the group has other settings, NotFound, ReadOnly, Closed.
         """
-        given: dict[str, object] = {
-            "lease_seconds": lease_seconds,
-            "max_deliveries": max_deliveries,
-            "backoff": backoff,
-            "ordering": ordering,
-            "max_in_flight": max_in_flight,
-            "keep_expired": keep_expired,
-        }
         check.name("group", name)
         engine = self.store.engine
-        found = engine.read(lambda tx: admin.find_group(tx, self.id, name, given))
+        found = engine.read(lambda tx: admin.find_group(tx, self.id, name, settings))
         if found is None:
             database = engine.log(self.id)
             found = self.store.commit(
                 lambda tx: admin.make_group(
-                    tx, Log(tx, database, self.id), self.name, name, start, given
+                    tx, Log(tx, database, self.id), self.name, name, start, settings
                 )
             )
         return Group(self, name, found)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Unpack
 
 from . import check, puts
 from .delivery import Delivery
@@ -14,8 +14,7 @@ from .model import Outgoing, Receipt
 from .queue import Queue
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
+    from .model import PutOptions
     from .store import Store
     from .topic import Topic
 
@@ -38,22 +37,9 @@ class Transaction:
         self._puts: list[tuple[Topic, puts.Prepared]] = []
         self.receipts: Sequence[Receipt] = ()  # of all puts in order, once it is committed
 
-    def put(
-        self,
-        topic: Topic | Queue,
-        body: bytes,
-        *,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        priority: int = 0,
-        delay_seconds: float | None = None,
-        at: datetime | None = None,
-        ttl_seconds: float | None = None,
-        dedup_id: str | None = None,
-    ) -> None:
+    def put(self, topic: Topic | Queue, body: bytes, **options: Unpack[PutOptions]) -> None:
         """Append a message when this commits; see `Topic.put`."""
-        options = key, headers, priority, delay_seconds, at, ttl_seconds, dedup_id
-        self.put_many(topic, [Outgoing(body, *options)])
+        self.put_many(topic, [Outgoing(body, **options)])
 
     def put_many(self, topic: Topic | Queue, messages: Iterable[bytes | Outgoing]) -> None:
         """Append messages when this commits; see `Topic.put_many`."""
