@@ -31,14 +31,19 @@ EXIT_CODES = (  # the first that fits; `verify` ends with 5 if it found damage
 )
 
 VERBS = {  # verb: its module and name there, and what it does
-    "put": ("messages.put", "Store one message, or many."),
+    "put": ("putting.put", "Store one message, or many."),
     "get": ("messages.get", "Take messages, print them, and have them done."),
     "run": ("run.run", "Run a command for each message."),
     "peek": ("messages.peek", "Print stored messages without taking them."),
+    "tail": ("messages.tail", "Print the last messages without taking them."),
     "info": ("store.info", "Show the store in numbers."),
-    "topic": ("admin.topic", "List, show, create and remove topics."),
-    "group": ("admin.group", "List, show, create and remove groups."),
-    "dead": ("dead.dead", "List, show and redrive dead letters."),
+    "topic": ("topics.topic", "List, show, create, change and remove topics."),
+    "group": ("groups.group", "List, show, create, change and remove groups."),
+    "dead": ("dead.dead", "List, show, redrive and remove dead letters."),
+    "schedule": ("schedule.schedule", "List and cancel scheduled messages."),
+    "consumer": ("store.consumer", "List live consumers."),
+    "trim": ("care.trim", "Delete what no group of a topic needs any more."),
+    "purge": ("care.purge", "Delete messages of a topic."),
     "verify": ("store.verify", "Check every invariant of the store."),
     "demo": ("demo.demo", "Watch a store at work, and killed in the middle of it."),
 }

@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn, TypeVar
 
 import click
 
 import diskq
-from diskq import Group, NotFound, Store, Topic
+from diskq import Group, NotFound, ReadOnly, Store, Topic
 
 from . import output
 
 T = TypeVar("T")
+Command = TypeVar("Command", bound=Callable[..., object])
+
+NOTHING = "nothing"
+_NONE = "none"  # takes a bound away
+_BOUNDS = "max_age_seconds", "max_bytes", "max_messages", "max_in_flight"
 
 
 def parsed(parse: Callable[[str], T]) -> Callable[[click.Context, click.Parameter, object], object]:
@@ -30,6 +35,39 @@ def parsed(parse: Callable[[str], T]) -> Callable[[click.Context, click.Paramete
     return callback
 
 
+def or_none(parse: Callable[[str], T]) -> Callable[[str], T | str]:
+    """Parse a setting that `none` takes away; see `changed_settings`."""
+    return lambda text: text if text == _NONE else parse(text)
+
+
+def given_settings(options: Mapping[str, object]) -> dict[str, object]:
+    """The settings that were given for something new."""
+    for name, value in options.items():
+        if value == _NONE and name in _BOUNDS:
+            raise click.UsageError(f"{name} is none if it is not given; leave it out")
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def changed_settings(options: Mapping[str, object]) -> dict[str, object]:
+    """The settings that were given to be changed: None where it was `none`."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if not given:
+        raise click.UsageError("nothing was given to be changed")
+    return {name: None if value == _NONE else value for name, value in given.items()}
+
+
+def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Options that several verbs have."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+topic_argument = click.argument("topic_name", metavar="TOPIC")
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object per line, for programs."
 )
@@ -45,17 +83,20 @@ def removal_options(command: Callable[..., None]) -> Callable[..., None]:
     return yes(dry(command))
 
 
-def may_remove(what: str, loss: str, *, yes: bool, dry_run: bool) -> bool:
-    """Say what will be lost with `what`, and whether the user wants that."""
+def may_remove(
+    what: str, loss: str, *, yes: bool, dry_run: bool, verb: str = "remove", to: str = ""
+) -> bool:
+    """Say what will be lost if `what` is removed, or what the verb says, and whether the user
+    wants that."""
     if dry_run:
-        output.line(f"would remove {what} and lose {loss}")
+        output.line(f"would {verb} {what}{to} and lose {loss}")
         return False
     if yes:
         return True
     if not output.can_ask():
-        raise click.UsageError(f"{what} was not removed: {loss} would be lost; --yes removes it")
-    if not output.ask(f"Remove {what} and lose {loss}?"):
-        raise click.ClickException(f"{what} was not removed")
+        raise click.UsageError(f"{what} was not {verb}d: {loss} would be lost; --yes {verb}s it")
+    if not output.ask(f"{verb.capitalize()} {what}{to} and lose {loss}?"):
+        raise click.ClickException(f"{what} was not {verb}d")
     return True
 
 
@@ -74,6 +115,14 @@ def open_store(*, create: bool = False, readonly: bool = False) -> Store:
         raise NotFound(
             f"there is no store at {path}; 'diskq -s {shlex.quote(path)} put TOPIC BODY' creates it"
         ) from None
+
+
+def open_to_look() -> Store:
+    """The store, to show it: who may not write to it sees all but the consumers."""
+    try:
+        return open_store()
+    except ReadOnly:
+        return open_store(readonly=True)
 
 
 def find_topic(store: Store, name: str) -> Topic:
@@ -102,6 +151,12 @@ def find_group(store: Store, topic_name: str, name: str) -> Group:
 def plural(count: int, noun: str) -> str:
     """`1 message`, `2 messages`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """Counts by noun, without those that are 0: `1 lease, 2 waiting messages and 1 dead letter`."""
+    parts = [plural(count, noun) for noun, count in counts.items() if count]
+    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:]))) or NOTHING
 
 
 class Stopped(BaseException):

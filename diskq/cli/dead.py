@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from itertools import islice
+
 import click
 
-from diskq import NotFound
+from diskq import DeadLetter, Group, NotFound, limits
 
 from . import output
-from .common import find_group, group_option, json_option, open_store, plural
+from .common import (
+    find_group,
+    group_option,
+    json_option,
+    may_remove,
+    open_store,
+    plural,
+    removal_options,
+)
 
 
 @click.group()
 def dead() -> None:
-    """List, show and redrive dead letters."""
+    """List, show, redrive and remove dead letters."""
 
 
 @dead.command("ls")
@@ -43,12 +54,7 @@ def dead_show(topic: str, offset: int, group: str, as_json: bool) -> None:
     diskq dead show mail 17 -g workers
     """
     with open_store(readonly=True) as store:
-        letter = next(find_group(store, topic, group).dead(start=offset), None)
-    if letter is None or letter.offset != offset:
-        raise NotFound(
-            f"message {offset} is not dead in group {group!r};"
-            f" 'diskq dead ls {topic} -g {group}' lists what is"
-        )
+        letter = _find(find_group(store, topic, group), offset)
     if as_json:
         output.record(letter)
         return
@@ -59,6 +65,16 @@ def dead_show(topic: str, offset: int, group: str, as_json: bool) -> None:
     output.show(letter.history, ("at_ns", "cause", "consumer", "error"))
     output.line("")
     output.write(letter.body + b"\n")
+
+
+def _find(group: Group, offset: int) -> DeadLetter:
+    letter = next(group.dead(start=offset), None)
+    if letter is None or letter.offset != offset:
+        raise NotFound(
+            f"message {offset} is not dead in group {group.name!r};"
+            f" 'diskq dead ls {group.topic.name} -g {group.name}' lists what is"
+        )
+    return letter
 
 
 @dead.command("redrive")
@@ -82,3 +98,54 @@ def dead_redrive(
     with open_store() as store:
         count = find_group(store, topic, group).redrive(limit, offsets or None)
     output.line(f"gave back {plural(count, 'dead letter')}")
+
+
+@dead.command("rm")
+@click.argument("topic")
+@click.argument("offsets", type=click.IntRange(0), nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All dead letters of the group.")
+@group_option
+@removal_options
+def dead_rm(
+    *,
+    topic: str,
+    offsets: tuple[int, ...],
+    everything: bool,
+    group: str,
+    yes: bool,
+    dry_run: bool,
+) -> None:
+    """Remove dead letters for good: those at OFFSETS, or all.
+
+    \b
+    diskq dead rm mail 17 18 -g workers --dry-run
+    diskq dead rm mail --all -g workers --yes
+    """
+    if bool(offsets) + everything != 1:
+        raise click.UsageError("say which: give offsets or --all")
+    with open_store() as store:
+        found = find_group(store, topic, group)
+        if everything:
+            chosen = [letter.offset for letter in found.dead()]
+        else:
+            chosen = [_find(found, offset).offset for offset in dict.fromkeys(offsets)]
+        what = f"dead letters of group {group} of topic {topic}"
+        loss = plural(len(chosen), "dead letter")
+        if may_remove(what, loss, yes=yes or not chosen, dry_run=dry_run):
+            if everything:
+                _forget_all(found, set(chosen))
+            else:
+                found.forget_dead(chosen)
+            output.line(f"removed {loss}")
+
+
+def _forget_all(group: Group, chosen: set[int]) -> None:
+    """Forget what of these is still dead; others may redrive some of them meanwhile."""
+    while some := list(
+        islice(
+            (letter.offset for letter in group.dead() if letter.offset in chosen),
+            limits.MAX_REDRIVE_MESSAGES,
+        )
+    ):
+        with suppress(NotFound):
+            group.forget_dead(some)

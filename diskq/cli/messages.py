@@ -1,151 +1,26 @@
-"""put, get and peek: messages in, out, and looked at."""
+"""get, peek and tail: messages taken, and looked at."""
 
 from __future__ import annotations
 
-import os
-import stat
-import sys
 from collections.abc import Iterator
-from typing import BinaryIO
+from datetime import datetime
+from heapq import merge, nlargest
 
 import click
 
-from diskq import Empty, LogMessage, Message, MessageTooLarge, Outgoing, Topic, limits
+from diskq import Empty, LogMessage, Message, Topic, check
+from diskq.model import LANE_BITS
 
 from . import output, units
-from .common import find_group, find_topic, group_option, json_option, open_store, parsed, plural
+from .common import find_group, find_topic, group_option, json_option, open_store, parsed
 
-_BATCH_MESSAGES = 1000  # of one commit
-_READ_BYTES = 2**20
 _GET_MESSAGES = 100  # leased, printed and acked together
-_RECORD = "topic", "group", "offset", "key", "headers", "put_at_ns", "attempt", "token", "body"
-
-
-# Putting ----------------------------------------------------------------------------------------
-
-
-@click.command()
-@click.argument("topic")
-@click.argument("body", required=False)
-@click.option("--lines", is_flag=True, help="Each line of stdin is a message.")
-@click.option("--null", is_flag=True, help="Messages of stdin end with a NUL.")
-@click.option("--key", help="A key for the message, or for all of them.")
-@click.option("--header", "headers", metavar="K=V", multiple=True, help="A header; repeatable.")
-@click.option("--no-create", is_flag=True, help="Fail if the store or topic does not exist.")
-@json_option
-def put(
-    *,
-    topic: str,
-    body: str | None,
-    lines: bool,
-    null: bool,
-    key: str | None,
-    headers: tuple[str, ...],
-    no_create: bool,
-    as_json: bool,
-) -> None:
-    """Store one message, or many. They are safe on the disk when this ends, or before.
-
-    Without BODY, or if it is -, the message is read from stdin, to its last byte. Prints the topic
-    and the offset, or the first and last offset.
-
-    \b
-    diskq put mail hello
-    pg_dump shop | diskq put backups --header kind=sql
-    diskq put mail --lines < addresses.txt
-    find . -print0 | diskq put files --null --json
-    """
-    if lines + null + (body not in (None, "-")) > 1:
-        raise click.UsageError("give only one of BODY, --lines and --null")
-    if body is None and (sys.stdin is None or sys.stdin.isatty()):
-        raise click.UsageError("no body was given; write it after the topic, or - to type it")
-    for text in (key or "", *headers):
-        text.encode()  # or the command line had no text: fail before anything is created
-    labels = _parse_headers(headers) if headers else None
-    with open_store(create=not no_create) as store:
-        to = find_topic(store, topic) if no_create else store.topic(topic)
-        if lines or null:
-            _put_all(to, b"\n" if lines else b"\0", key, labels, as_json)
-            return
-        receipt = to.put(_read_body(body), key=key, headers=labels)
-        if as_json:
-            output.record({"topic": topic, **receipt._asdict()})
-        else:
-            output.line(f"{topic} {receipt.offset}")
-
-
-def _parse_headers(pairs: tuple[str, ...]) -> dict[str, str]:
-    headers: dict[str, str] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not name or not equals:
-            raise click.UsageError(f"{pair!r} is not a header; write NAME=VALUE")
-        if name in headers:
-            raise click.UsageError(f"header {name!r} was given twice")
-        headers[name] = value
-    return headers
-
-
-def _stdin() -> BinaryIO:
-    if sys.stdin is None:
-        raise click.UsageError("stdin is closed; there is nothing to read a message from")
-    return sys.stdin.buffer
-
-
-def _read_body(body: str | None) -> bytes:
-    if body not in (None, "-"):
-        return os.fsencode(body)
-    return _stdin().read(limits.MAX_BODY_BYTES + 1)  # one more, and it is refused
-
-
-def _put_all(
-    topic: Topic, separator: bytes, key: str | None, headers: dict[str, str] | None, as_json: bool
-) -> None:
-    stream = _stdin()
-    status = os.fstat(stream.fileno())
-    progress = output.Progress(status.st_size if stat.S_ISREG(status.st_mode) else 0)
-    count, size, first, last = 0, 0, 0, 0
-    try:
-        for bodies in _batches(stream, separator):
-            plain = key is None and headers is None
-            receipts = topic.put_many(
-                bodies if plain else [Outgoing(body, key, headers) for body in bodies]
-            )
-            first, last = first if count else receipts[0].offset or 0, receipts[-1].offset or 0
-            count += len(bodies)
-            size += sum(map(len, bodies)) + len(bodies)
-            progress.show(count, size)
-            if as_json:
-                for receipt in receipts:
-                    output.record({"topic": topic.name, **receipt._asdict()})
-    except BaseException as error:
-        if count:
-            error.add_note(f"stored before: {plural(count, 'message')}, the last at offset {last}")
-        raise
-    finally:
-        progress.close()
-    if count and not as_json:
-        output.line(f"{topic.name} {first}-{last} ({plural(count, 'message')})")
-
-
-def _batches(stream: BinaryIO, separator: bytes) -> Iterator[list[bytes]]:
-    """The bodies of a stream as they come: a slow writer's line does not wait for others, and what
-    a fast one wrote meanwhile shares a commit."""
-    rest = b""
-    while chunk := stream.read1(_READ_BYTES):  # type: ignore[attr-defined]
-        *bodies, rest = (rest + chunk).split(separator)
-        for start in range(0, len(bodies), _BATCH_MESSAGES):
-            yield bodies[start : start + _BATCH_MESSAGES]
-        if len(rest) > limits.MAX_BODY_BYTES:
-            raise MessageTooLarge(
-                f"a message is over the limit of {limits.MAX_BODY_BYTES} bytes; is the separator"
-                f" {separator!r} in the input?"
-            )
-    if rest:
-        yield [rest]
-
-
-# Taking and looking -----------------------------------------------------------------------------
+_RECORD = (
+    *("topic", "group", "offset", "key", "headers", "priority"),
+    *("put_at_ns", "attempt", "token", "body"),
+)
+_TAIL_MESSAGES = 10
+null_option = click.option("--null", is_flag=True, help="End each body with a NUL, not a newline.")
 
 
 @click.command()
@@ -162,7 +37,7 @@ def _batches(stream: BinaryIO, separator: bytes) -> Iterator[list[bytes]]:
 @click.option(
     "--ack/--no-ack", default=True, help="They are done; or give them back.  [default: ack]"
 )
-@click.option("--null", is_flag=True, help="End each body with a NUL, not a newline.")
+@null_option
 @json_option
 def get(
     *, topic: str, group: str, count: int, wait: float, ack: bool, null: bool, as_json: bool
@@ -197,25 +72,126 @@ def get(
 @click.command()
 @click.argument("topic")
 @click.option("-n", "count", type=click.IntRange(1), default=10, show_default=True, help="At most.")
-@click.option("--from", "start", metavar="OFFSET", type=click.IntRange(0), default=0)
-@click.option("--null", is_flag=True, help="End each body with a NUL, not a newline.")
+@click.option("--from", "start", metavar="OFFSET", type=click.IntRange(0), help="Begin there.")
+@click.option("--reverse", is_flag=True, help="Go backwards, from the last one or from OFFSET.")
+@null_option
 @json_option
-def peek(topic: str, count: int, start: int, null: bool, as_json: bool) -> None:
+def peek(
+    *, topic: str, count: int, start: int | None, reverse: bool, null: bool, as_json: bool
+) -> None:
     """Print stored messages without taking them, from the oldest or from OFFSET on; exit code 3 if
     there is none.
 
     \b
     diskq peek mail
     diskq peek mail --from 1000 -n 1 --json
+    diskq peek mail --reverse -n 1
     """
     found = False
     with open_store(readonly=True) as store:
-        for message in find_topic(store, topic).read(start, limit=count):
+        low, stop = (start or 0, None) if not reverse or start is None else (0, start + 1)
+        for message in find_topic(store, topic).read(low, stop, limit=count, reverse=reverse):
             _print(message, null, as_json)
             found = True
     if not found:
-        where = f" at offset {start} or above" if start else ""
+        where = f" at offset {start} or {'below' if reverse else 'above'}" if start else ""
         raise Empty(f"topic {topic!r} has no stored message{where}")
+
+
+@click.command()
+@click.argument("topic")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until interrupted.")
+@click.option(
+    "-n", "count", type=click.IntRange(0), help=f"The last so many.  [default: {_TAIL_MESSAGES}]"
+)
+@click.option(
+    "--from",
+    "start",
+    metavar="START",
+    callback=parsed(units.parse_start),
+    help="Instead: all from earliest, latest, an offset, or a time on.",
+)
+@null_option
+@json_option
+def tail(
+    *,
+    topic: str,
+    follow: bool,
+    count: int | None,
+    start: int | str | datetime | None,
+    null: bool,
+    as_json: bool,
+) -> None:
+    """Print the last messages without taking them, in order of time, and with -f those that come.
+    Without -f the exit code is 3 if there is none.
+
+    \b
+    diskq tail mail
+    diskq tail mail -n 100 --json
+    diskq tail mail -f --from 2026-01-31T08:00
+    """
+    if count is not None and start is not None:
+        raise click.UsageError("give either -n or --from, not both")
+    wanted = _TAIL_MESSAGES if count is None else count
+    printed = set()
+    with open_store(readonly=not follow) as store:
+        found = find_topic(store, topic)
+        # What comes from now on is seen by this one, even before the last ones were printed.
+        coming = found.follow("latest" if start is None else start) if follow else iter(())
+        if start is None:
+            stored = _last(found, wanted)
+        else:
+            stored = iter(()) if follow else _since(found, start)
+        for message in stored:
+            printed.add(message.offset)
+            _print(message, null, as_json)
+        output.flush()
+        for message in coming:
+            if message.offset not in printed:
+                _print(message, null, as_json)
+                output.flush()
+    if not printed and not follow and wanted:
+        raise Empty(f"topic {topic!r} has no stored message{' from there on' if start else ''}")
+
+
+def _lanes(topic: Topic) -> list[tuple[int, int]]:
+    """The first and the stop offset of each priority."""
+    lanes = range(topic.settings.priorities)
+    return [(lane << LANE_BITS, (lane + 1) << LANE_BITS) for lane in lanes]
+
+
+def _by_time(topic: Topic, parts: list[tuple[int, int]]) -> Iterator[LogMessage]:
+    """The messages of a part of each priority."""
+    found = [topic.read(low, stop) for low, stop in parts if low < stop]
+    return merge(*found, key=lambda message: message.put_at_ns)
+
+
+def _last(topic: Topic, count: int) -> Iterator[LogMessage]:
+    """The last messages put, of all priorities."""
+    newest = (
+        (message.put_at_ns, message.offset)
+        for low, stop in _lanes(topic)
+        for message in topic.read(low, stop, limit=count, reverse=True)
+    )
+    chosen = [offset for _, offset in nlargest(count, newest)]
+    parts = []
+    for low, stop in _lanes(topic):
+        mine = [offset for offset in chosen if low <= offset < stop]
+        parts += [(min(mine), max(mine) + 1)] if mine else []
+    return _by_time(topic, parts)
+
+
+def _since(topic: Topic, start: int | str | datetime) -> Iterator[LogMessage]:
+    """The messages from a place on."""
+    if start == "latest":
+        return iter(())
+    if isinstance(start, int):
+        return topic.read(start)
+    low, since_ns = 0, 0
+    if isinstance(start, datetime):
+        low, since_ns = topic.offset_at(start), check.wall_ns("--from", start)
+    parts = [(max(low, first), stop) for first, stop in _lanes(topic)]
+    return (message for message in _by_time(topic, parts) if message.put_at_ns >= since_ns)
 
 
 def _print(message: Message | LogMessage, null: bool, as_json: bool) -> None:

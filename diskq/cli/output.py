@@ -114,6 +114,8 @@ def fields(values: Mapping[str, object]) -> None:
 def _cell(name: str, value: object) -> str:
     if value is None or value == "":
         return "-"
+    if isinstance(value, bool):
+        value = "yes" if value else "no"
     if isinstance(value, tuple):
         return str(len(value))
     if name.endswith("_ns"):

@@ -1,4 +1,4 @@
-"""info and verify: the store as a whole."""
+"""info, consumer and verify: the store as a whole."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import signal
 
 import click
 
-from diskq import Corrupt, Finding, ReadOnly
+from diskq import Corrupt, Finding
 
 from . import output
-from .admin import GROUP_COLUMNS, TOPIC_COLUMNS
-from .common import die_of, json_option, open_store
+from .common import die_of, json_option, open_store, open_to_look
+from .groups import group_columns
+from .topics import TOPIC_COLUMNS
+
+_CONSUMER_COLUMNS = "name", "pid", "topic", "group", "waiting", "handling"
 
 DAMAGE_FOUND = 5
 _DIES_OF_DAMAGE = signal.SIGBUS, signal.SIGSEGV, signal.SIGABRT
@@ -26,11 +29,7 @@ def info(as_json: bool) -> None:
     diskq info
     diskq info --json | jq '.topics[].groups[].lag'
     """
-    try:
-        store = open_store()
-    except ReadOnly:  # who may not write sees all but the consumers
-        store = open_store(readonly=True)
-    with store:
+    with open_to_look() as store:
         stats = store.stats()
     if as_json:
         output.record(stats)
@@ -39,12 +38,31 @@ def info(as_json: bool) -> None:
     groups = [group for topic in stats.topics for group in topic.groups]
     for items, names in (
         (stats.topics, TOPIC_COLUMNS),
-        (groups, GROUP_COLUMNS),
-        (stats.consumers, ("name", "pid", "topic", "group", "waiting", "handling")),
+        (groups, group_columns(groups)),
+        (stats.consumers, _CONSUMER_COLUMNS),
     ):
         if items:
             output.line("")
             output.show(items, names)
+
+
+@click.group()
+def consumer() -> None:
+    """List live consumers."""
+
+
+@consumer.command("ls")
+@json_option
+def consumer_ls(as_json: bool) -> None:
+    """List the live consumers of the store, of all processes: whether each waits for a message, and
+    the offset of the one it is handling, if it told.
+
+    \b
+    diskq consumer ls
+    diskq consumer ls --json | jq .pid
+    """
+    with open_store() as store:
+        output.show(store.stats().consumers, _CONSUMER_COLUMNS, as_json)
 
 
 @click.command()

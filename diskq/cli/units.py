@@ -7,6 +7,7 @@ from datetime import datetime
 
 _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _BYTES = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_DIGITS = 20  # of a number; larger ones are over every limit
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[dhms])", re.ASCII)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]iB|B|)", re.ASCII)
 
@@ -30,31 +31,64 @@ def parse_size(text: str) -> int:
     Raises: ValueError.
     """
     found = _SIZE.fullmatch(text)
-    if found is None:
+    if found is None or len(text) > _DIGITS:
         raise ValueError(f"{text!r} is not a size; write 4096, 64KiB, 64MiB or 1.5GiB")
     return round(float(found[1]) * _BYTES[found[2]])
 
 
+def parse_count(text: str) -> int:
+    """A number of things.
+
+    Raises: ValueError.
+    """
+    if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def parse_time(text: str) -> datetime:
+    """A time such as `2026-01-31T08:00`, which is local unless it names its zone.
+
+    Raises: ValueError.
+    """
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError):
+        raise ValueError(f"{text!r} is no time; write 2026-01-31T08:00") from None
+
+
+def parse_place(text: str) -> int | datetime:
+    """A place in a topic: an offset, or a time as `parse_time` reads it.
+
+    Raises: ValueError.
+    """
+    try:
+        return parse_count(text) if text.isdecimal() else parse_time(text)
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is no place in a topic; write an offset or a time: 2026-01-31T08:00"
+        ) from None
+
+
 def parse_start(text: str) -> int | str | datetime:
-    """Where a group starts: `earliest`, `latest`, an offset, or a time such as
-    `2026-01-31T08:00`, which is local unless it names its zone.
+    """Where a group starts: `earliest`, `latest`, an offset, or a time as `parse_time` reads it.
 
     Raises: ValueError.
     """
     if text in ("earliest", "latest"):
         return text
-    if text.isdecimal():
-        return int(text)
     try:
-        return datetime.fromisoformat(text).astimezone()
-    except (ValueError, OverflowError):
+        return parse_place(text)
+    except ValueError:
         raise ValueError(
             f"{text!r} is no start; write earliest, latest, an offset or a time: 2026-01-31T08:00"
         ) from None
 
 
 def show_duration(seconds: float) -> str:
-    """A duration as `parse_duration` reads it, to the millisecond."""
+    """A duration as `parse_duration` reads it, to the millisecond; with a minus if it is over."""
+    if seconds < 0:
+        return f"-{show_duration(-seconds)}"
     left = round(seconds * 1000)
     parts = []
     for unit, scale in _SECONDS.items():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -312,14 +313,29 @@ def test_the_option_goes_before_the_environment_and_before_the_verb(shell: Any) 
         ["topic", "ls"],
         ["topic", "info", "mail"],
         ["topic", "create", "mail"],
+        ["topic", "set", "mail", "--priorities", "2"],
         ["topic", "rm", "mail", "--yes"],
         ["group", "ls", "mail"],
         ["group", "info", "mail", "workers"],
         ["group", "create", "mail", "workers"],
+        ["group", "set", "mail", "workers", "--lease", "1m"],
+        ["group", "seek", "mail", "workers", "latest"],
+        ["group", "fork", "mail", "workers", "others"],
+        ["group", "pause", "mail", "workers"],
+        ["group", "resume", "mail", "workers"],
+        ["group", "pending", "mail", "workers"],
         ["group", "rm", "mail", "workers", "--yes"],
         ["dead", "ls", "mail"],
         ["dead", "show", "mail", "1"],
         ["dead", "redrive", "mail", "--all"],
+        ["dead", "rm", "mail", "--all"],
+        ["schedule", "ls", "mail"],
+        ["schedule", "cancel", "mail", "1-0"],
+        ["consumer", "ls"],
+        ["trim", "mail"],
+        ["purge", "mail", "--yes"],
+        ["tail", "mail"],
+        ["tail", "mail", "-f"],
         ["verify"],
     ],
     ids=" ".join,
@@ -331,8 +347,22 @@ def test_what_is_not_a_store_is_refused_and_left_alone(shell: Any, verb: list[st
     assert os.listdir(shell.store) == ["letter.txt"]
 
 
-@pytest.mark.parametrize("verb", [["info"], ["verify"], ["topic", "ls"], ["dead", "ls", "mail"]])
-def test_who_looks_creates_nothing(shell: Any, verb: list[str]) -> None:
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["info"],
+        ["verify"],
+        ["topic", "ls"],
+        ["dead", "ls", "mail"],
+        ["schedule", "ls", "mail"],
+        ["consumer", "ls"],
+        ["trim", "mail"],
+        ["purge", "mail", "--yes"],
+        ["tail", "mail", "-f"],
+    ],
+    ids=" ".join,
+)
+def test_all_but_put_and_create_create_nothing(shell: Any, verb: list[str]) -> None:
     assert "no store at" in shell.error(*verb, code=1)
     assert os.listdir(shell.directory) == []
 
@@ -365,15 +395,20 @@ def test_a_store_of_somebody_else_is_one_line(shell: Any) -> None:
 # help
 
 
+def all_verbs(command: Any, *path: str) -> list[list[str]]:
+    """Every verb, as it is written after `diskq`."""
+    if not isinstance(command, click.Group):
+        return [list(path)]
+    ctx = click.Context(command)
+    names = command.list_commands(ctx)
+    return [
+        verb for name in names for verb in all_verbs(command.get_command(ctx, name), *path, name)
+    ]
+
+
 @pytest.mark.parametrize(
     "verb",
-    ["put", "get", "run", "peek", "info", "verify"]
-    + [
-        f"{family} {verb}"
-        for family in ("topic", "group")
-        for verb in ("ls", "info", "create", "rm")
-    ]
-    + [f"dead {verb}" for verb in ("ls", "show", "redrive")],
+    [" ".join(verb) for verb in all_verbs(cli) if verb != ["demo"]],
 )
 def test_the_help_of_each_verb_has_an_example(verb: str) -> None:
     text = CliRunner().invoke(cli, [*verb.split(), "--help"], prog_name="diskq").output

@@ -62,7 +62,7 @@ def test_json_has_all_of_a_message_and_base64_only_for_what_is_not_text(shell: A
     assert text["body"] == "grüße"
     assert binary["body_base64"] == "/wA="
     assert "body" not in binary
-    names = "topic group offset key headers put_at_ns attempt token body"
+    names = "topic group offset key headers priority put_at_ns attempt token body"
     assert list(text) == names.split()
 
 

@@ -1,0 +1,348 @@
+"""group: list, show, create, change, move, remove."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import click
+
+from diskq import Backoff, Clock, Group, GroupStats
+from diskq.codec import ORDERINGS
+
+from . import output, units
+from .common import (
+    NOTHING,
+    changed_settings,
+    find_group,
+    find_topic,
+    given_settings,
+    json_option,
+    listed,
+    may_remove,
+    open_store,
+    open_to_look,
+    or_none,
+    parsed,
+    plural,
+    removal_options,
+    topic_argument,
+    with_options,
+)
+
+if TYPE_CHECKING:
+    from diskq.model import GroupChanges
+
+_COLUMNS = (
+    *("topic", "group", "lag", "unread", "ready", "leased", "waiting", "parked"),
+    *("dead", "acked", "redelivered", "expired", "dropped", "purged", "paused"),
+)
+_SELDOM = {"parked", "expired", "dropped", "purged", "paused"}  # shown if there are any
+group_argument = click.argument("group_name", metavar="GROUP")
+
+
+class _Lease(NamedTuple):
+    """A leased message, as `pending` prints it."""
+
+    offset: int
+    consumer: str
+    token: int
+    attempt: int
+    left_seconds: float
+
+
+def group_columns(groups: Sequence[GroupStats]) -> list[str]:
+    """The columns of a table of these groups."""
+    return [
+        name
+        for name in _COLUMNS
+        if name not in _SELDOM or any(getattr(group, name) for group in groups)
+    ]
+
+
+@click.group()
+def group() -> None:
+    """List, show, create, change and remove groups."""
+
+
+@group.command("ls")
+@topic_argument
+@json_option
+def group_ls(topic_name: str, as_json: bool) -> None:
+    """List the groups of a topic.
+
+    \b
+    diskq group ls mail
+    """
+    with open_store(readonly=True) as store:
+        groups = find_topic(store, topic_name).stats().groups
+    output.show(groups, group_columns(groups), as_json)
+
+
+@group.command("info")
+@topic_argument
+@group_argument
+@json_option
+def group_info(topic_name: str, group_name: str, as_json: bool) -> None:
+    """Show a group in numbers, and its settings.
+
+    \b
+    diskq group info mail workers
+    """
+    with open_store(readonly=True) as store:
+        found = find_group(store, topic_name, group_name)
+        values = {**found.stats()._asdict(), **found.settings._asdict()}
+    if as_json:
+        output.record(values)
+    else:
+        base, factor, most = values["backoff"]
+        values["backoff"] = f"{units.show_duration(base)},{factor:g},{units.show_duration(most)}"
+        output.fields(values)
+
+
+def _parse_backoff(text: str) -> Backoff:
+    try:
+        base, factor, most = text.split(",")
+        return Backoff(units.parse_duration(base), float(factor), units.parse_duration(most))
+    except ValueError:
+        raise ValueError(f"{text!r} is not a backoff; write BASE,FACTOR,MAX: 1s,2,5m") from None
+
+
+_settings = with_options(
+    click.option(
+        "--lease",
+        "lease_seconds",
+        metavar="DURATION",
+        callback=parsed(units.parse_duration),
+        help="How long a consumer may handle a message.",
+    ),
+    click.option("--max-deliveries", type=int, help="Failures until a message is dead."),
+    click.option(
+        "--backoff",
+        metavar="BASE,FACTOR,MAX",
+        callback=parsed(_parse_backoff),
+        help="How long a failed message waits.",
+    ),
+    click.option(
+        "--max-in-flight",
+        metavar="N",
+        callback=parsed(or_none(units.parse_count)),
+        help="Messages leased at once; none: no bound.",
+    ),
+    click.option(
+        "--keep-expired/--no-keep-expired",
+        default=None,
+        help="What outlives its TTL is a dead letter, or just gone.",
+    ),
+)
+
+
+@group.command("create")
+@topic_argument
+@group_argument
+@click.option(
+    "--start",
+    default="earliest",
+    show_default=True,
+    callback=parsed(units.parse_start),
+    help="earliest, latest, an offset, or a time such as 2026-01-31T08:00.",
+)
+@_settings
+@click.option(
+    "--ordering",
+    type=click.Choice(ORDERINGS),
+    help="With key, messages of one key are delivered one after the other, in order.",
+)
+def group_create(
+    topic_name: str, group_name: str, start: int | str | datetime, **settings: object
+) -> None:
+    """Create a group of a topic. An existing group stays as it is; other settings than it has are
+    an error.
+
+    Without options it has --lease 30s --max-deliveries 5 --backoff 1s,2,5m --no-keep-expired
+    --ordering none, and no bound of messages in flight.
+
+    \b
+    diskq group create mail workers
+    diskq group create mail audit --start latest --lease 10m --backoff 5s,2,1h
+    diskq group create orders packing --ordering key
+    """
+    given = cast("GroupChanges", given_settings(settings))
+    with open_store() as store:
+        topic = find_topic(store, topic_name)
+        known = any(each.name == group_name for each in topic.groups())
+        topic.group(group_name, start=start, **given)
+    what = f"group {group_name} of topic {topic_name}"
+    output.line(f"{what} exists already" if known else f"created {what}")
+
+
+@group.command("set")
+@topic_argument
+@group_argument
+@_settings
+def group_set(topic_name: str, group_name: str, **settings: object) -> None:
+    """Change settings of a group, for what is delivered from now on.
+
+    \b
+    diskq group set mail workers --lease 2m --max-deliveries 10
+    diskq group set mail workers --max-in-flight none
+    """
+    changes = cast("GroupChanges", changed_settings(settings))
+    with open_store() as store:
+        find_group(store, topic_name, group_name).update(**changes)
+    output.line(f"changed group {group_name} of topic {topic_name}")
+
+
+@group.command("seek")
+@topic_argument
+@group_argument
+@click.argument("to", callback=parsed(units.parse_start))
+@removal_options
+def group_seek(
+    *, topic_name: str, group_name: str, to: int | str | datetime, yes: bool, dry_run: bool
+) -> None:
+    """Let a group go on at TO: earliest, latest, an offset, or a time such as 2026-01-31T08:00.
+
+    Whoever handles a message of it loses that. What waits is forgotten, and so are dead letters
+    from TO on; what the topic still has of them comes again.
+
+    \b
+    diskq group seek mail workers earliest --dry-run
+    diskq group seek mail workers 2026-01-31T08:00 --yes
+    """
+    with open_store() as store:
+        found = find_group(store, topic_name, group_name)
+        what = f"group {group_name} of topic {topic_name}"
+        loss = _lost_by_seek(found, to)
+        where = f" to {to}"
+        if may_remove(
+            what, loss, yes=yes or loss == NOTHING, dry_run=dry_run, verb="move", to=where
+        ):
+            found.seek(to)
+            output.line(f"moved {what}: {plural(found.stats().unread, 'message')} to come")
+
+
+def _lost_by_seek(group: Group, to: int | str | datetime) -> str:
+    """What a group would not deliver any more, or not with its history.
+
+    With several priorities only the topic knows where a time or an offset is, so the loss may be
+    less.
+    """
+    topic = group.topic
+    whole = topic.stats()
+    put = whole.put
+    stats = next((each for each in whole.groups if each.group == group.name), group.stats())
+    lanes = topic.settings.priorities
+    match to:
+        case "earliest":
+            target = 0
+        case "latest":
+            target = put
+        case _ if lanes > 1:
+            return listed({"unsettled message": stats.lag, "dead letter": stats.dead})
+        case int():
+            target = min(to, put)
+        case _:
+            target = topic.offset_at(cast("datetime", to))
+    unread = put - target
+    if unread < stats.unread:  # it goes forward, over all that is not settled before
+        return listed({"unsettled message": stats.lag - unread})
+    return listed(
+        {
+            "ready message": stats.ready if target else 0,
+            "lease": stats.leased,
+            "waiting message": stats.waiting,
+            "parked message": stats.parked,
+            "dead letter": sum(1 for _ in group.dead(target)) if lanes == 1 else stats.dead,
+        }
+    )
+
+
+@group.command("fork")
+@topic_argument
+@group_argument
+@click.argument("new_name", metavar="NEW")
+def group_fork(topic_name: str, group_name: str, new_name: str) -> None:
+    """Create a group NEW that is where another one is, with its settings, and a copy of what waits
+    or is dead. What is leased there is ready here.
+
+    \b
+    diskq group fork mail workers replay
+    """
+    with open_store() as store:
+        find_group(store, topic_name, group_name).fork(new_name)
+    output.line(f"created group {new_name} of topic {topic_name}, where {group_name} is")
+
+
+@group.command("pause")
+@topic_argument
+@group_argument
+def group_pause(topic_name: str, group_name: str) -> None:
+    """Deliver nothing to a group until it is resumed; what is leased can be settled.
+
+    \b
+    diskq group pause mail workers
+    """
+    with open_store() as store:
+        find_group(store, topic_name, group_name).pause()
+    output.line(f"paused group {group_name} of topic {topic_name}")
+
+
+@group.command("resume")
+@topic_argument
+@group_argument
+def group_resume(topic_name: str, group_name: str) -> None:
+    """Deliver again to a group that was paused.
+
+    \b
+    diskq group resume mail workers
+    """
+    with open_store() as store:
+        find_group(store, topic_name, group_name).resume()
+    output.line(f"resumed group {group_name} of topic {topic_name}")
+
+
+@group.command("pending")
+@topic_argument
+@group_argument
+@json_option
+def group_pending(topic_name: str, group_name: str, as_json: bool) -> None:
+    """List the leased messages of a group: who has each, and for how long. A lease that is over
+    has a minus; it holds until somebody else takes the message.
+
+    \b
+    diskq group pending mail workers
+    diskq group pending mail workers --json | jq -r .consumer | sort | uniq -c
+    """
+    with open_to_look() as store:
+        pending = find_group(store, topic_name, group_name).pending()
+    found = []
+    for each in pending:
+        left = (each.deadline_ns - Clock.monotonic_ns()) / 1e9
+        digits = 3 if as_json or abs(left) < 1 else 0
+        found.append(
+            _Lease(each.offset, each.consumer, each.token, each.attempt, round(left, digits))
+        )
+    output.show(found, _Lease._fields, as_json)
+
+
+@group.command("rm")
+@topic_argument
+@group_argument
+@removal_options
+def group_rm(topic_name: str, group_name: str, yes: bool, dry_run: bool) -> None:
+    """Remove a group with its position, waiting messages and dead letters.
+
+    \b
+    diskq group rm mail audit --dry-run
+    diskq group rm mail audit --yes
+    """
+    with open_store() as store:
+        found = find_group(store, topic_name, group_name)
+        stats = found.stats()
+        what = f"group {group_name} of topic {topic_name}"
+        loss = f"{plural(stats.lag, 'unsettled message')} and {plural(stats.dead, 'dead letter')}"
+        if may_remove(what, loss, yes=yes, dry_run=dry_run):
+            found.delete()
+            output.line(f"removed {what}, {loss}")

@@ -1,0 +1,358 @@
+"""put: messages in, one or many."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+import click
+
+from diskq import MessageTooLarge, NotFound, Outgoing, Receipt, Receipts, Topic, check, limits
+
+from . import output, units
+from .common import find_topic, json_option, open_store, parsed, plural, with_options
+
+if TYPE_CHECKING:
+    from diskq.model import PutOptions
+
+_BATCH_MESSAGES = 1000  # of one commit
+_READ_BYTES = 2**20
+_JSON_BYTES = 7 * limits.MAX_BODY_BYTES  # of a line: JSON may write a byte as \u0000
+_BODIES = "body", "body_base64"
+_OPTIONS = "key", "headers", "priority", "delay_seconds", "at", "ttl_seconds", "dedup_id"
+_SHOWN = "topic", "group", "offset", "put_at_ns", "attempt", "token"  # by get and peek, not options
+
+Messages = Sequence[bytes | Outgoing]
+
+_message_options = with_options(
+    click.option("--key", help="A key for the message, or for all of them."),
+    click.option("--header", "headers", metavar="K=V", multiple=True, help="A header; repeatable."),
+    click.option("--priority", type=int, default=0, help="Higher ones are delivered first."),
+    click.option(
+        "--delay",
+        "delay_seconds",
+        metavar="DURATION",
+        callback=parsed(units.parse_duration),
+        help="Put it so much later: 10m, 1h30m.",
+    ),
+    click.option(
+        "--at",
+        metavar="TIME",
+        callback=parsed(units.parse_time),
+        help="Put it then: 2026-01-31T08:00, local unless it names its zone.",
+    ),
+    click.option(
+        "--ttl",
+        "ttl_seconds",
+        metavar="DURATION",
+        callback=parsed(units.parse_duration),
+        help="Do not deliver it later than so long after it was put.",
+    ),
+    click.option(
+        "--dedup-id", metavar="ID", help="Store it only if none was put with this ID of late."
+    ),
+)
+
+
+@click.command()
+@click.argument("topic")
+@click.argument("body", required=False)
+@click.option("--lines", is_flag=True, help="Each line of stdin is a message.")
+@click.option("--null", is_flag=True, help="Messages of stdin end with a NUL.")
+@click.option("--jsonl", is_flag=True, help="Each line of stdin is a JSON object, see above.")
+@_message_options
+@click.option(
+    "--wait",
+    metavar="DURATION",
+    default="0",
+    callback=parsed(units.parse_duration),
+    help="Wait so long for room if the topic is full.",
+)
+@click.option("--no-create", is_flag=True, help="Fail if the store or topic does not exist.")
+@json_option
+def put(
+    *,
+    topic: str,
+    body: str | None,
+    lines: bool,
+    null: bool,
+    jsonl: bool,
+    headers: tuple[str, ...],
+    wait: float,
+    no_create: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Store one message, or many. They are safe on the disk when this ends, or before.
+
+    Without BODY, or if it is -, the message is read from stdin, to its last byte. Prints the topic
+    and the offset, or the first and last offset; of a message that is put later its schedule id,
+    and when it is due. If the topic is full the exit code is 75.
+
+    With --jsonl a line has "body" or "body_base64", and may have "key", "headers", "priority",
+    "delay_seconds", "at", "ttl_seconds" and "dedup_id"; what it has not is taken from the options.
+    What get and peek print with --json can be put again.
+
+    \b
+    diskq put mail hello
+    pg_dump shop | diskq put backups --header kind=sql
+    diskq put mail --lines < addresses.txt
+    find . -print0 | diskq put files --null --json
+    diskq put mail 'good morning' --at 2026-01-31T08:00 --dedup-id greeting-31
+    diskq peek mail -n 100 --json | diskq put copy --jsonl
+    """
+    if lines + null + jsonl + (body not in (None, "-")) > 1:
+        raise click.UsageError("give only one of BODY, --lines, --null and --jsonl")
+    if body is None and (sys.stdin is None or sys.stdin.isatty()):
+        raise click.UsageError("no body was given; write it after the topic, or - to type it")
+    if options["dedup_id"] is not None and (lines or null or jsonl):
+        raise click.UsageError("--dedup-id is for one message; lines of --jsonl can have their own")
+    if options["delay_seconds"] is not None and options["at"] is not None:
+        raise click.UsageError("give either --delay or --at, not both")
+    given = cast("PutOptions", {**options, "headers": _parse_headers(headers)})
+    check.name("topic", topic)  # fail before anything is created
+    check.message(Outgoing(b"", **given))
+    create = not (no_create or given["priority"])
+    try:
+        with open_store(create=create) as store:
+            to = store.topic(topic) if create else find_topic(store, topic)
+            if lines or null or jsonl:
+                make = _JsonLines(to, given) if jsonl else _bodies(given)
+                _put_all(to, b"\0" if null else b"\n", make, wait, as_json)
+            else:
+                receipt = to.put(_read_body(body), block=wait > 0, timeout=wait, **given)
+                _show(to, receipt, as_json)
+    except NotFound as error:
+        if not create and not no_create:
+            error.add_note(
+                "with --priority a put creates nothing;"
+                f" 'diskq topic create {topic} --priorities {given['priority'] + 1}' does"
+            )
+        raise
+
+
+def _parse_headers(pairs: tuple[str, ...]) -> dict[str, str] | None:
+    headers: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise click.UsageError(f"{pair!r} is not a header; write NAME=VALUE")
+        if name in headers:
+            raise click.UsageError(f"header {name!r} was given twice")
+        headers[name] = value
+    return headers or None
+
+
+def _stdin() -> BinaryIO:
+    if sys.stdin is None:
+        raise click.UsageError("stdin is closed; there is nothing to read a message from")
+    return sys.stdin.buffer
+
+
+def _read_body(body: str | None) -> bytes:
+    if body not in (None, "-"):
+        return os.fsencode(body)
+    return _stdin().read(limits.MAX_BODY_BYTES + 1)  # one more, and it is refused
+
+
+def _due_ns(receipt: Receipt) -> int | None:
+    return int(receipt.schedule_id.partition("-")[0]) if receipt.schedule_id else None
+
+
+def _show(topic: Topic, receipt: Receipt, as_json: bool) -> None:
+    due_ns = _due_ns(receipt)
+    if as_json:
+        output.record({"topic": topic.name, **receipt._asdict(), "due_ns": due_ns})
+        return
+    where = f"{receipt.schedule_id} due {units.show_time(due_ns)}" if due_ns else receipt.offset
+    output.line(f"{topic.name} {where}{' duplicate' if receipt.duplicate else ''}")
+
+
+# Many -------------------------------------------------------------------------------------------
+
+
+class _Tally:
+    """What became of the messages of one put, over all its commits."""
+
+    def __init__(self) -> None:
+        self.stored = self.scheduled = self.duplicates = 0
+        self.first = self.last = 0  # offsets of what was stored
+        self._due_ns = 0
+
+    def add(self, receipts: Sequence[Receipt]) -> None:
+        if isinstance(receipts, Receipts):  # a run of offsets: no need to look at each
+            self._note(receipts.offsets[0], receipts.offsets[-1], len(receipts))
+            return
+        for receipt in receipts:
+            if receipt.duplicate:
+                self.duplicates += 1
+            elif receipt.offset is None:
+                self.scheduled += 1
+                self._due_ns = max(self._due_ns, _due_ns(receipt) or 0)
+            else:
+                self._note(receipt.offset, receipt.offset, 1)
+
+    def _note(self, first: int, last: int, count: int) -> None:
+        self.first = first if not self.stored else min(first, self.first)
+        self.last = last if not self.stored else max(last, self.last)
+        self.stored += count
+
+    def parts(self, stored: str) -> str:
+        """What there was, of the stored ones in these words."""
+        parts = [stored] if self.stored else []
+        if self.scheduled:
+            due = units.show_time(self._due_ns)
+            parts.append(f"{plural(self.scheduled, 'message')} scheduled, the last due {due}")
+        if self.duplicates:
+            parts.append(plural(self.duplicates, "duplicate"))
+        return ", ".join(parts)
+
+    def __str__(self) -> str:
+        return self.parts(f"{self.first}-{self.last} ({plural(self.stored, 'message')})")
+
+
+def _put_all(
+    topic: Topic,
+    separator: bytes,
+    make: Callable[[list[bytes]], Messages],
+    wait: float,
+    as_json: bool,
+) -> None:
+    stream = _stdin()
+    status = os.fstat(stream.fileno())
+    progress = output.Progress(status.st_size if stat.S_ISREG(status.st_mode) else 0)
+    longest = _JSON_BYTES if isinstance(make, _JsonLines) else limits.MAX_BODY_BYTES
+    tally, count, size = _Tally(), 0, 0
+    try:
+        for texts in _batches(stream, separator, longest):
+            for receipts in _store(topic, make(texts), wait):
+                tally.add(receipts)
+                for receipt in receipts if as_json else ():
+                    _show(topic, receipt, as_json)
+            count += len(texts)
+            size += sum(map(len, texts)) + len(texts)
+            progress.show(count, size)
+    except BaseException as error:
+        if done := tally.parts(
+            f"{plural(tally.stored, 'message')}, the last at offset {tally.last}"
+        ):
+            error.add_note(f"stored before: {done}")
+        raise
+    finally:
+        progress.close()
+    if str(tally) and not as_json:
+        output.line(f"{topic.name} {tally}")
+
+
+def _batches(stream: BinaryIO, separator: bytes, longest: int) -> Iterator[list[bytes]]:
+    """The texts of a stream as they come: a slow writer's line does not wait for others, and what
+    a fast one wrote meanwhile shares a commit."""
+    rest = b""
+    while chunk := stream.read1(_READ_BYTES):  # type: ignore[attr-defined]
+        *texts, rest = (rest + chunk).split(separator)
+        for start in range(0, len(texts), _BATCH_MESSAGES):
+            yield texts[start : start + _BATCH_MESSAGES]
+        if len(rest) > longest:
+            raise MessageTooLarge(
+                f"a message is over the limit of {longest} bytes; is the separator"
+                f" {separator!r} in the input?"
+            )
+    if rest:
+        yield [rest]
+
+
+def _store(topic: Topic, messages: Messages, wait: float) -> Iterator[Sequence[Receipt]]:
+    """Put messages in one commit; in several if they are more than the topic may hold at once."""
+    if not messages:
+        return
+    try:
+        yield topic.put_many(messages, block=wait > 0, timeout=wait)
+    except MessageTooLarge:
+        half = len(messages) // 2
+        if not half:
+            raise
+        yield from _store(topic, messages[:half], wait)
+        yield from _store(topic, messages[half:], wait)
+
+
+def _bodies(given: PutOptions) -> Callable[[list[bytes]], Messages]:
+    if Outgoing(b"", **given) == Outgoing(b""):
+        return lambda bodies: bodies
+    return lambda bodies: [Outgoing(body, **given) for body in bodies]
+
+
+class _JsonLines:
+    """Makes messages of lines of JSON, and numbers the lines."""
+
+    def __init__(self, topic: Topic, given: PutOptions) -> None:
+        self._topic = topic
+        self._given = given
+        self._number = 0
+
+    def __call__(self, lines: list[bytes]) -> Messages:
+        """Raises: ValueError, MessageTooLarge, which name the line."""
+        messages = []
+        for line in lines:
+            self._number += 1
+            try:
+                if line.strip():
+                    messages.append(self._message(line))
+            except MessageTooLarge as error:
+                raise MessageTooLarge(f"line {self._number}: {error}") from None
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"line {self._number}: {error}") from None
+        return messages
+
+    def _message(self, line: bytes) -> bytes | Outgoing:
+        record = _object_of(line)
+        unknown = set(record) - {*_BODIES, *_OPTIONS, *_SHOWN}
+        if unknown:
+            known = ", ".join((*_BODIES, *_OPTIONS))
+            raise ValueError(f"there is no {min(unknown)!r} in a message; there are {known}")
+        own = {name: record[name] for name in _OPTIONS if record.get(name) is not None}
+        if "at" in own:
+            own["at"] = units.parse_time(check.text("at", own["at"]))
+        given = dict(self._given)
+        if {"at", "delay_seconds"} & set(own):
+            given.update(at=None, delay_seconds=None)
+        message = Outgoing(_body_of(record), **cast("PutOptions", {**given, **own}))
+        found = check.message(message)
+        if message.priority and message.priority >= (lanes := self._topic.settings.priorities):
+            raise ValueError(
+                f"priority {message.priority} is over {lanes - 1}, the topic's highest"
+            )
+        return found
+
+
+def _object_of(line: bytes) -> dict[str, Any]:
+    import json  # 5 ms that only `--jsonl` pays
+
+    try:
+        record = json.loads(line.decode())
+    except UnicodeDecodeError:
+        raise ValueError("it is not text in UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not JSON: {error.msg}, at character {error.pos}") from None
+    except RecursionError:
+        raise ValueError("it is not a message: it nests too deep") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"it is not a JSON object, {{...}}, but a {type(record).__name__}")
+    return record
+
+
+def _body_of(record: dict[str, Any]) -> bytes:
+    names = [name for name in _BODIES if name in record]
+    if len(names) != 1:
+        raise ValueError("a message must have either 'body' or 'body_base64'")
+    text = check.text(names[0], record[names[0]])
+    if names[0] == "body":
+        return text.encode()
+    from base64 import b64decode
+
+    try:
+        return b64decode(text, validate=True)
+    except ValueError as error:
+        raise ValueError(f"'body_base64' is not in Base64: {error}") from None
