@@ -66,6 +66,7 @@ def square(path: str, way: str = "transaction") -> None:
                     tx.ack(message)
             elif way == "slow transaction":
                 tell("ended", outcome=_square_slowly(store, message, result))
+                break
             elif way == "put, ack":
                 out.put(result)
                 _pause()
@@ -96,9 +97,9 @@ def _square_slowly(store: diskq.Store, message: Message, result: bytes) -> str:
 
 
 def consume_keys(path: str, ledger: str, who: str, seed: int, prefetch: int) -> None:
-    """Take messages, one or some, settle them in any order, now and then by a nack or release,
-    until killed or told to end. An own ledger has a line for each message got, and one before and
-    one after each settle."""
+    """Take messages, one or some, and settle them in any order, now and then by a nack or release
+    or in a transaction, until killed or told to end. An own ledger has a line for each message
+    got, and one before and one after each settle."""
     chance = random.Random(seed)
     ended = _once_told()
     file = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -129,7 +130,11 @@ def consume_keys(path: str, ledger: str, who: str, seed: int, prefetch: int) -> 
                         time.sleep(chance.random() * 0.005)
                     verb = chance.choices(("ack", "nack", "release"), (8, 2, 1))[0]
                     write("try", verb, message)
-                    getattr(message, verb)()
+                    if chance.random() < 0.3:
+                        with store.transaction() as tx:
+                            getattr(tx, verb)(message)
+                    else:
+                        getattr(message, verb)()
                     write("ok", verb, message)
     tell("done")
 

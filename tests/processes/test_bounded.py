@@ -23,29 +23,44 @@ ROUNDS = 100
 BOUNDS = {"max_messages=1000": {"max_messages": 1000}, "max_bytes=256 KiB": {"max_bytes": 2**18}}
 
 
+def pass_through(store: diskq.Store, start: Any, count: int) -> list[int]:
+    """Let so many messages pass from one process to another, in order; the sizes of the data file
+    after each tenth."""
+    consumer = start("drain", *LIFE, path=store.path, count=count, batch=BATCH)
+    producer = start("fill", *LIFE, path=store.path, count=count, batch=BATCH, size=BODY_BYTES)
+    tenths = [consumer.hear("tenth") for _ in range(10)]
+    producer.hear("done")
+    stats = store.topic("bounded").stats()
+    assert tenths[-1]["in_order"]
+    assert (stats.put, stats.dropped, stats.groups[0].acked) == (count, 0, count)
+    return [tenth["file_bytes"] for tenth in tenths]
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("bound", BOUNDS)
 def test_the_file_does_not_grow_with_what_passes_through_a_bounded_topic(path, start, bound):
     with diskq.open(path) as store:
-        topic = store.topic("bounded", discard="new", **BOUNDS[bound])
-        topic.group("g")
+        store.topic("bounded", discard="new", **BOUNDS[bound]).group("g")
         begun = time.monotonic()
-        consumer = start("drain", *LIFE, path=path, count=MESSAGES, batch=BATCH)
-        producer = start("fill", *LIFE, path=path, count=MESSAGES, batch=BATCH, size=BODY_BYTES)
-        tenths = [consumer.hear("tenth") for _ in range(10)]
-        producer.hear("done")
+        sizes = pass_through(store, start, MESSAGES)
         seconds = time.monotonic() - begun
-        stats = topic.stats()
-    sizes = [tenth["file_bytes"] for tenth in tenths]
     print(
         f"\nbounded, {bound}: {MESSAGES} messages of {BODY_BYTES} bytes,"
         f" {MESSAGES * BODY_BYTES} bytes in all; data file {sizes[0]} bytes after a tenth,"
         f" {sizes[-1]} at the end, {sizes[-1] / sizes[0]:.2f} times; {seconds:.1f} s,"
         f" {MESSAGES / seconds:.0f} messages/s"
     )
-    assert tenths[-1]["in_order"]
-    assert (stats.put, stats.dropped, stats.groups[0].acked) == (MESSAGES, 0, MESSAGES)
     assert sizes[-1] <= 1.5 * sizes[0]
+
+
+def test_a_file_that_grows_is_found_out(path, start):
+    """Negative control: without a bound, and with a group that takes nothing, all of it stays."""
+    with diskq.open(path) as store:
+        topic = store.topic("bounded")
+        for name in ("g", "idle"):
+            topic.group(name)
+        sizes = pass_through(store, start, 20_000)
+    assert sizes[-1] > 1.5 * sizes[0]
 
 
 def wait_for_room(store: diskq.Store, producer: Worker) -> None:
