@@ -243,9 +243,10 @@ class Delivery(Settling):
         passed = takewhile(lambda lease: lease.deadline_ns <= now, self.leased())
         for lease in list(islice(passed, limits.MAX_EXPIRED_LEASES)):
             name = self._holder_name(lease)
-            charged = set(lease.offsets()) - set(self._untouched(lease))
-            for offset in charged:
-                self._fail(lease, offset, "expired", name, "")
+            untouched = self._untouched(lease)
+            for offset in lease.offsets():
+                if offset not in untouched:
+                    self._fail(lease, offset, "expired", name, "")
             self._release_all(lease, solo=False)
 
     def _untouched(self, lease: LeaseRow) -> list[int]:

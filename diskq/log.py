@@ -210,9 +210,10 @@ class Log:
 
 
 def cut(segment: Segment, first: int, stop: int) -> list[Stored]:
-    """The messages of a segment that are between the two offsets."""
+    """The messages of a segment that are between the two offsets, maybe none."""
     low = max(first - segment.first, 0)
-    high = min(stop - segment.first, segment.count)
+    high = max(min(stop - segment.first, segment.count), 0)
+    low = min(low, high)
     flags, put_at_ns = segment.flags, segment.put_at_ns
     return [
         Stored(offset, record, flags, put_at_ns)

@@ -116,23 +116,22 @@ def _drop_old(source: Log, row: TopicRow, count: int, size: int) -> int:
     if bounds.discard == "old" or bounds.retention == "limits":
         if bounds.retention == "interest" and _over(row, bounds, count, size):
             gone += _trim_passed(source, row)
-        while _over(row, bounds, count, size):
-            dropped = _drop(source, row, _oldest(source, row), _excess(row, bounds, count, size))
-            if not dropped:
-                break
-            gone += dropped
+        while _over(row, bounds, count, size) and row.segments:
+            gone += _drop(source, row, _in_the_way(source, row, count, size))
     return gone
 
 
-def _excess(row: TopicRow, bounds: TopicSettings, count: int, size: int) -> int:
-    """About how many segments to drop, at least one."""
-    if not row.segments:
-        return 1
-    most, room = bounds.max_messages, bounds.max_bytes
-    messages = row.stored + row.scheduled + count - most if most else 0
-    over = row.bytes + size - room if room else 0
-    share = max(messages / max(row.stored, 1), over / max(row.bytes, 1))
-    return max(int(row.segments * share), 1)
+def _in_the_way(source: Log, row: TopicRow, count: int, size: int) -> Iterator[Head]:
+    """The oldest segments, until so much more would fit."""
+    bounds = settings_of(row)
+    messages = row.stored + row.scheduled + count - (bounds.max_messages or 2**64)
+    too_large = row.bytes + size - (bounds.max_bytes or 2**64)
+    for head in _oldest(source, row):
+        if messages <= 0 and too_large <= 0:
+            return
+        messages -= head.stop - head.first
+        too_large -= head.size
+        yield head
 
 
 def _drop(source: Log, row: TopicRow, heads: Iterator[Head], most: int = 1 << 30) -> int:
@@ -250,6 +249,7 @@ def purge_key(
         gone += _purge_from(source, row, segment, floors[segment.first >> LANE_BITS], key)
         at = segment.first + segment.count
     log.store(source.tx, source.topic_id, row)
+    source.tx.announce(source.topic_id)
     return gone, at if at is not None or not more else start + 1
 
 

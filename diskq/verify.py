@@ -243,9 +243,8 @@ def _leased(source: Log, group_id: int) -> Iterator[tuple[int, bytes, int]]:
     """Offset, record and flags of what is leased or ready, out of the log."""
     for lease in leases.rows(source.tx, group_id):
         if not lease.flags & HELD:
-            for message in source.read(lease.first, lease.first + lease.count):
-                if lease.holds(message.offset):
-                    yield message[:3]
+            for offset in lease.offsets():
+                yield source.read(offset, offset + 1)[0][:3]
 
 
 def _waiting(tx: Tx, group_id: int) -> Iterator[tuple[int, bytes, int]]:

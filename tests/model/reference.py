@@ -10,177 +10,530 @@ from diskq import GroupStats
 from diskq.limits import LOOK_SECONDS
 
 NS = 1_000_000_000
+LANE = 2**56
+SEGMENT_BYTES, RECORD_BYTES, END_BYTES = 20, 14, 4  # of the format: what a bound in bytes counts
+
+
+class Full(Exception):
+    """A put found no room."""
+
+
+class TooLarge(Exception):
+    """A put never fits."""
+
+
+class Put:
+    """A message: what was put, and when it got its offset."""
+
+    def __init__(self, body, key=None, lane=0, due=0, ttl=0, dedup=None, special=False):
+        self.body, self.key, self.lane, self.due = body, key, lane, due
+        self.ttl, self.dedup, self.special = ttl, dedup, special
+        self.put_at = 0
+        self.purged = False
+
+    @property
+    def plain(self):
+        return self.key is None and not self.ttl and not self.special
+
+    def size(self, rich):
+        head = RECORD_BYTES + len(self.key or "") if rich else 0
+        return len(self.body) + head
+
+
+class Segment:
+    """A run of messages of one lane that were put together."""
+
+    def __init__(self, lane, first, messages, put_at, rich):
+        self.lane, self.first, self.messages, self.put_at = lane, first, messages, put_at
+        self.rich = rich
+
+    @property
+    def end(self):
+        return self.first + len(self.messages)
+
+    @property
+    def size(self):
+        sizes = [
+            RECORD_BYTES + len(each.key) if each.purged else each.size(self.rich)
+            for each in self.messages
+        ]
+        return SEGMENT_BYTES + END_BYTES * len(sizes) + sum(sizes)
 
 
 class Lease:
     """Messages that were leased together: held by `consumer` until settled or taken back."""
 
-    def __init__(self, consumer, offsets, deadline, retry, solo):
+    def __init__(self, consumer, offsets, deadline, retry, solo, prefetched):
         self.solo = solo  # it was delivered alone, because a batch with it died before
         self.consumer = consumer
         self.offsets = offsets  # those not settled yet, rising
         self.deadline = deadline
-        self.retry = retry  # its one message has failed before
+        self.retry = retry  # its one message is not in the log any more
+        self.prefetched = prefetched
+        self.handed = set()  # offsets that were handed out
+
+    @property
+    def untouched(self):
+        """What others may take, and what a deadline does not charge."""
+        if not self.prefetched or self.retry:
+            return []
+        return [offset for offset in self.offsets if offset not in self.handed]
 
 
 class Failed:
-    """A message that has failed in a group: waiting, leased again, or dead."""
+    """A message out of the log's way for a group: waiting, leased again, parked or dead."""
 
-    def __init__(self):
+    def __init__(self, message):
+        self.message = message
         self.failures = 0
         self.history = []  # (cause, error)
         self.due = 0
         self.solo = False
+        self.expires = True
 
 
 class ModelTopic:
-    """What was put, and the runs of it that are still stored."""
+    """What was put, what is still stored of it, and what is to come."""
 
-    def __init__(self):
-        self.bodies = []
-        self.segments = []  # (first, end)
+    def __init__(self, clock, dedup_seconds, **settings):
+        self.clock = clock
+        self.ends = [0] * settings.get("priorities", 1)
+        self.messages = {}  # by offset, also those that are gone
+        self.segments = []
+        self.scheduled = []  # (due, number, message)
+        self.numbered = self.dropped = 0
+        self.known = {}  # dedup id -> (put_at, offset or None, schedule id or None)
         self.groups = {}
+        self.retention = settings.get("retention", "interest")
+        self.discard = settings.get("discard", "new")
+        self.max_messages = settings.get("max_messages")
+        self.max_bytes = settings.get("max_bytes")
+        self.max_age = settings.get("max_age_seconds")
+        self.dedup_ns = dedup_seconds * NS
+        self.watched = False  # then each commit of a group trims
+        self.announced = False  # in this commit, and nobody watches after it
 
     @property
-    def end(self):
-        return len(self.bodies)
+    def put_count(self):
+        return sum(self.ends)
 
     @property
-    def first(self):
-        return self.segments[0][0] if self.segments else self.end
+    def stored(self):
+        return sum(len(segment.messages) for segment in self.segments)
 
-    def put(self, bodies):
-        self.segments.append((self.end, self.end + len(bodies)))
-        self.bodies += bodies
+    def end(self, lane):
+        return lane * LANE + self.ends[lane]
+
+    def first(self, lane):
+        return min((s.first for s in self.segments if s.lane == lane), default=self.end(lane))
+
+    def floors(self, to):
+        """Where a start or a seek goes, in each lane."""
+        lanes = range(len(self.ends))
+        if to == "earliest":
+            return [self.first(lane) for lane in lanes]
+        if to == "latest":
+            return [self.end(lane) for lane in lanes]
+        if isinstance(to, int):
+            mine = min(to // LANE, lanes[-1])
+            behind = [s for s in self.segments if s.lane == mine and s.end > to]
+            when = min((s.put_at for s in behind), default=2**63)
+            found = [self.since(lane, when) for lane in lanes]
+            found[mine] = min(max(to, self.first(mine)), self.end(mine))
+            return found
+        return [self.since(lane, to[0]) for lane in lanes]
+
+    def since(self, lane, when):
+        found = (s.first for s in self.segments if s.lane == lane and s.put_at >= when)
+        return min(found, default=self.end(lane))
+
+    # Putting
+
+    def put(self, messages):
+        """The receipts: duplicate, offset or None, schedule id or None."""
+        self.promote()
+        now = self.clock.wall
+        known = {each.dedup: self.find(each.dedup) for each in messages if each.dedup}
+        new = [each for each in messages if not known.get(each.dedup)]
+        drafts = any(each.special for each in messages)
+        rich = drafts or not all(each.plain for each in messages)
+        size = sum(each.size(rich) for each in new)
+        if not drafts:
+            size += END_BYTES * len(new)
+        self.make_room(len(new), size)
+        receipts = []
+        lanes = {}
+        for each in messages:
+            found = self.find(each.dedup) if each.dedup else None
+            if found:
+                receipts.append((True, *found))
+                continue
+            if each.due > now:
+                name = f"{each.due}-{self.numbered}"
+                self.scheduled.append((each.due, self.numbered, each))
+                self.numbered += 1
+                place = None, name
+            else:
+                lane = lanes.setdefault(each.lane, [])
+                place = self.end(each.lane) + len(lane), None
+                lane.append(each)
+            if each.dedup:
+                self.known[each.dedup] = (now, *place)
+            receipts.append((False, *place))
+        for lane, its in sorted(lanes.items()):
+            self.append(lane, its, rich)
+        self.watched = self.watched and not (new or self.announced)
+        self.announced = False
+        return receipts
+
+    def find(self, dedup):
+        put_at, *place = self.known.get(dedup, (None, None, None))
+        return place if put_at is not None and put_at > self.clock.wall - self.dedup_ns else None
+
+    def append(self, lane, messages, rich):
+        for offset, each in enumerate(messages, self.end(lane)):
+            each.put_at = self.clock.wall
+            self.messages[offset] = each
+        self.segments.append(Segment(lane, self.end(lane), messages, self.clock.wall, rich))
+        self.ends[lane] += len(messages)
+        self.announced = True
+
+    def promote(self):
+        """What is due gets its offsets, in order of time."""
+        due = sorted(each[:2] for each in self.scheduled if each[0] <= self.clock.wall)
+        found = {each[:2]: each for each in self.scheduled}
+        lanes = {}
+        for key in due:
+            self.scheduled.remove(found[key])
+            lanes.setdefault(found[key][2].lane, []).append(found[key][2])
+        for lane, its in sorted(lanes.items()):
+            self.append(lane, its, True)
+
+    # Leaving
+
+    def over(self, count, size):
+        many = self.max_messages
+        here = self.stored + len(self.scheduled) + count
+        stored_bytes = sum(segment.size for segment in self.segments)
+        too_many = many is not None and here > many
+        return too_many or (self.max_bytes is not None and stored_bytes + size > self.max_bytes)
+
+    def make_room(self, count, size):
+        if self.max_messages is None and self.max_bytes is None and self.max_age is None:
+            return
+        if (self.max_messages and count > self.max_messages) or (
+            self.max_bytes and size > self.max_bytes
+        ):
+            raise TooLarge
+        self.drop_old(count, size)
+        if self.over(count, size):
+            self.forget_passed()
+        if self.over(count, size):
+            raise Full
+
+    def drop_old(self, count, size):
+        gone = 0
+        if self.max_age is not None:
+            since = self.clock.wall - self.max_age * NS
+            gone += self.drop([each for each in self.segments if each.put_at <= since])
+        if self.discard == "old" or self.retention == "limits":
+            if self.retention == "interest" and self.over(count, size):
+                gone += self.forget_passed()
+            while self.over(count, size) and self.segments:
+                oldest = min(self.segments, key=lambda each: (each.put_at, each.first))
+                gone += self.drop([oldest])
+        return gone
+
+    def drop(self, segments):
+        for segment in segments:
+            for group in self.groups.values():
+                group.withdraw(segment.lane, segment.end, "dropped")
+            self.segments.remove(segment)
+            self.dropped += len(segment.messages)
+        return len(segments)
+
+    def forget_passed(self):
+        """Forget what every group has passed; without a group, nothing."""
+        if self.retention != "interest" or not self.groups:
+            return 0
+        before = len(self.segments)
+        floors = [group.floors() for group in self.groups.values()]
+        lowest = [min(each) for each in zip(*floors, strict=True)]
+        self.segments = [each for each in self.segments if each.end > lowest[each.lane]]
+        return before - len(self.segments)
 
     def trim(self):
-        """Forget what every group has passed; without a group, nothing."""
-        floor = min((group.floor for group in self.groups.values()), default=0)
-        self.segments = [segment for segment in self.segments if segment[1] > floor]
+        if self.drop_old(0, 0) + self.forget_passed():
+            self.watched = False
+
+    def committed(self):
+        """A group's commit ended: if somebody watches the topic, it trims."""
+        if self.watched:
+            self.trim()
+        self.watched = self.watched and not self.announced
+        self.announced = False
+
+    def purge(self, floors, everything):
+        for group in self.groups.values():
+            for lane, floor in enumerate(floors):
+                group.withdraw(lane, floor, "purged")
+            group.purge_held(lambda offset, _: offset < floors[offset // LANE])
+        gone = 0
+        for segment in list(self.segments):
+            passed = min(max(floors[segment.lane] - segment.first, 0), len(segment.messages))
+            gone += passed
+            segment.first += passed
+            segment.messages = segment.messages[passed:]
+            if not segment.messages:
+                self.segments.remove(segment)
+        if everything:
+            gone += len(self.scheduled)
+            self.scheduled = []
+        self.watched = False
+        return gone
+
+    def purge_key(self, floors, key):
+        for group in self.groups.values():
+            group.purge_held(
+                lambda offset, each: each.key == key and offset < floors[offset // LANE]
+            )
+        gone = 0
+        for segment in self.segments:
+            for offset, each in enumerate(segment.messages, segment.first):
+                if each.key == key and not each.purged and offset < floors[segment.lane]:
+                    each.purged = True
+                    gone += 1
+        kept = [each for each in self.scheduled if each[2].key != key]
+        gone += len(self.scheduled) - len(kept)
+        self.scheduled = kept
+        self.watched = False
+        return gone
+
+    def readable(self):
+        found = [
+            (offset, each.body)
+            for segment in self.segments
+            for offset, each in enumerate(segment.messages, segment.first)
+            if not each.purged
+        ]
+        return sorted(found)
 
 
 class ModelGroup:
-    """One group: a cursor, and where all those messages behind it are that were not acked."""
+    """One group: cursors, and where all those messages behind them are that were not acked."""
 
-    def __init__(self, topic, start, lease_seconds, max_deliveries, backoff, max_in_flight):
+    def __init__(self, topic, cursor, lease_seconds, max_deliveries, backoff, **options):
         self.topic = topic
-        self.cursor = start
+        self.clock = topic.clock
+        self.cursor = list(cursor)
         self.lease_ns = lease_seconds * NS
         self.max_deliveries = max_deliveries
         self.backoff = backoff
-        self.max_in_flight = max_in_flight
+        self.max_in_flight = options.get("max_in_flight")
+        self.keyed = options.get("ordering") == "key"
+        self.keep_expired = options.get("keep_expired", False)
+        self.paused = False
         self.acked = self.delivered = self.redelivered = self.failures = 0
+        self.expired = self.dropped = self.purged = 0
         self.looked = 0  # for dead consumers, since the store was opened
         self.ready = []  # (offsets, one by one): runs that were given back
         self.leases = []
         self.failed = {}  # offset -> Failed
         self.waiting = set()
         self.dead = set()
+        self.parked = set()
+        self.holders = {}  # key -> the offset that has it
 
     @property
     def leased(self):
         return sum(len(lease.offsets) for lease in self.leases)
 
-    @property
-    def floor(self):
-        """The first offset that the group still needs from the log."""
+    def floors(self):
+        """The first offsets that the group still needs from the log."""
         needed = [run[0] for run, _ in self.ready]
         needed += [lease.offsets[0] for lease in self.leases if not lease.retry]
-        return min(needed, default=self.cursor)
+        found = list(self.cursor)
+        for offset in needed:
+            found[offset // LANE] = min(found[offset // LANE], offset)
+        return found
+
+    @property
+    def unread(self):
+        return sum(self.topic.end(lane) - at for lane, at in enumerate(self.cursor))
 
     def stats(self, topic, name):
-        unread = self.topic.end - self.cursor
         ready = sum(len(run) for run, _ in self.ready)
+        lag = self.unread + ready + self.leased + len(self.waiting) + len(self.parked)
         return GroupStats(
             topic=topic,
             group=name,
-            lag=unread + ready + self.leased + len(self.waiting),
-            unread=unread,
+            lag=lag,
+            unread=self.unread,
             ready=ready,
             leased=self.leased,
             waiting=len(self.waiting),
+            parked=len(self.parked),
             dead=len(self.dead),
             acked=self.acked,
             delivered=self.delivered,
             redelivered=self.redelivered,
             failed=self.failures,
+            expired=self.expired,
+            dropped=self.dropped,
+            purged=self.purged,
+            paused=self.paused,
         )
 
-    def has_something(self, now, *, leaving):
-        """Whether a get returns something for sure; `leaving` messages are acked with it."""
-        room = self.max_in_flight is None or self.leased - leaving < self.max_in_flight
-        due = any(self.failed[offset].due <= now.wall for offset in self.waiting)
-        return bool(room and (due or self.ready or self.cursor < self.topic.end))
+    # Taking
 
-    def take(self, consumer, limit, now, crashed):
+    def take(self, consumer, limit, crashed, prefetch=1):
         """The offsets a get returns, each with its lease. `crashed` has the dead consumers, and
         which message each was handling; they are looked for now and then, and in need."""
+        if self.paused:
+            return []
         if self.leases:
-            for lease in list(self.leases):
-                if lease.deadline <= now.monotonic:
-                    for offset in list(lease.offsets):
-                        self.fail(lease, offset, now, "expired")
-            if now.monotonic - self.looked > LOOK_SECONDS * NS:
-                self._reap(now, crashed)
-        granted = self._grant(consumer, limit, now)
+            for lease in [each for each in self.leases if each.deadline <= self.clock.monotonic]:
+                for offset in [each for each in lease.offsets if each not in lease.untouched]:
+                    self.fail(lease, offset, "expired")
+                self.give_back(lease)
+            if self.clock.monotonic - self.looked > LOOK_SECONDS * NS:
+                self._reap(crashed)
+        self.topic.promote()
+        limit = max(limit, prefetch)
+        granted = self._grant(consumer, limit, prefetch > 1)
         if not granted and self.leases:
-            self._reap(now, crashed)
-            granted = self._grant(consumer, limit, now)
+            self._reap(crashed)
+            granted = self._grant(consumer, limit, prefetch > 1)
+        if not granted:
+            granted = self._steal(consumer, limit, prefetch > 1)
         return granted
 
-    def _reap(self, now, crashed):
-        self.looked = now.monotonic
+    def _reap(self, crashed):
+        self.looked = self.clock.monotonic
         for consumer, handled in crashed.items():
-            self._take_from_dead(consumer, handled, now)
+            self._take_from_dead(consumer, handled)
 
-    def _grant(self, consumer, limit, now):
+    def _grant(self, consumer, limit, prefetched):
         if self.max_in_flight is not None:
             limit = min(limit, self.max_in_flight - self.leased)
         granted = []
         while limit > 0:
             due = min(((self.failed[offset].due, offset) for offset in self.waiting), default=None)
-            retry = due is not None and due[0] <= now.wall
-            self.ready.sort()
-            again = True
-            if retry and not (granted and self.failed[due[1]].solo):
-                offsets = [due[1]]
-                self.waiting.discard(due[1])
-                solo, self.failed[due[1]].solo = self.failed[due[1]].solo, False
-            elif self.ready and not (granted and self.ready[0][1]):
+            retry = due is not None and due[0] <= self.clock.wall
+            if retry and granted and (prefetched or self.failed[due[1]].solo):
                 retry = False
-                run, solo = self.ready.pop(0)
-                cut = 1 if solo else limit
-                offsets = run[:cut]
-                if run[cut:]:
-                    self.ready.append((run[cut:], solo))
-            elif self.cursor < self.topic.end:
-                retry = solo = again = False
-                offsets = list(range(self.cursor, min(self.cursor + limit, self.topic.end)))
-                self.cursor += len(offsets)
+            if retry:
+                offset = due[1]
+                message = self.failed[offset]
+                self.waiting.discard(offset)
+                if self._gone(offset, message):
+                    continue
+                solo, message.solo = message.solo, False
+                offsets, again = [offset], True
             else:
-                break
-            lease = Lease(consumer, offsets, now.monotonic + self.lease_ns, retry, solo)
-            self.leases.append(lease)
+                found = self._from_lanes(limit, bool(granted))
+                if found is None:
+                    break
+                offsets, solo, again = found
+                if not offsets:
+                    continue
+            lease = self._lease(consumer, offsets, retry, solo, prefetched)
             granted += [(offset, lease) for offset in offsets]
-            self.delivered += len(offsets)
             self.redelivered += len(offsets) if again else 0
-            limit -= limit if solo else len(offsets)
-        if len({lease for _, lease in granted}) > 1:
-            granted.sort(key=lambda item: 0 if item[1].retry else item[0] + 1)
+            limit -= limit if solo or (retry and prefetched) else len(offsets)
+        if len({lease for _, lease in granted}) > 1 and not prefetched:
+            granted.sort(
+                key=lambda item: (0, 0) if item[1].retry else (LANE - item[0] // LANE, item[0])
+            )
         return granted
 
-    def _take_from_dead(self, consumer, handled, now):
+    def _lease(self, consumer, offsets, retry, solo, prefetched):
+        deadline = self.clock.monotonic + self.lease_ns
+        lease = Lease(consumer, list(offsets), deadline, retry, solo, prefetched)
+        self.leases.append(lease)
+        self.delivered += len(offsets)
+        return lease
+
+    def _from_lanes(self, limit, granted):
+        """The next of the highest lane: what was given back, then what is unread."""
+        for lane in reversed(range(len(self.cursor))):
+            runs = sorted(each for each in self.ready if each[0][0] // LANE == lane)
+            if runs and not (granted and runs[0][1]):
+                run, solo = runs[0]
+                self.ready.remove(runs[0])
+                cut = 1 if solo else limit
+                if run[cut:]:
+                    self.ready.append((run[cut:], solo))
+                return [each for each in run[:cut] if not self._gone(each, None)], solo, True
+            if self.cursor[lane] < self.topic.end(lane):
+                return self._unread_of(lane, limit), False, False
+        return None
+
+    def _unread_of(self, lane, limit):
+        found = []
+        seen = 0
+        while self.cursor[lane] < self.topic.end(lane) and len(found) < limit:
+            if not self.keyed and seen == limit:
+                break
+            seen += 1
+            offset = self.cursor[lane]
+            self.cursor[lane] += 1
+            message = self.topic.messages[offset]
+            if self.keyed and message.key is not None and message.key in self.holders:
+                self.parked.add(offset)
+                self.failed[offset] = Failed(message)
+            elif not self._gone(offset, None):
+                found.append(offset)
+                if self.keyed and message.key is not None:
+                    self.holders[message.key] = offset
+        return found
+
+    def _gone(self, offset, failed):
+        """Whether a message is purged, too old or expired, and so ends here."""
+        message = self.topic.messages[offset]
+        age = self.clock.wall - message.put_at
+        most = self.topic.max_age
+        if failed is None and message.purged:
+            self.purged += 1
+        elif failed is None and most is not None and age >= most * NS:
+            self.dropped += 1
+        elif message.ttl and age >= message.ttl * NS and (failed is None or failed.expires):
+            self.failed.pop(offset, None)
+            if self.keep_expired:
+                self.failed[offset] = failed or Failed(message)
+                self.failed[offset].history.append(("ttl", ""))
+                self.dead.add(offset)
+            else:
+                self.expired += 1
+        else:
+            return False
+        self.free(offset)
+        return True
+
+    def _steal(self, consumer, limit, prefetched):
+        for lease in sorted(self.leases, key=lambda each: (each.deadline, each.offsets[0])):
+            untouched = lease.untouched
+            if lease.consumer != consumer and untouched:
+                taken = untouched[len(untouched) // 2 :][-limit:]
+                for offset in taken:
+                    self._settle(lease, offset)
+                mine = self._lease(consumer, taken, False, False, prefetched)
+                self.redelivered += len(taken)
+                return [(offset, mine) for offset in taken]
+        return []
+
+    def _take_from_dead(self, consumer, handled):
         """Only what was being handled is charged; if that is not known, the only one, or what was
-        delivered alone because of an earlier death."""
+        delivered alone because of an earlier death, but nothing that was only prefetched."""
         leases = [lease for lease in self.leases if lease.consumer == consumer]
         several = sum(len(lease.offsets) for lease in leases) > 1
         for lease in leases:
-            blamed = handled
-            if handled is None and len(lease.offsets) == 1 and (lease.solo or not several):
+            blamed, unknown = handled, handled is None and not lease.prefetched
+            if unknown and len(lease.offsets) == 1 and (lease.solo or not several):
                 blamed = lease.offsets[0]
             if blamed in lease.offsets:
-                self.fail(lease, blamed, now, "crashed", delay_ns=0)
-            self.give_back(lease, now, one_by_one=handled is None)
+                self.fail(lease, blamed, "crashed", delay_ns=0)
+            self.give_back(lease, one_by_one=unknown)
 
     def attempt(self, offset):
         """Which delivery of the message this is, counted from 1."""
@@ -193,47 +546,144 @@ class ModelGroup:
         if not lease.offsets:
             self.leases.remove(lease)
 
+    def free(self, offset):
+        """The message is done: if its key was its own, the next one of the key gets it."""
+        key = self.topic.messages[offset].key
+        if not self.keyed or key is None or self.holders.get(key) != offset:
+            return
+        del self.holders[key]
+        behind = [each for each in self.parked if self.topic.messages[each].key == key]
+        if behind:
+            heir = min(behind)
+            self.parked.remove(heir)
+            self.failed[heir].due = self.clock.wall
+            self.waiting.add(heir)
+            self.holders[key] = heir
+
     def ack(self, lease, offset):
         self._settle(lease, offset)
         self.acked += 1
         self.failed.pop(offset, None)
+        self.free(offset)
 
-    def fail(self, lease, offset, now, cause, error="", delay_ns=None):
+    def fail(self, lease, offset, cause, error="", delay_ns=None):
         self._settle(lease, offset)
-        self.failures += 1
-        message = self.failed.setdefault(offset, Failed())
-        message.failures += 1
-        message.history.append((cause, error))
-        if cause == "reject" or message.failures >= self.max_deliveries:
-            self.dead.add(offset)
+        message = self.topic.messages[offset]
+        if message.purged and not lease.retry:
+            self.purged += 1
+            self.free(offset)
             return
-        delay = self.backoff.delay_ns(message.failures) if delay_ns is None else delay_ns
-        message.due = now.wall + delay
+        self.failures += 1
+        failed = self.failed.setdefault(offset, Failed(message))
+        failed.failures += 1
+        failed.history.append((cause, error))
+        if cause == "reject" or failed.failures >= self.max_deliveries:
+            self.dead.add(offset)
+            self.free(offset)
+            return
+        delay = self.backoff.delay_ns(failed.failures) if delay_ns is None else delay_ns
+        failed.due = self.clock.wall + delay
         self.waiting.add(offset)
 
-    def release(self, lease, offset, now):
+    def release(self, lease, offset):
         if lease.retry:
-            self.give_back(lease, now)
+            self.give_back(lease)
         else:
             self._settle(lease, offset)
             self.ready.append(([offset], False))
 
-    def give_back(self, lease, now, *, one_by_one=False):
+    def give_back(self, lease, *, one_by_one=False):
         """All that is left of a lease, uncharged."""
         if lease in self.leases:
             self.leases.remove(lease)
             if lease.retry:
-                self.failed[lease.offsets[0]].due = now.wall
+                self.failed[lease.offsets[0]].due = self.clock.wall
                 self.failed[lease.offsets[0]].solo = one_by_one
                 self.waiting.add(lease.offsets[0])
             else:
-                self.ready.append((lease.offsets, one_by_one))
+                self.ready.append((list(lease.offsets), one_by_one))
         lease.offsets = []
 
-    def redrive(self, offsets, now):
+    def redrive(self, offsets):
+        for offset in offsets:
+            failed = self.failed[offset]
+            self.dead.discard(offset)
+            failed.failures = 0
+            failed.expires = False
+            failed.history.append(("redriven", ""))
+            key = self.topic.messages[offset].key
+            if self.keyed and key is not None:
+                if key in self.holders:
+                    self.parked.add(offset)
+                    continue
+                self.holders[key] = offset
+            failed.due = self.clock.wall
+            self.waiting.add(offset)
+
+    def forget_dead(self, offsets):
         for offset in offsets:
             self.dead.discard(offset)
-            self.failed[offset].failures = 0
-            self.failed[offset].history.append(("redriven", ""))
-            self.failed[offset].due = now.wall
-            self.waiting.add(offset)
+            del self.failed[offset]
+            self.purged += 1
+
+    # The whole group
+
+    def withdraw(self, lane, floor, counter):
+        """What is below this offset of the log leaves the group."""
+
+        def mine(offset):
+            return offset // LANE == lane and offset < floor
+
+        gone = max(floor - self.cursor[lane], 0)
+        self.cursor[lane] += gone
+        lost = []
+        for lease in list(self.leases):
+            for offset in [each for each in lease.offsets if mine(each) and not lease.retry]:
+                self._settle(lease, offset)
+                lost.append(offset)
+        kept = []
+        for run, solo in self.ready:
+            lost += [each for each in run if mine(each)]
+            if left := [each for each in run if not mine(each)]:
+                kept.append((left, solo))
+        self.ready = kept
+        setattr(self, counter, getattr(self, counter) + gone + len(lost))
+        for offset in lost:
+            self.free(offset)
+
+    def purge_held(self, wanted):
+        for offset in [each for each in self.parked if wanted(each, self.topic.messages[each])]:
+            self.parked.remove(offset)
+            del self.failed[offset]
+            self.purged += 1
+        for offset in [each for each in self.waiting if wanted(each, self.topic.messages[each])]:
+            self.waiting.remove(offset)
+            del self.failed[offset]
+            self.purged += 1
+            self.free(offset)
+
+    def seek(self, cursor):
+        for lease in self.leases:
+            lease.offsets = []
+        self.leases, self.ready, self.holders = [], [], {}
+        self.waiting, self.parked = set(), set()
+        self.dead = {offset for offset in self.dead if offset < cursor[offset // LANE]}
+        self.failed = {each: failed for each, failed in self.failed.items() if each in self.dead}
+        self.cursor = list(cursor)
+
+    def fork(self, fork):
+        """Fill a new group."""
+        fork.cursor = list(self.cursor)
+        fork.ready = [(list(run), solo) for run, solo in self.ready]
+        for offset, failed in self.failed.items():
+            copy = fork.failed[offset] = Failed(failed.message)
+            copy.failures, copy.history = failed.failures, list(failed.history)
+            copy.due, copy.solo, copy.expires = failed.due, failed.solo, failed.expires
+        fork.waiting, fork.dead = set(self.waiting), set(self.dead)
+        fork.parked, fork.holders = set(self.parked), dict(self.holders)
+        for lease in self.leases:
+            if lease.retry:
+                fork.failed[lease.offsets[0]].due = self.clock.wall
+                fork.waiting.add(lease.offsets[0])
+            else:
+                fork.ready.append((list(lease.offsets), lease.solo))

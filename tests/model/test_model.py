@@ -1,17 +1,19 @@
 """The store against the model: any sequence of verbs leaves both in the same state.
 
-After each step `verify` finds nothing and all numbers equal the model's. Two tests plant a fault
-and show that this harness finds it.
+After each step `verify` finds nothing and all numbers equal the model's. The last tests plant a
+fault each and show that this harness finds it.
 """
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 import shutil
 import tempfile
 import threading
 import weakref
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -27,7 +29,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from reference import ModelGroup, ModelTopic
+from reference import LANE, Full, ModelGroup, ModelTopic, Put, TooLarge
 
 import diskq
 from diskq import held, leases
@@ -36,16 +38,45 @@ MEMORY = Path("/dev/shm")
 PLACE = MEMORY if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) else None
 
 GROUPS = ("ga", "gb", "gc")
+KEYS = ("k", "l", "m")
 LEASE_SECONDS = 10
 CONFIGS = st.sampled_from(
     [
         {"max_deliveries": 2, "backoff": diskq.Backoff(0)},
-        {"max_deliveries": 3, "backoff": diskq.Backoff(1, 2, 300)},
+        {"max_deliveries": 3, "backoff": diskq.Backoff(1, 2, 300), "keep_expired": True},
         {"max_deliveries": 1, "backoff": diskq.Backoff(1)},
         {"max_deliveries": 3, "backoff": diskq.Backoff(0), "max_in_flight": 3},
+        {"max_deliveries": 2, "backoff": diskq.Backoff(0), "ordering": "key"},
+        {"max_deliveries": 3, "backoff": diskq.Backoff(1), "ordering": "key", "keep_expired": True},
+    ]
+)
+TOPICS = st.sampled_from(
+    [
+        {},
+        {"priorities": 3},
+        {"max_messages": 14},
+        {"max_messages": 14, "discard": "old", "priorities": 2},
+        {"max_messages": 20, "retention": "limits"},
+        {"max_age_seconds": 30},
+        {"retention": "limits", "max_age_seconds": 400, "max_bytes": 4096, "priorities": 2},
+        {"max_bytes": 4096, "discard": "old"},
     ]
 )
 PICK = st.integers(0, 1000)  # which of those there are, modulo how many there are
+PLAIN = st.fixed_dictionaries({"key": st.none() | st.sampled_from(KEYS)})
+OPTIONS = st.fixed_dictionaries(
+    {
+        "key": st.none() | st.sampled_from(KEYS),
+        "lane": st.integers(0, 2),
+        "delay": st.sampled_from([0, 0, 2, 30]),
+        "at": st.booleans(),
+        "ttl": st.sampled_from([0, 0, 5, 60]),
+        "dedup": st.none() | st.sampled_from(["a", "b", "c"]),
+    }
+)
+WHERE = st.one_of(
+    st.sampled_from(["earliest", "latest", "time"]), st.integers(0, 20), st.integers(LANE, LANE + 9)
+)
 
 
 class Delivery:
@@ -64,8 +95,11 @@ class Delivery:
 class Member:
     """A consumer the test holds."""
 
-    def __init__(self, number, group, handle):
+    def __init__(self, number, group, handle, prefetch):
         self.number = number
+        self.prefetch = prefetch
+        self.fetched = []  # granted, but not handed out
+        self.handling = None  # what it would be blamed for
         self.group = group  # name
         self.handle = handle
         self.held = []  # deliveries not settled by this consumer
@@ -82,30 +116,37 @@ class QueueMachine(RuleBasedStateMachine):
         super().__init__()
         self.path = tempfile.mkdtemp(dir=PLACE, prefix="diskq-model-")
         self.clock = ManualClock()
-        self.topic_model = ModelTopic()
-        self.models = self.topic_model.groups
         self.members = []
         self.crashed = {}  # number of a dead consumer -> the offset it was handling, or None
         self.made = 0
         self.last_token = 0
         self.tokens = {}  # (group, offset) -> the latest
+        self.other_count = 0
+        self.bodies = 0
+
+    @initialize(topic=TOPICS, config=CONFIGS, many=st.lists(PLAIN, max_size=8), two=st.booleans())
+    def begin(self, topic, config, many, two):
+        self.settings = topic
         self.open()
+        self.topic_model = ModelTopic(self.clock, dedup_seconds=20, **topic)
+        self.models = self.topic_model.groups
+        self.make_group("ga", "earliest", config)
+        self.join(0, 1)
+        if two:
+            self.join(0, 3)
+        self.put(many, True)
 
     def open(self):
         self.steps = 0  # since then
         self.store = diskq.open(self.path, durability="process", clock=self.clock)
-        self.topic = self.store.topic("t")
+        self.topic = self.store.topic("t", dedup_seconds=20, **self.settings)
+        self.other = self.store.topic("other")
+        self.settings = {}
 
     def teardown(self):
         self.members.clear()
         self.store.close()
         shutil.rmtree(self.path)
-
-    @initialize(config=CONFIGS, count=st.integers(0, 12))
-    def begin(self, config, count):
-        self.make_group("ga", "earliest", config)
-        self.join(0)
-        self.put(count, False)
 
     # Helpers
 
@@ -113,22 +154,24 @@ class QueueMachine(RuleBasedStateMachine):
         return next(group for group in self.topic.groups() if group.name == name)
 
     def make_group(self, name, start, config):
-        first = self.topic_model.first
-        begin = {"earliest": first, "latest": self.topic_model.end}.get(start, start)
-        begin = min(max(begin, first), self.topic_model.end)
-        self.topic.group(name, start=start, lease_seconds=LEASE_SECONDS, **config)
-        self.models[name] = ModelGroup(
-            self.topic_model,
-            begin,
-            LEASE_SECONDS,
-            config["max_deliveries"],
-            config["backoff"],
-            config.get("max_in_flight"),
-        )
+        cursor = self.topic_model.floors(self.place(start))
+        self.topic.group(name, start=self.when(start), lease_seconds=LEASE_SECONDS, **config)
+        self.models[name] = ModelGroup(self.topic_model, cursor, LEASE_SECONDS, **config)
+
+    def place(self, where):
+        """A place as the model takes it: a time is one five seconds ago."""
+        return (self.clock.wall - 5 * NS,) if where == "time" else where
+
+    def when(self, where):
+        """The same for the store."""
+        if where != "time":
+            return where
+        whole = timedelta(microseconds=(self.clock.wall - 5 * NS) // 1000)
+        return datetime(1970, 1, 1, tzinfo=UTC) + whole
 
     def member(self, pick):
         if not self.members:
-            self.join(pick)
+            self.join(pick, 1)
         return self.members[pick % len(self.members)]
 
     def model_of(self, member):
@@ -139,8 +182,9 @@ class QueueMachine(RuleBasedStateMachine):
         assert [message.offset for message in messages] == [offset for offset, _ in granted]
         model = self.model_of(member)
         for message, (offset, lease) in zip(messages, granted, strict=True):
-            assert message.body == self.topic_model.bodies[offset]
-            assert message.key == ("k" if offset % 2 else None)
+            assert message.body == self.topic_model.messages[offset].body
+            assert message.key == self.topic_model.messages[offset].key
+            assert message.priority == offset // LANE
             assert message.attempt == model.attempt(offset)
             assert message.token > self.tokens.get((member.group, offset), 0)
             assert message.token > self.last_token
@@ -151,12 +195,13 @@ class QueueMachine(RuleBasedStateMachine):
         """The consumer dies, maybe while handling one of its messages: nothing of it is left in
         this process."""
         self.members.remove(member)
-        self.crashed[member.number] = None
+        self.crashed[member.number] = member.handling
         if handling is not None and member.held:
             chosen = handling % len(member.held)
             member.held[chosen].message.__enter__()
             self.crashed[member.number] = member.held[chosen].offset
         member.held.clear()
+        member.fetched.clear()
         member.current = None
         gone = weakref.ref(member.handle)
         member.handle = member.loop = None
@@ -166,35 +211,185 @@ class QueueMachine(RuleBasedStateMachine):
 
     # Putting
 
-    @rule(count=st.integers(1, 6), many=st.booleans())
-    def put(self, count, many):
-        first = self.topic_model.end
-        bodies = [b"body %d" % offset for offset in range(first, first + count)]
-        outgoing = [
-            diskq.Outgoing(body, key="k") if offset % 2 else body
-            for offset, body in enumerate(bodies, first)
-        ]
-        if many:
-            receipts = self.topic.put_many(outgoing)
-            self.topic_model.put(bodies)
+    def outgoing(self, choices):
+        """Messages for the store, and for the model."""
+        real, puts = [], []
+        for choice in choices:
+            self.bodies += 1
+            body = (b"body %d" % self.bodies).ljust(200)
+            lane = min(choice.get("lane", 0), len(self.topic_model.ends) - 1)
+            delay, ttl, dedup_id = (choice.get(name) or 0 for name in ("delay", "ttl", "dedup"))
+            due = self.clock.wall + delay * NS if delay or choice.get("at") else 0
+            real.append(
+                diskq.Outgoing(
+                    body,
+                    choice["key"],
+                    priority=lane,
+                    delay_seconds=None if choice.get("at") else delay or None,
+                    at=self.at(due) if choice.get("at") else None,
+                    ttl_seconds=ttl or None,
+                    dedup_id=dedup_id or None,
+                )
+            )
+            special = bool(lane or delay or choice.get("at") or dedup_id)
+            puts.append(Put(body, choice["key"], lane, due, ttl, dedup_id or None, special))
+        return real, puts
+
+    @staticmethod
+    def at(wall_ns):
+        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=wall_ns // 1000)
+
+    @rule(many=st.lists(PLAIN, min_size=1, max_size=6), one_by_one=st.booleans())
+    def put(self, many, one_by_one):
+        if one_by_one:
+            for choice in many:
+                self.put_all([choice])
+        elif many:
+            self.put_all(many)
+
+    @rule(many=st.lists(OPTIONS, min_size=1, max_size=4))
+    def put_with_options(self, many):
+        self.put_all(many)
+
+    def put_all(self, choices):
+        real, puts = self.outgoing(choices)
+        expected = self.expect(lambda topic, _: topic.put(copy.deepcopy(puts)), None)
+        if expected is not None:
+            before = dump(self.store)
+            with pytest.raises(expected):
+                self.topic.put_many(real, block=False)
+            assert dump(self.store) == before
+            return
+        if len(real) == 1:
+            receipts = [self.topic.put(**self.options_of(real[0]), block=False)]
         else:
-            receipts = [
-                self.topic.put(body, key="k" if offset % 2 else None)
-                for offset, body in enumerate(bodies, first)
-            ]
-            for body in bodies:
-                self.topic_model.put([body])
-        assert [receipt.offset for receipt in receipts] == list(range(first, first + count))
+            receipts = self.topic.put_many(real, block=False)
+        self.check_receipts(receipts, self.topic_model.put(puts))
+
+    @staticmethod
+    def options_of(outgoing):
+        return {name: value for name, value in outgoing._asdict().items() if value is not None}
+
+    @staticmethod
+    def check_receipts(receipts, expected):
+        found = [(each.duplicate, each.offset, each.schedule_id) for each in receipts]
+        assert found == expected
+
+    def expect(self, action, payload):
+        """What a copy of the model raises, as the store would: nothing is changed by it."""
+        try:
+            action(*copy.deepcopy((self.topic_model, payload)))
+        except Full:
+            return diskq.Full
+        except TooLarge:
+            return diskq.MessageTooLarge
+        return None
+
+    @precondition(lambda self: self.topic_model.scheduled)
+    @rule(pick=PICK)
+    def cancel(self, pick):
+        scheduled = self.topic_model.scheduled
+        due, number, _ = gone = scheduled[pick % len(scheduled)]
+        self.topic.cancel(f"{due}-{number}")
+        scheduled.remove(gone)
+        with pytest.raises(diskq.NotFound):
+            self.topic.cancel(f"{due}-{number}")
+
+    # What leaves the log
+
+    @rule()
+    def trim(self):
+        self.topic.trim()
+        self.topic_model.trim()
+
+    @rule(
+        how=st.sampled_from(["all", "before", "key", "both"]),
+        where=WHERE,
+        key=st.sampled_from(KEYS),
+    )
+    def purge(self, how, where, key):
+        to = self.place(where) if how in ("before", "both") else "latest"
+        floors = self.topic_model.floors(to)
+        options = {}
+        if how in ("before", "both"):
+            options["before"] = self.when(where)
+        if how in ("key", "both"):
+            options["key"] = key
+            expected = self.topic_model.purge_key(floors, key)
+        else:
+            expected = self.topic_model.purge(floors, everything=how == "all")
+        assert self.topic.purge(**options) == expected
+
+    @rule(change=st.sampled_from(["lanes", "more", "unbounded", "old", "interest"]))
+    def update_topic(self, change):
+        model = self.topic_model
+        if change == "lanes" and len(model.ends) < 3:
+            self.topic.update(priorities=len(model.ends) + 1)
+            model.ends.append(0)
+            for number, group in enumerate(self.models.values()):
+                group.cursor.append((len(model.ends) - 1) * LANE)
+                assert number < len(GROUPS)
+        elif change == "more" and model.max_messages is not None:
+            model.max_messages += 5
+            self.topic.update(max_messages=model.max_messages)
+        elif change == "unbounded":
+            model.max_messages = None
+            self.topic.update(max_messages=None)
+        elif change == "old":
+            model.discard = "old"
+            self.topic.update(discard="old")
+        else:
+            model.retention = "interest"
+            self.topic.update(retention="interest")
+        model.watched = False
 
     # Groups and consumers
 
     @precondition(lambda self: len(self.models) < len(GROUPS))
-    @rule(
-        config=CONFIGS, start=st.one_of(st.sampled_from(["earliest", "latest"]), st.integers(0, 20))
-    )
+    @rule(config=CONFIGS, start=WHERE)
     def new_group(self, config, start):
         name = next(name for name in GROUPS if name not in self.models)
         self.make_group(name, start, config)
+
+    @precondition(lambda self: len(self.models) < len(GROUPS))
+    @rule(pick=PICK)
+    def fork(self, pick):
+        old = sorted(self.models)[pick % len(self.models)]
+        name = next(name for name in GROUPS if name not in self.models)
+        assert self.group(old).fork(name).name == name
+        model = ModelGroup(
+            self.topic_model,
+            self.models[old].cursor,
+            LEASE_SECONDS,
+            self.models[old].max_deliveries,
+            self.models[old].backoff,
+            max_in_flight=self.models[old].max_in_flight,
+            ordering="key" if self.models[old].keyed else "none",
+            keep_expired=self.models[old].keep_expired,
+        )
+        self.models[old].fork(model)
+        self.models[name] = model
+
+    @rule(pick=PICK, to=WHERE)
+    def seek(self, pick, to):
+        name = sorted(self.models)[pick % len(self.models)]
+        cursor = self.topic_model.floors(self.place(to))
+        self.group(name).seek(self.when(to))
+        self.models[name].seek(cursor)
+        self.topic_model.trim()
+
+    @rule(pick=PICK)
+    def pause_or_resume(self, pick):
+        name = sorted(self.models)[pick % len(self.models)]
+        model = self.models[name]
+        model.paused = not model.paused
+        (self.group(name).pause if model.paused else self.group(name).resume)()
+
+    @rule(pick=PICK, most=st.none() | st.integers(1, 4))
+    def update_group(self, pick, most):
+        name = sorted(self.models)[pick % len(self.models)]
+        self.models[name].max_in_flight = most
+        assert self.group(name).update(max_in_flight=most).max_in_flight == most
 
     @precondition(lambda self: len(self.models) > 1)
     @rule(pick=PICK)
@@ -213,12 +408,12 @@ class QueueMachine(RuleBasedStateMachine):
             self.members.remove(member)
 
     @precondition(lambda self: len(self.members) < 6)
-    @rule(pick=PICK)
-    def join(self, pick):
+    @rule(pick=PICK, prefetch=st.sampled_from([1, 1, 4]))
+    def join(self, pick, prefetch):
         name = sorted(self.models)[pick % len(self.models)]
         self.made += 1
-        handle = self.group(name).consumer(f"c{self.made}")
-        self.members.append(Member(self.made, name, handle))
+        handle = self.group(name).consumer(f"c{self.made}", prefetch=prefetch)
+        self.members.append(Member(self.made, name, handle, prefetch))
 
     @precondition(lambda self: self.members)
     @rule(pick=PICK, crash=st.booleans(), handling=st.booleans())
@@ -239,14 +434,14 @@ class QueueMachine(RuleBasedStateMachine):
     def closed(self, member):
         model = self.model_of(member)
         for lease in [lease for lease in model.leases if lease.consumer == member.number]:
-            model.give_back(lease, self.clock)
+            model.give_back(lease)
 
     # Taking
 
     @rule(pick=PICK)
     def get(self, pick):
         member = self.member(pick)
-        granted = self.model_of(member).take(member.number, 1, self.clock, self.crashed)
+        granted = self.granted(member, 1)
         if granted:
             self.received(member, [member.handle.get_nowait()], granted)
         else:
@@ -256,29 +451,63 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(pick=PICK, n=st.integers(1, 8))
     def get_many(self, pick, n):
         member = self.member(pick)
-        granted = self.model_of(member).take(member.number, n, self.clock, self.crashed)
+        granted = self.granted(member, n)
         self.received(member, member.handle.get_many(n, timeout=0), granted)
+
+    def granted(self, member, limit):
+        """What the model gives: of a prefetching consumer, first what it has."""
+        found = self.handed(member, limit)
+        if found:
+            return found
+        model = self.model_of(member)
+        while granted := model.take(member.number, limit, self.crashed, member.prefetch):
+            self.topic_model.committed()
+            if member.prefetch == 1:
+                return granted
+            member.fetched = granted
+            if found := self.handed(member, limit):
+                return found
+        self.topic_model.committed()
+        return []
+
+    @staticmethod
+    def handed(member, limit):
+        found = []
+        while member.fetched and len(found) < limit:
+            offset, lease = member.fetched.pop(0)
+            lease.handed.add(offset)
+            member.handling = offset
+            if offset in lease.offsets:
+                found.append((offset, lease))
+        return found
 
     @rule(pick=PICK)
     def iterate(self, pick):
         """Go on to the next message, which acks the one before in the same commit."""
         member = self.member(pick)
+        if member.prefetch > 1:
+            return
         model = self.model_of(member)
         current = member.current if member.current in member.held else None
-        if not model.has_something(self.clock, leaving=current is not None and not current.lost):
-            return  # it would wait
-        member.current = None
         if current is not None and current.lost:
+            member.current = None
             before = dump(self.store)
             with pytest.raises(diskq.LeaseLost):
                 next(member.loop)
             member.loop = iter(member.handle)
             assert dump(self.store) == before
             return
+        trial, lease = copy.deepcopy((model, current.lease if current else None))
+        if current is not None:
+            trial.ack(lease, current.offset)
+        if not trial.take(member.number, 1, self.crashed):
+            return  # it would wait
+        member.current = None
         if current is not None:
             model.ack(current.lease, current.offset)
             member.held.remove(current)
-        granted = model.take(member.number, 1, self.clock, self.crashed)
+        granted = model.take(member.number, 1, self.crashed)
+        self.topic_model.committed()
         before = self.store.stats().commit_id
         watchdog = threading.Timer(30, member.handle.close)
         watchdog.start()
@@ -288,6 +517,28 @@ class QueueMachine(RuleBasedStateMachine):
         assert self.store.stats().commit_id == before + 1
         self.received(member, [message], granted)
         member.current = member.held[-1]
+
+    @rule(where=WHERE)
+    def follow(self, where):
+        """What is there is seen without waiting, and watching a topic changes nothing else."""
+        floors = self.topic_model.floors(self.place(where))
+        self.topic_model.promote()
+        self.topic_model.watched = not self.topic_model.announced
+        self.topic_model.announced = False
+        found = [each for each in self.topic_model.readable() if each[0] >= floors[each[0] // LANE]]
+        messages = self.topic.follow(self.when(where), timeout=0)
+        assert [(each.offset, each.body) for each in messages] == found
+
+    @rule(low=st.integers(0, 20), limit=st.none() | st.integers(0, 9), reverse=st.booleans())
+    def read(self, low, limit, reverse):
+        found = [each for each in self.topic_model.readable() if low <= each[0] < LANE + 5]
+        found = found[::-1] if reverse else found
+        read = self.topic.read(low, LANE + 5, limit=limit, reverse=reverse)
+        assert [(each.offset, each.body) for each in read] == found[:limit]
+        assert (
+            self.topic.offset_at(self.when("time"))
+            == self.topic_model.floors(self.place("time"))[0]
+        )
 
     # Settling
 
@@ -352,25 +603,86 @@ class QueueMachine(RuleBasedStateMachine):
             assert (lost.value.offset, lost.value.token) == (message.offset, message.token)
             return
         verbs[verb]()
-        model, lease, offset = self.model_of(member), delivery.lease, delivery.offset
         if verb == "extend":
-            lease.deadline = self.clock.monotonic + 5 * NS
-            return
+            delivery.lease.deadline = self.clock.monotonic + 5 * NS
+        else:
+            with pytest.raises(diskq.AlreadySettled):
+                message.ack()
+            self.settled(member, delivery, verb)
+        if verb == "with":
+            member.handling = None
+        self.topic_model.committed()
+
+    def settled(self, member, delivery, verb):
+        """The model does the same."""
         member.held.remove(delivery)
-        with pytest.raises(diskq.AlreadySettled):
-            message.ack()
+        self.do(self.model_of(member), delivery.lease, delivery.offset, verb)
+
+    @staticmethod
+    def do(model, lease, offset, verb):
         if verb == "ack":
             model.ack(lease, offset)
         elif verb == "nack":
-            model.fail(lease, offset, self.clock, "nack", "why")
+            model.fail(lease, offset, "nack", "why")
         elif verb == "later":
-            model.fail(lease, offset, self.clock, "nack", delay_ns=3 * NS)
+            model.fail(lease, offset, "nack", delay_ns=3 * NS)
         elif verb == "release":
-            model.release(lease, offset, self.clock)
+            model.release(lease, offset)
         elif verb == "reject":
-            model.fail(lease, offset, self.clock, "reject", "because")
+            model.fail(lease, offset, "reject", "because")
         else:
-            model.fail(lease, offset, self.clock, "nack", "ZeroDivisionError: division by zero")
+            model.fail(lease, offset, "nack", "ZeroDivisionError: division by zero")
+
+    @rule(
+        picks=st.lists(
+            st.tuples(PICK, st.sampled_from(["ack", "nack", "reject", "release"])), max_size=3
+        ),
+        many=st.lists(st.one_of(PLAIN, OPTIONS), max_size=3),
+        others=st.integers(0, 2),
+    )
+    def transaction(self, picks, many, others):
+        """Settles of any consumers and puts into two topics: all of it, or nothing."""
+        there = [(member, each) for member in self.members for each in member.held]
+        chosen = {}
+        for pick, verb in picks if there else ():
+            member, delivery = there[pick % len(there)]
+            chosen[id(delivery)] = member, delivery, verb
+        real, puts = self.outgoing(many)
+        plan = [
+            (self.model_of(m).topic, m.group, d.lease, d.offset, v) for m, d, v in chosen.values()
+        ]
+
+        def work(topic, plan, puts):
+            for _, group, lease, offset, verb in plan:
+                self.do(topic.groups[group], lease, offset, verb)
+            if plan:
+                topic.committed()
+            return topic.put(puts) if puts else []
+
+        expected = diskq.LeaseLost
+        if not any(delivery.lost for _, delivery, _ in chosen.values()):
+            expected = self.expect(lambda topic, load: work(topic, *load), (plan, puts))
+        before = dump(self.store)
+        tx = self.store.transaction()
+        for _, delivery, verb in chosen.values():
+            options = {"nack": {"error": "why"}, "reject": {"reason": "because"}}.get(verb, {})
+            getattr(tx, verb)(delivery.message, **options)
+        if real:
+            tx.put_many(self.topic, real)
+        for _ in range(others):
+            tx.put(self.other, b"other")
+        if expected is not None:
+            with pytest.raises(expected):
+                tx.commit()
+            assert dump(self.store) == before
+            assert not any(delivery.message.settled for _, delivery, _ in chosen.values())
+            return
+        tx.commit()
+        receipts = work(self.topic_model, plan, puts)
+        self.check_receipts(tx.receipts[: len(real)], receipts)
+        for member, delivery, _ in chosen.values():
+            member.held.remove(delivery)
+        self.other_count += others
 
     @staticmethod
     def fail_inside(message):
@@ -398,9 +710,10 @@ class QueueMachine(RuleBasedStateMachine):
         for delivery in chosen:
             self.model_of(member).ack(delivery.lease, delivery.offset)
             member.held.remove(delivery)
+        self.topic_model.committed()
 
     @precondition(lambda self: any(model.dead for model in self.models.values()))
-    @rule(pick=PICK, how=st.sampled_from(["all", "first", "last", "unknown"]))
+    @rule(pick=PICK, how=st.sampled_from(["all", "first", "last", "unknown", "forget"]))
     def redrive(self, pick, how):
         names = sorted(name for name, model in self.models.items() if model.dead)
         name = names[pick % len(names)]
@@ -412,10 +725,14 @@ class QueueMachine(RuleBasedStateMachine):
                 group.redrive(offsets=[*dead, 10**6])
             assert dump(self.store) == before
             return
+        if how == "forget":
+            group.forget_dead(dead[:1])
+            model.forget_dead(dead[:1])
+            return
         chosen = {"all": dead, "first": dead[:1], "last": dead[-1:]}[how]
         options = {"all": {}, "first": {"limit": 1}, "last": {"offsets": chosen}}[how]
         assert group.redrive(**options) == len(chosen)
-        model.redrive(chosen, self.clock)
+        model.redrive(chosen)
 
     # Time and boots
 
@@ -450,7 +767,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.clock.reboot()
             for model in self.models.values():
                 for lease in list(model.leases):
-                    model.give_back(lease, self.clock)
+                    model.give_back(lease)
         self.open()
 
     # After each step
@@ -463,11 +780,32 @@ class QueueMachine(RuleBasedStateMachine):
     @invariant()
     def numbers_are_the_models(self):
         found = self.topic.stats()
-        assert found.put == self.topic_model.end
-        assert found.stored == self.topic_model.end - self.topic_model.first
-        assert found.segments == len(self.topic_model.segments)
+        model = self.topic_model
+        assert found.put == model.put_count
+        assert found.stored == model.stored
+        assert found.segments == len(model.segments)
+        assert found.bytes == sum(segment.size for segment in model.segments)
+        assert found.scheduled == len(model.scheduled)
+        assert found.dropped == model.dropped
+        assert self.other.stats().put == self.other_count
         expected = [self.models[name].stats("t", name) for name in sorted(self.models)]
         assert list(found.groups) == expected
+
+    @invariant()
+    def what_can_be_read_is_the_models(self):
+        found = [(message.offset, message.body) for message in self.topic.read()]
+        assert found == self.topic_model.readable()
+        planned = [(each.due_ns, each.body) for each in self.topic.scheduled()]
+        assert planned == [
+            (due, put.body)
+            for due, _, put in sorted(self.topic_model.scheduled, key=lambda each: each[:2])
+        ]
+        for group in self.topic.groups():
+            model = self.models[group.name]
+            leased = [
+                (offset, model.attempt(offset)) for each in model.leases for offset in each.offsets
+            ]
+            assert sorted((each.offset, each.attempt) for each in group.pending()) == sorted(leased)
 
     @invariant()
     def the_dead_are_the_models(self):
@@ -480,16 +818,17 @@ class QueueMachine(RuleBasedStateMachine):
             for letter in letters:
                 message = model.failed[letter.offset]
                 last = [entry for entry in message.history if entry[0] != "redriven"][-1]
-                assert letter.body == self.topic_model.bodies[letter.offset]
+                reasons = {"reject": "rejected", "ttl": "expired"}
+                assert letter.body == self.topic_model.messages[letter.offset].body
                 assert letter.failures == message.failures
-                assert letter.reason == ("rejected" if last[0] == "reject" else "max_deliveries")
+                assert letter.reason == reasons.get(last[0], "max_deliveries")
                 assert letter.error == last[1]
                 history = [(entry.cause, entry.error) for entry in letter.history]
                 assert history == message.history[-32:]
 
 
 RUN = settings(
-    max_examples=600,
+    max_examples=int(os.environ.get("MODEL_EXAMPLES", "600")),
     stateful_step_count=30,
     deadline=None,
     print_blob=True,
