@@ -21,7 +21,6 @@ from .model import *  # noqa: F403 - every value is public
 from .queue import Queue
 from .store import Store, open  # noqa: A004 - diskq.open is to diskq what open is to files
 from .topic import Topic
-from .transaction import Transaction
 
 __version__ = "0.1.0"
 
@@ -33,7 +32,16 @@ __all__ = [
     "Queue",
     "Store",
     "Topic",
-    "Transaction",
+    "Transaction",  # noqa: F405 - see __getattr__
     "open",
 ]
 __all__ += errors.__all__ + model.__all__
+
+
+def __getattr__(name: str) -> object:
+    """Load what few need when it is asked for."""
+    if name == "Transaction":
+        from .transaction import Transaction
+
+        return Transaction
+    raise AttributeError(f"module 'diskq' has no attribute {name!r}")

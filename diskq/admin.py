@@ -1,8 +1,6 @@
-"""Make, find and delete topics and groups: the rows that change seldom.
+"""Make and find topics, groups, and places in a topic; and what is done when a store is opened.
 
-A deletion first takes the names away in one commit, so that everybody sees it at once, and leaves a
-row 'X'; then it removes the rest in bounded commits. If it is cut off, `sweep` goes on at the next
-open.
+What changes or deletes them is in changes.py.
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
 
-from . import check, leases, limits, log, retention
+from . import check, leases, limits, log
 from .codec import (
     ID_KEY,
     META_KEY,
@@ -25,7 +23,7 @@ from .codec import (
     new_topic,
 )
 from .engine import Engine, Tx
-from .errors import ConfigConflict, NotFound
+from .errors import ConfigConflict
 from .log import Log
 from .model import LANE_BITS, GroupSettings, TopicSettings
 from .settle import Place, Settling
@@ -71,61 +69,12 @@ def make_topic(tx: Tx, name: str, given: Given) -> int:
     return topic_id
 
 
-def update_topic(tx: Tx, topic_id: int, name: str, given: Given) -> TopicSettings:
-    """Change settings of a topic; returns all of them.
-
-    Raises: ConfigConflict for what cannot change, NotFound, TypeError, ValueError.
-    """
-    row = log.load(tx, topic_id, name)
-    config = decode_topic(row.config)
-    settings = check.changes(config.settings, given)
-    if settings.dedup_seconds != config.settings.dedup_seconds:
-        raise _fixed("dedup_seconds", "topic", name)
-    more = settings.priorities - len(row.next)
-    if more < 0:
-        raise _fixed("priorities can only grow, it", "topic", name)
-    row.next += [0] * more
-    row.config = config._replace(settings=settings).encode()
-    log.store(tx, topic_id, row)
-    for group_id in config.groups if more else ():
-        group = leases.load(tx, group_id, "")
-        group.next += [0] * more
-        leases.store(tx, group_id, group)
-    tx.announce(topic_id)
-    return settings
-
-
-def update_group(tx: Tx, at: Place, given: Given) -> GroupSettings:
-    """Change settings of a group; returns all of them. Raises: as update_topic."""
-    row = leases.load(tx, at.group_id, at.group)
-    config = decode_group(row.config)
-    settings = check.changes(config.settings, given)
-    if settings.ordering != config.settings.ordering:
-        raise _fixed("ordering", "group", at.group)
-    row.config = config._replace(settings=settings).encode()
-    leases.store(tx, at.group_id, row)
-    tx.wake(at.group_id, limits.MAX_CONSUMERS)
-    return settings
-
-
-def set_paused(tx: Tx, at: Place, paused: bool) -> None:
-    """Stop deliveries of a group, or go on."""
-    row = leases.load(tx, at.group_id, at.group)
-    row.config = decode_group(row.config)._replace(paused=paused).encode()
-    leases.store(tx, at.group_id, row)
-    tx.wake(at.group_id, limits.MAX_CONSUMERS)
-
-
-def _fixed(what: str, kind: str, name: str) -> ConfigConflict:
-    return ConfigConflict(f"{what} of {kind} {name!r} cannot change; make a new {kind} for that")
-
-
 def find_group(tx: Tx, topic_id: int, name: str, given: Given) -> int | None:
     """Id of a topic's group, None if there is none of this name. Given settings must be its own.
 
     Raises: ConfigConflict.
     """
-    data = tx.get(_group_name(topic_id, name))
+    data = tx.get(group_name(topic_id, name))
     if data is None:
         return None
     group_id = int(U32.unpack(data)[0])
@@ -153,34 +102,17 @@ def make_group(tx: Tx, source: Log, topic_name: str, name: str, start: Start, gi
     settings = check.settings(GroupSettings(), given)
     cursor = _counts(positions(source, topic, start, "start"))
     config = GroupConfig(source.topic_id, name, settings)
-    return _add_group(source, topic, name, new_group(config, cursor))
+    return add_group(source, topic, name, new_group(config, cursor))
 
 
-def fork_group(tx: Tx, source: Log, at: Place, name: str) -> int:
-    """Make a group that is where another one is: its cursor, what waits, is parked or is dead, and
-    its settings. What is leased there is ready here. Returns its id.
-
-    Raises: ConfigConflict if there is a group of this name.
-    """
-    topic = log.load(tx, at.topic_id, at.topic)
-    if tx.get(_group_name(at.topic_id, name)) is not None:
-        raise ConfigConflict(
-            f"topic {at.topic!r} has a group {name!r} already; choose another name"
-        )
-    old = Settling(tx, at)
-    config = decode_group(old.row.config)._replace(name=name, paused=False)
-    group_id = _add_group(source, topic, name, new_group(config, old.row.next))
-    old.copy_to(Settling(tx, at._replace(group_id=group_id, group=name)))
-    return group_id
-
-
-def _add_group(source: Log, topic: TopicRow, name: str, row: bytes) -> int:
+def add_group(source: Log, topic: TopicRow, name: str, row: bytes) -> int:
+    """Store the row of a new group; returns its id."""
     tx = source.tx
     meta = _meta(tx)
     group_id: int = meta.next_group
     meta.next_group += 1
     _put_meta(tx, meta)
-    tx.put(_group_name(source.topic_id, name), U32.pack(group_id))
+    tx.put(group_name(source.topic_id, name), U32.pack(group_id))
     tx.put(ID_KEY.pack(b"G", group_id), row)
     known = decode_topic(topic.config)
     topic.config = known._replace(groups=(*known.groups, group_id)).encode()
@@ -213,54 +145,6 @@ def positions(source: Log, topic: TopicRow, to: Start, what: str) -> list[int]:
 
 def _counts(cursor: list[int]) -> list[int]:
     return [offset - (lane << LANE_BITS) for lane, offset in enumerate(cursor)]
-
-
-def delete_topic(engine: Engine, name: str) -> None:
-    """Remove a topic, its groups and its messages.
-
-    Raises: NotFound.
-    """
-
-    def operation(tx: Tx) -> None:
-        topic_id = find_topic(tx, name)
-        if topic_id is None:
-            raise NotFound(f"there is no topic {name!r}; see 'diskq topic ls'", topic=name)
-        topic = log.load(tx, topic_id, name)
-        for group_id in decode_topic(topic.config).groups:
-            _take_away(tx, topic_id, group_id, "")
-        tx.delete(b"N" + name.encode())
-        tx.delete(ID_KEY.pack(b"T", topic_id))
-        tx.put(_deleted(DELETED_TOPIC, topic_id), b"")
-
-    engine.commit(operation)
-    sweep(engine)
-
-
-def delete_group(engine: Engine, at: Place) -> None:
-    """Remove a group, its leases and held messages.
-
-    Raises: NotFound.
-    """
-
-    def operation(tx: Tx) -> None:
-        topic = log.load(tx, at.topic_id, at.topic)
-        known = decode_topic(topic.config)
-        _take_away(tx, at.topic_id, at.group_id, at.group)
-        left = tuple(group for group in known.groups if group != at.group_id)
-        topic.config = known._replace(groups=left).encode()
-        log.store(tx, at.topic_id, topic)
-        retention.trim(Log(tx, at.database, at.topic_id), at.topic)
-
-    engine.commit(operation)
-    sweep(engine)
-
-
-def _take_away(tx: Tx, topic_id: int, group_id: int, known_as: str) -> None:
-    name = decode_group(leases.load(tx, group_id, known_as).config).name
-    tx.delete(_group_name(topic_id, name))
-    tx.delete(ID_KEY.pack(b"G", group_id))
-    tx.put(_deleted(DELETED_GROUP, group_id), b"")
-    tx.wake(group_id, limits.MAX_CONSUMERS)  # its consumers learn that it is gone
 
 
 def sweep(engine: Engine) -> None:
@@ -309,11 +193,13 @@ def note_boot(tx: Tx) -> None:
             group.store()
 
 
-def _deleted(kind: int, number: int) -> bytes:
+def deleted(kind: int, number: int) -> bytes:
+    """The key that says what is being removed."""
     return b"X" + bytes([kind]) + U32.pack(number)
 
 
-def _group_name(topic_id: int, name: str) -> bytes:
+def group_name(topic_id: int, name: str) -> bytes:
+    """The key of a group's id."""
     return ID_KEY.pack(b"H", topic_id) + name.encode()
 
 

@@ -13,12 +13,12 @@ from . import check, errors, leases, limits, retention
 from .codec import HELD, LeaseRow
 from .delivery import Delivery, Grant, Member
 from .engine import Tx
-from .heartbeat import Heartbeat
 from .log import Log
 from .message import Action, Message
 
 if TYPE_CHECKING:
     from .group import Group
+    from .heartbeat import Heartbeat
 
 T = TypeVar("T")
 
@@ -51,7 +51,11 @@ class Consumer:
         self._member = Member(owner, slot, prefetch > 1)
         self._prefetch = prefetch
         self._fetched: deque[Message] = deque()
-        self._heartbeat = Heartbeat(self) if heartbeat else None
+        self._heartbeat: Heartbeat | None = None
+        if heartbeat:
+            from .heartbeat import Heartbeat  # a cron job pays for each import
+
+            self._heartbeat = Heartbeat(self)
 
     # Taking
 

@@ -220,7 +220,7 @@ class Delivery(Settling):
         else:
             return False
         self._passed += 1
-        self._free_key(offset, HeldRow(record, flags, put_at_ns))
+        self.free_key(offset, HeldRow(record, flags, put_at_ns))
         return True
 
     def _expire_message(self, offset: int, row: HeldRow | None, message: HeldRow) -> None:

@@ -144,11 +144,13 @@ class Group:
 
         Raises: NotFound, ReadOnly, Closed, TypeError, ValueError.
         """
+        from . import changes  # rarely needed, and a cron job pays for each import
+
         place = self.place()
 
         def operation(tx: Tx) -> None:
             group = Settling(tx, place)
-            group.seek(admin.positions(group.log, group.topic, to, "to"))
+            changes.seek(group, admin.positions(group.log, group.topic, to, "to"))
             group.store()
             retention.trim(Log(tx, place.database, place.topic_id), place.topic)
 
@@ -161,29 +163,37 @@ class Group:
 
         Raises: ConfigConflict if the name is in use, NotFound, ReadOnly, Closed.
         """
+        from . import changes  # rarely needed, and a cron job pays for each import
+
         check.name("group", name)
         place = self.place()
 
         def operation(tx: Tx) -> int:
-            return admin.fork_group(tx, Log(tx, place.database, place.topic_id), place, name)
+            return changes.fork_group(tx, Log(tx, place.database, place.topic_id), place, name)
 
         return Group(self.topic, name, self.topic.store.commit(operation))
 
     def pause(self) -> None:
         """Deliver nothing until `resume`; what is leased can be settled."""
-        self.topic.store.commit(lambda tx: admin.set_paused(tx, self._place, True))
+        from . import changes  # rarely needed, and a cron job pays for each import
+
+        self.topic.store.commit(lambda tx: changes.set_paused(tx, self._place, True))
 
     def resume(self) -> None:
         """Deliver again."""
-        self.topic.store.commit(lambda tx: admin.set_paused(tx, self._place, False))
+        from . import changes  # rarely needed, and a cron job pays for each import
 
-    def update(self, **changes: Unpack[GroupChanges]) -> GroupSettings:
+        self.topic.store.commit(lambda tx: changes.set_paused(tx, self._place, False))
+
+    def update(self, **settings: Unpack[GroupChanges]) -> GroupSettings:
         """Change settings, for what is delivered from now on; None takes `max_in_flight` away.
         Returns all settings. `ordering` cannot change.
 
         Raises: ConfigConflict, NotFound, ReadOnly, TypeError, ValueError.
         """
-        return self.topic.store.commit(lambda tx: admin.update_group(tx, self._place, changes))
+        from . import changes  # rarely needed, and a cron job pays for each import
+
+        return self.topic.store.commit(lambda tx: changes.update_group(tx, self._place, settings))
 
     def pending(self) -> list[PendingMessage]:
         """The leased messages, by the end of their leases, from one snapshot."""
@@ -199,8 +209,10 @@ class Group:
 
         Raises: NotFound.
         """
+        from . import changes  # rarely needed, and a cron job pays for each import
+
         self.topic.store.check_writable()
-        admin.delete_group(self.topic.store.engine, self.place())
+        changes.delete_group(self.topic.store.engine, self.place())
 
     def place(self) -> Place:
         """The group and its topic's log, as transactions address them."""

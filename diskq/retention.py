@@ -1,11 +1,11 @@
-"""What leaves a topic's log, and when: passed by all groups, over a bound, or purged.
+"""What leaves a topic's log, and when: passed by all groups, or over a bound.
 
 - `trim` deletes the segments that nobody needs any more, and those over the topic's bounds;
-- `make_room` does that before a put, or refuses the put;
-- `purge_below` and `purge_key` take away what an operator does not want.
+- `make_room` does that before a put, or refuses the put.
 
-What leaves the log leaves every group in the same commit: unsettled messages are counted there as
-dropped or purged. Each call does a bounded part; segments go whole, only a purge rewrites them.
+What leaves the log leaves every group in the same commit, where what was not settled counts as
+dropped. Each call does a bounded part, and segments go whole. What an operator wants to go is in
+purging.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from heapq import merge
 from itertools import islice
 from typing import NamedTuple
 
-from . import leases, limits, log, schedule
+from . import leases, limits, log
 from .clock import nanoseconds
 from .codec import TopicRow, decode_group, decode_topic
 from .errors import Full, MessageTooLarge
@@ -23,14 +23,7 @@ from .log import Log
 from .model import LANE_BITS, TopicSettings
 from .segment import (
     LOG_KEY,
-    PURGED,
-    RICH,
-    Segment,
     head_of,
-    is_purged,
-    key_of,
-    pack_run,
-    purged_record,
 )
 from .settle import Place, Settling
 
@@ -146,7 +139,7 @@ def _drop(source: Log, row: TopicRow, heads: Iterator[Head], most: int = 1 << 30
 
 def _remove_below(source: Log, row: TopicRow, floors: Sequence[int], counter: str) -> int:
     """Delete segments, after their messages have left all groups."""
-    for group in _groups(source, row):
+    for group in groups_of(source, row):
         group.withdraw(floors, counter)
         group.store()
     most = limits.MAX_TRIM_SEGMENTS
@@ -164,7 +157,7 @@ def _trim_passed(source: Log, row: TopicRow) -> int:
     return sum(source.trim(row, lane, floor, most) for lane, floor in enumerate(lowest))
 
 
-def _groups(source: Log, row: TopicRow) -> Iterator[Settling]:
+def groups_of(source: Log, row: TopicRow) -> Iterator[Settling]:
     for group_id in decode_topic(row.config).groups:
         group = leases.load(source.tx, group_id, "")
         name = decode_group(group.config).name
@@ -175,11 +168,11 @@ def _groups(source: Log, row: TopicRow) -> Iterator[Settling]:
 
 def _oldest(source: Log, row: TopicRow) -> Iterator[Head]:
     """The segments by time, each lane in its order."""
-    lanes = [_heads(source, row, lane) for lane in range(len(row.next))]
+    lanes = [heads_of(source, row, lane) for lane in range(len(row.next))]
     return merge(*lanes, key=lambda head: head.put_at_ns) if len(lanes) > 1 else lanes[0]
 
 
-def _heads(source: Log, row: TopicRow, lane: int) -> Iterator[Head]:
+def heads_of(source: Log, row: TopicRow, lane: int) -> Iterator[Head]:
     for key, value in source.items(lane << LANE_BITS):
         first: int = LOG_KEY.unpack(key)[1]
         if first >= row.offset(lane):
@@ -187,85 +180,3 @@ def _heads(source: Log, row: TopicRow, lane: int) -> Iterator[Head]:
         if first >> LANE_BITS == lane:
             count, put_at_ns = head_of(value)
             yield Head(first, first + count, len(value), put_at_ns)
-
-
-# Purging ----------------------------------------------------------------------------------------
-
-
-def purge_below(
-    source: Log, name: str, floors: Sequence[int], everything: bool
-) -> tuple[int, bool]:
-    """Purge some of what is below these offsets, one of each lane; and of what is scheduled, if
-    `everything` is to go. Returns how many messages went, and whether that was all."""
-    row = log.load(source.tx, source.topic_id, name)
-    reached = [_reach(source, row, lane, floor) for lane, floor in enumerate(floors)]
-    done = reached == list(floors)
-    for group in _groups(source, row):
-        group.withdraw(reached, "purged")
-        if done:
-            group.withdraw_held(reached)
-        group.store()
-    gone = sum(_cut(source, row, lane, floor) for lane, floor in enumerate(reached))
-    if everything:
-        gone += schedule.erase(source, row, limits.MAX_TRIM_SEGMENTS)
-    log.store(source.tx, source.topic_id, row)
-    source.tx.announce(source.topic_id)
-    return gone, done and not (everything and row.scheduled)
-
-
-def _reach(source: Log, row: TopicRow, lane: int, floor: int) -> int:
-    """How far one commit goes towards an offset."""
-    most = limits.MAX_TRIM_SEGMENTS
-    some = list(islice(_heads(source, row, lane), most))
-    return some[-1].stop if len(some) == most and some[-1].stop < floor else floor
-
-
-def _cut(source: Log, row: TopicRow, lane: int, floor: int) -> int:
-    """Delete what a lane has below an offset; of one segment that may be a part."""
-    gone = source.trim(row, lane, floor, limits.MAX_TRIM_SEGMENTS)
-    segment = next(source.segments(floor), None)
-    if segment is None or segment.first >= floor or segment.first >> LANE_BITS != lane:
-        return gone
-    passed: int = floor - segment.first
-    run = pack_run(list(segment.records(passed, segment.count)), segment.flags)
-    source.replace(row, segment, floor, run)
-    return gone + passed
-
-
-def purge_key(
-    source: Log, name: str, floors: Sequence[int], key: bytes, start: int
-) -> tuple[int, int | None]:
-    """Purge what of one key is below these offsets, in some segments from `start` on. Returns how
-    many messages went, and where to go on, if anywhere. What a consumer is handling right now is
-    purged only in the log: it may still ack it, but it does not come again."""
-    row = log.load(source.tx, source.topic_id, name)
-    for group in _groups(source, row) if start == 0 else ():
-        group.withdraw_held(floors, key)
-        group.store()
-    gone = schedule.erase(source, row, limits.MAX_TRIM_SEGMENTS, key)
-    more = gone == limits.MAX_TRIM_SEGMENTS
-    at: int | None = None
-    for segment in list(islice(source.segments(start), limits.MAX_PURGE_SEGMENTS)):
-        gone += _purge_from(source, row, segment, floors[segment.first >> LANE_BITS], key)
-        at = segment.first + segment.count
-    log.store(source.tx, source.topic_id, row)
-    source.tx.announce(source.topic_id)
-    return gone, at if at is not None or not more else start + 1
-
-
-def _purge_from(source: Log, row: TopicRow, segment: Segment, floor: int, key: bytes) -> int:
-    if not segment.flags & RICH:
-        return 0
-    records = list(segment.records(0, segment.count))
-    hits = [
-        at
-        for at, record in enumerate(records)
-        if segment.first + at < floor
-        and key_of(record, segment.flags) == key
-        and not is_purged(record, segment.flags)
-    ]
-    for at in hits:
-        records[at] = purged_record(key)
-    if hits:
-        source.replace(row, segment, segment.first, pack_run(records, segment.flags | PURGED))
-    return len(hits)

@@ -20,10 +20,7 @@ from .clock import nanoseconds
 from .codec import (
     DEAD,
     HELD,
-    LEASED,
-    LIVE,
     SOLO,
-    WAITING,
     GroupRow,
     HeldRow,
     LeaseRow,
@@ -34,8 +31,8 @@ from .engine import Tx
 from .environment import Database
 from .errors import LeaseLost
 from .log import Log
-from .model import LANE_BITS, Failure
-from .segment import is_purged, key_of
+from .model import Failure
+from .segment import is_purged
 
 
 class Place(NamedTuple):
@@ -133,7 +130,7 @@ class Settling:
         message = self._held(lease, offset)
         if is_purged(message.record, message.flags):
             self.row.purged += 1
-            self._free_key(offset, message)
+            self.free_key(offset, message)
             return
         now = self.clock.wall_ns()
         message.failures += 1
@@ -141,7 +138,7 @@ class Settling:
         self.row.failed += 1
         if cause == "reject" or message.failures >= self.settings.max_deliveries:
             held.bury(self.tx, self.id, self.row, offset, message, now)
-            self._free_key(offset, message)
+            self.free_key(offset, message)
             return
         if delay_ns is None:
             delay_ns = self.settings.backoff.delay_ns(message.failures)
@@ -228,7 +225,7 @@ class Settling:
         if most is not None and self.row.leased + count >= most:
             self.tx.wake(self.id, count)
 
-    def _free_key(self, offset: int, message: HeldRow) -> None:
+    def free_key(self, offset: int, message: HeldRow) -> None:
         """The message has left the group, or is dead: if its key was its own, the next gets it."""
         key = keys.hash_of(message.record, message.flags) if self.keyed else None
         if key is not None and keys.holder(self.tx, self.id, key) == offset:
@@ -253,7 +250,7 @@ class Settling:
         for lease in [lease for lease in below if lease.next_unsettled < floors[lease.lane]]:
             lost = [offset for offset in lease.offsets() if offset < floors[lease.lane]]
             for offset in lost:
-                self._free_key(offset, self._held(lease, offset))
+                self.free_key(offset, self._held(lease, offset))
                 lease.settled |= 1 << offset - lease.first
             leases.update(self.tx, self.id, lease)
             gone += len(lost)
@@ -262,64 +259,3 @@ class Settling:
             else:
                 row.ready -= len(lost)
         setattr(row, counter, getattr(row, counter) + gone)
-
-    def withdraw_held(self, floors: Sequence[int], key: bytes | None = None) -> None:
-        """Purge what waits or is parked below these offsets, all of it or that of one key."""
-
-        def wanted(offset: int, message: HeldRow) -> bool:
-            mine = key is None or key_of(message.record, message.flags) == key
-            return mine and offset < floors[offset >> LANE_BITS]
-
-        for hashed, offset, message in list(keys.parked(self.tx, self.id)):
-            if wanted(offset, message):
-                keys.unpark(self.tx, self.id, self.row, hashed, offset)
-                self.row.purged += 1
-        for offset, message in list(held.rows(self.tx, self.id, LIVE)):
-            if message.state == WAITING and wanted(offset, message):
-                held.stop_waiting(self.tx, self.id, self.row, offset, message)
-                self.row.purged += 1
-                self._free_key(offset, message)
-
-    def seek(self, cursor: Sequence[int]) -> None:
-        """Go on at these offsets, one of each lane: whoever has a message leased loses it, nothing
-        waits or is parked any more, and dead letters from there on are forgotten."""
-        tx, row = self.tx, self.row
-        for lease in list(leases.rows(tx, self.id)):
-            leases.forget(tx, self.id, lease)
-        for offset, message in list(held.rows(tx, self.id, LIVE)):
-            if message.state == WAITING:
-                held.stop_waiting(tx, self.id, row, offset, message)
-            elif message.state == LEASED:
-                held.drop(tx, self.id, offset)
-        for key, offset, _ in list(keys.parked(tx, self.id)):
-            keys.unpark(tx, self.id, row, key, offset)
-        keys.forget_all(tx, self.id)
-        for offset, _ in list(held.rows(tx, self.id, DEAD)):
-            if offset >= cursor[offset >> LANE_BITS]:
-                held.drop(tx, self.id, offset, DEAD)
-                row.dead -= 1
-        row.ready = row.leased = 0
-        row.next = [offset - (lane << LANE_BITS) for lane, offset in enumerate(cursor)]
-        ended = row.acked + row.dead + row.expired + row.dropped + row.purged
-        row.skipped = sum(row.next) - ended
-        tx.wake(self.id, limits.MAX_CONSUMERS)
-
-    def copy_to(self, other: Settling) -> None:
-        """Copy all but the cursor and the totals to a new group. What is leased here is given back
-        there, uncharged."""
-        tx, copy = self.tx, other.row
-        now = self.clock.wall_ns()
-        for lease in [lease for lease in leases.rows(tx, self.id) if not lease.flags & HELD]:
-            leases.grant(tx, other.id, leases.run_of(lease.offsets(), lease.flags & SOLO))
-            copy.ready += lease.unsettled
-        for offset, message in list(held.rows(tx, self.id, LIVE)):
-            due_ns = message.due_ns if message.state == WAITING else now
-            held.wait(tx, other.id, copy, offset, message, due_ns)
-        for key, offset, message in list(keys.parked(tx, self.id)):
-            keys.park(tx, other.id, copy, key, offset, message)
-        for offset, message in list(held.rows(tx, self.id, DEAD)):
-            held.bury(tx, other.id, copy, offset, message, message.due_ns)
-        for key, offset in list(keys.holders(tx, self.id)):
-            keys.take(tx, other.id, key, offset)
-        copy.skipped = sum(copy.next) - copy.ready - copy.waiting - copy.parked - copy.dead
-        other.store()

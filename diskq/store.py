@@ -19,10 +19,10 @@ from .model import Finding, StoreStats
 from .queue import DEFAULT_GROUP, Queue
 from .registry import close_engine, open_engine
 from .topic import Topic
-from .transaction import Transaction
 
 if TYPE_CHECKING:
     from .model import TopicChanges
+    from .transaction import Transaction
 
 T = TypeVar("T")
 
@@ -148,6 +148,8 @@ class Store:
 
     def transaction(self) -> Transaction:
         """Settles and puts on any topics of the store, all in one commit; see there."""
+        from .transaction import Transaction  # a cron job pays for each import
+
         self.check_writable()
         return Transaction(self)
 
@@ -161,8 +163,10 @@ class Store:
 
         Raises: NotFound, Closed.
         """
+        from . import changes  # rarely needed, and a cron job pays for each import
+
         self.check_writable()
-        admin.delete_topic(self.engine, check.name("topic", name))
+        changes.delete_topic(self.engine, check.name("topic", name))
 
     def stats(self) -> StoreStats:
         """The store in numbers, from one snapshot; the same cost with any backlog."""

@@ -175,39 +175,9 @@ class Topic:
 
         Raises: NotFound, ReadOnly, Closed, TypeError, ValueError.
         """
-        to: Start = "latest" if before is None else before
-        raw = None if key is None else check.text("key", key).encode()
-        database = self.store.engine.log(self.id)
+        from .purging import purge  # rarely needed
 
-        def floors(tx: Tx) -> list[int]:
-            source = Log(tx, database, self.id)
-            return admin.positions(source, log.load(tx, self.id, self.name), to, "before")
-
-        below = self.store.engine.read(floors)
-        if raw is not None:
-            return self._purge_key(database, below, raw)
-        total, done = 0, False
-        while not done:
-            count, done = self.store.commit(
-                lambda tx: retention.purge_below(
-                    Log(tx, database, self.id), self.name, below, before is None
-                )
-            )
-            total += count
-        return total
-
-    def _purge_key(self, database: Database, below: Sequence[int], key: bytes) -> int:
-        total = 0
-        at: int | None = 0
-
-        def operation(tx: Tx) -> tuple[int, int | None]:
-            source = Log(tx, database, self.id)
-            return retention.purge_key(source, self.name, below, key, at or 0)
-
-        while at is not None:
-            count, at = self.store.commit(operation)
-            total += count
-        return total
+        return purge(self, before, None if key is None else check.text("key", key).encode())
 
     @property
     def settings(self) -> TopicSettings:
@@ -215,13 +185,15 @@ class Topic:
         row = self.store.engine.read(lambda tx: log.load(tx, self.id, self.name))
         return decode_topic(row.config).settings
 
-    def update(self, **changes: Unpack[TopicChanges]) -> TopicSettings:
+    def update(self, **settings: Unpack[TopicChanges]) -> TopicSettings:
         """Change settings; None takes a bound away. Returns all settings. `dedup_seconds` cannot
         change, `priorities` only grow.
 
         Raises: ConfigConflict, NotFound, ReadOnly, TypeError, ValueError.
         """
-        return self.store.commit(lambda tx: admin.update_topic(tx, self.id, self.name, changes))
+        from . import changes  # rarely needed, and a cron job pays for each import
+
+        return self.store.commit(lambda tx: changes.update_topic(tx, self.id, self.name, settings))
 
     # Groups
 

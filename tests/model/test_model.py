@@ -119,7 +119,6 @@ class QueueMachine(RuleBasedStateMachine):
         self.members = []
         self.crashed = {}  # number of a dead consumer -> the offset it was handling, or None
         self.made = 0
-        self.last_token = 0
         self.tokens = {}  # (group, offset) -> the latest
         self.other_count = 0
         self.bodies = 0
@@ -187,8 +186,8 @@ class QueueMachine(RuleBasedStateMachine):
             assert message.priority == offset // LANE
             assert message.attempt == model.attempt(offset)
             assert message.token > self.tokens.get((member.group, offset), 0)
-            assert message.token > self.last_token
-            self.last_token = self.tokens[member.group, offset] = message.token
+            assert message.token not in self.tokens.values()
+            self.tokens[member.group, offset] = message.token
             member.held.append(Delivery(message, lease))
 
     def forget(self, member, handling=None):

@@ -1,0 +1,200 @@
+"""Change and delete topics and groups: what operators do. Imported on demand.
+
+A deletion first takes the names away in one commit, so that everybody sees it at once, and leaves a
+row 'X'; then it removes the rest in bounded commits. If it is cut off, `sweep` goes on at the next
+open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from . import check, held, keys, leases, limits, log, retention
+from .admin import (
+    DELETED_GROUP,
+    DELETED_TOPIC,
+    Given,
+    add_group,
+    deleted,
+    find_topic,
+    group_name,
+    sweep,
+)
+from .codec import (
+    DEAD,
+    HELD,
+    ID_KEY,
+    LEASED,
+    LIVE,
+    SOLO,
+    WAITING,
+    decode_group,
+    decode_topic,
+    new_group,
+)
+from .engine import Engine, Tx
+from .errors import ConfigConflict, NotFound
+from .log import Log
+from .model import LANE_BITS, GroupSettings, TopicSettings
+from .settle import Place, Settling
+
+
+def update_topic(tx: Tx, topic_id: int, name: str, given: Given) -> TopicSettings:
+    """Change settings of a topic; returns all of them.
+
+    Raises: ConfigConflict for what cannot change, NotFound, TypeError, ValueError.
+    """
+    row = log.load(tx, topic_id, name)
+    config = decode_topic(row.config)
+    settings = check.changes(config.settings, given)
+    if settings.dedup_seconds != config.settings.dedup_seconds:
+        raise _fixed("dedup_seconds", "topic", name)
+    more = settings.priorities - len(row.next)
+    if more < 0:
+        raise _fixed("priorities can only grow, it", "topic", name)
+    row.next += [0] * more
+    row.config = config._replace(settings=settings).encode()
+    log.store(tx, topic_id, row)
+    for group_id in config.groups if more else ():
+        group = leases.load(tx, group_id, "")
+        group.next += [0] * more
+        leases.store(tx, group_id, group)
+    tx.announce(topic_id)
+    return settings
+
+
+def update_group(tx: Tx, at: Place, given: Given) -> GroupSettings:
+    """Change settings of a group; returns all of them. Raises: as update_topic."""
+    row = leases.load(tx, at.group_id, at.group)
+    config = decode_group(row.config)
+    settings = check.changes(config.settings, given)
+    if settings.ordering != config.settings.ordering:
+        raise _fixed("ordering", "group", at.group)
+    row.config = config._replace(settings=settings).encode()
+    leases.store(tx, at.group_id, row)
+    tx.wake(at.group_id, limits.MAX_CONSUMERS)
+    return settings
+
+
+def set_paused(tx: Tx, at: Place, paused: bool) -> None:
+    """Stop deliveries of a group, or go on."""
+    row = leases.load(tx, at.group_id, at.group)
+    row.config = decode_group(row.config)._replace(paused=paused).encode()
+    leases.store(tx, at.group_id, row)
+    tx.wake(at.group_id, limits.MAX_CONSUMERS)
+
+
+def _fixed(what: str, kind: str, name: str) -> ConfigConflict:
+    return ConfigConflict(f"{what} of {kind} {name!r} cannot change; make a new {kind} for that")
+
+
+def seek(group: Settling, cursor: Sequence[int]) -> None:
+    """Go on at these offsets, one of each lane: whoever has a message leased loses it, nothing
+    waits or is parked any more, and dead letters from there on are forgotten."""
+    tx, row = group.tx, group.row
+    for lease in list(leases.rows(tx, group.id)):
+        leases.forget(tx, group.id, lease)
+    for offset, message in list(held.rows(tx, group.id, LIVE)):
+        if message.state == WAITING:
+            held.stop_waiting(tx, group.id, row, offset, message)
+        elif message.state == LEASED:
+            held.drop(tx, group.id, offset)
+    for key, offset, _ in list(keys.parked(tx, group.id)):
+        keys.unpark(tx, group.id, row, key, offset)
+    keys.forget_all(tx, group.id)
+    for offset, _ in list(held.rows(tx, group.id, DEAD)):
+        if offset >= cursor[offset >> LANE_BITS]:
+            held.drop(tx, group.id, offset, DEAD)
+            row.dead -= 1
+    row.ready = row.leased = 0
+    row.next = [offset - (lane << LANE_BITS) for lane, offset in enumerate(cursor)]
+    ended = row.acked + row.dead + row.expired + row.dropped + row.purged
+    row.skipped = sum(row.next) - ended
+    tx.wake(group.id, limits.MAX_CONSUMERS)
+
+
+def fork_group(tx: Tx, source: Log, at: Place, name: str) -> int:
+    """Make a group that is where another one is: its cursor, what waits, is parked or is dead, and
+    its settings. What is leased there is ready here. Returns its id.
+
+    Raises: ConfigConflict if there is a group of this name.
+    """
+    topic = log.load(tx, at.topic_id, at.topic)
+    if tx.get(group_name(at.topic_id, name)) is not None:
+        raise ConfigConflict(
+            f"topic {at.topic!r} has a group {name!r} already; choose another name"
+        )
+    old = Settling(tx, at)
+    config = decode_group(old.row.config)._replace(name=name, paused=False)
+    group_id = add_group(source, topic, name, new_group(config, old.row.next))
+    _copy(old, Settling(tx, at._replace(group_id=group_id, group=name)))
+    return group_id
+
+
+def _copy(group: Settling, other: Settling) -> None:
+    """Copy all but the cursor and the totals to a new group. What is leased here is given back
+    there, uncharged."""
+    tx, copy = group.tx, other.row
+    now = group.clock.wall_ns()
+    for lease in [lease for lease in leases.rows(tx, group.id) if not lease.flags & HELD]:
+        leases.grant(tx, other.id, leases.run_of(lease.offsets(), lease.flags & SOLO))
+        copy.ready += lease.unsettled
+    for offset, message in list(held.rows(tx, group.id, LIVE)):
+        due_ns = message.due_ns if message.state == WAITING else now
+        held.wait(tx, other.id, copy, offset, message, due_ns)
+    for key, offset, message in list(keys.parked(tx, group.id)):
+        keys.park(tx, other.id, copy, key, offset, message)
+    for offset, message in list(held.rows(tx, group.id, DEAD)):
+        held.bury(tx, other.id, copy, offset, message, message.due_ns)
+    for key, offset in list(keys.holders(tx, group.id)):
+        keys.take(tx, other.id, key, offset)
+    copy.skipped = sum(copy.next) - copy.ready - copy.waiting - copy.parked - copy.dead
+    other.store()
+
+
+def delete_topic(engine: Engine, name: str) -> None:
+    """Remove a topic, its groups and its messages.
+
+    Raises: NotFound.
+    """
+
+    def operation(tx: Tx) -> None:
+        topic_id = find_topic(tx, name)
+        if topic_id is None:
+            raise NotFound(f"there is no topic {name!r}; see 'diskq topic ls'", topic=name)
+        topic = log.load(tx, topic_id, name)
+        for group_id in decode_topic(topic.config).groups:
+            _take_away(tx, topic_id, group_id, "")
+        tx.delete(b"N" + name.encode())
+        tx.delete(ID_KEY.pack(b"T", topic_id))
+        tx.put(deleted(DELETED_TOPIC, topic_id), b"")
+
+    engine.commit(operation)
+    sweep(engine)
+
+
+def delete_group(engine: Engine, at: Place) -> None:
+    """Remove a group, its leases and held messages.
+
+    Raises: NotFound.
+    """
+
+    def operation(tx: Tx) -> None:
+        topic = log.load(tx, at.topic_id, at.topic)
+        known = decode_topic(topic.config)
+        _take_away(tx, at.topic_id, at.group_id, at.group)
+        left = tuple(group for group in known.groups if group != at.group_id)
+        topic.config = known._replace(groups=left).encode()
+        log.store(tx, at.topic_id, topic)
+        retention.trim(Log(tx, at.database, at.topic_id), at.topic)
+
+    engine.commit(operation)
+    sweep(engine)
+
+
+def _take_away(tx: Tx, topic_id: int, group_id: int, known_as: str) -> None:
+    name = decode_group(leases.load(tx, group_id, known_as).config).name
+    tx.delete(group_name(topic_id, name))
+    tx.delete(ID_KEY.pack(b"G", group_id))
+    tx.put(deleted(DELETED_GROUP, group_id), b"")
+    tx.wake(group_id, limits.MAX_CONSUMERS)  # its consumers learn that it is gone

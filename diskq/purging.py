@@ -1,0 +1,146 @@
+"""Purging: an operator takes messages away, from the log and from all groups. Imported on demand.
+
+What is below some offsets goes with its segments, of which one may be cut. Of a key, only the key
+is left in rewritten segments: that keeps offsets dense, and tells a group which message may go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from . import admin, held, keys, limits, log, schedule
+from .codec import LIVE, WAITING, HeldRow, TopicRow
+from .engine import Tx
+from .log import Log
+from .model import LANE_BITS
+from .retention import groups_of, heads_of
+from .segment import PURGED, RICH, Segment, is_purged, key_of, pack_run, purged_record
+from .settle import Settling
+
+if TYPE_CHECKING:
+    from .admin import Start
+    from .topic import Topic
+
+
+def purge(topic: Topic, before: Start | None, key: bytes | None) -> int:
+    """See Topic.purge."""
+    database = topic.store.engine.log(topic.id)
+
+    def source(tx: Tx) -> Log:
+        return Log(tx, database, topic.id)
+
+    def find(tx: Tx) -> list[int]:
+        row = log.load(tx, topic.id, topic.name)
+        return admin.positions(source(tx), row, "latest" if before is None else before, "before")
+
+    def step(tx: Tx) -> tuple[int, int | None]:
+        if key is None:
+            return _purge_below(source(tx), topic.name, floors, before is None)
+        return _purge_key(source(tx), topic.name, floors, key, at or 0)
+
+    floors = topic.store.engine.read(find)
+    total = 0
+    at: int | None = 0
+    while at is not None:
+        count, at = topic.store.commit(step)
+        total += count
+    return total
+
+
+def _purge_below(
+    source: Log, name: str, floors: Sequence[int], everything: bool
+) -> tuple[int, int | None]:
+    """Purge some of what is below these offsets, one of each lane; and of what is scheduled, if
+    `everything` is to go. Returns how many messages went, and 0 if there is more."""
+    row = log.load(source.tx, source.topic_id, name)
+    reached = [_reach(source, row, lane, floor) for lane, floor in enumerate(floors)]
+    done = reached == list(floors)
+    for group in groups_of(source, row):
+        group.withdraw(reached, "purged")
+        if done:
+            _withdraw_held(group, reached)
+        group.store()
+    gone = sum(_cut(source, row, lane, floor) for lane, floor in enumerate(reached))
+    if everything:
+        gone += schedule.erase(source, row, limits.MAX_TRIM_SEGMENTS)
+    log.store(source.tx, source.topic_id, row)
+    source.tx.announce(source.topic_id)
+    return gone, None if done and not (everything and row.scheduled) else 0
+
+
+def _reach(source: Log, row: TopicRow, lane: int, floor: int) -> int:
+    """How far one commit goes towards an offset."""
+    most = limits.MAX_TRIM_SEGMENTS
+    some = list(islice(heads_of(source, row, lane), most))
+    return some[-1].stop if len(some) == most and some[-1].stop < floor else floor
+
+
+def _cut(source: Log, row: TopicRow, lane: int, floor: int) -> int:
+    """Delete what a lane has below an offset; of one segment that may be a part."""
+    gone = source.trim(row, lane, floor, limits.MAX_TRIM_SEGMENTS)
+    segment = next(source.segments(floor), None)
+    if segment is None or segment.first >= floor or segment.first >> LANE_BITS != lane:
+        return gone
+    passed: int = floor - segment.first
+    run = pack_run(list(segment.records(passed, segment.count)), segment.flags)
+    source.replace(row, segment, floor, run)
+    return gone + passed
+
+
+def _purge_key(
+    source: Log, name: str, floors: Sequence[int], key: bytes, start: int
+) -> tuple[int, int | None]:
+    """Purge what of one key is below these offsets, in some segments from `start` on. Returns how
+    many messages went, and where to go on, if anywhere. What a consumer is handling right now is
+    purged only in the log: it may still ack it, but it does not come again."""
+    row = log.load(source.tx, source.topic_id, name)
+    for group in groups_of(source, row) if start == 0 else ():
+        _withdraw_held(group, floors, key)
+        group.store()
+    gone = schedule.erase(source, row, limits.MAX_TRIM_SEGMENTS, key)
+    more = gone == limits.MAX_TRIM_SEGMENTS
+    at: int | None = None
+    for segment in list(islice(source.segments(start), limits.MAX_PURGE_SEGMENTS)):
+        gone += _purge_from(source, row, segment, floors[segment.first >> LANE_BITS], key)
+        at = segment.first + segment.count
+    log.store(source.tx, source.topic_id, row)
+    source.tx.announce(source.topic_id)
+    return gone, at if at is not None or not more else start + 1
+
+
+def _purge_from(source: Log, row: TopicRow, segment: Segment, floor: int, key: bytes) -> int:
+    if not segment.flags & RICH:
+        return 0
+    records = list(segment.records(0, segment.count))
+    hits = [
+        at
+        for at, record in enumerate(records)
+        if segment.first + at < floor
+        and key_of(record, segment.flags) == key
+        and not is_purged(record, segment.flags)
+    ]
+    for at in hits:
+        records[at] = purged_record(key)
+    if hits:
+        source.replace(row, segment, segment.first, pack_run(records, segment.flags | PURGED))
+    return len(hits)
+
+
+def _withdraw_held(group: Settling, floors: Sequence[int], key: bytes | None = None) -> None:
+    """Purge what waits or is parked below these offsets, all of it or that of one key."""
+
+    def wanted(offset: int, message: HeldRow) -> bool:
+        mine = key is None or key_of(message.record, message.flags) == key
+        return mine and offset < floors[offset >> LANE_BITS]
+
+    for hashed, offset, message in list(keys.parked(group.tx, group.id)):
+        if wanted(offset, message):
+            keys.unpark(group.tx, group.id, group.row, hashed, offset)
+            group.row.purged += 1
+    for offset, message in list(held.rows(group.tx, group.id, LIVE)):
+        if message.state == WAITING and wanted(offset, message):
+            held.stop_waiting(group.tx, group.id, group.row, offset, message)
+            group.row.purged += 1
+            group.free_key(offset, message)
