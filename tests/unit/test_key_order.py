@@ -481,7 +481,6 @@ def test_what_was_purged_unread_behind_its_key_is_not_delivered(topic, consumer,
 # Verify
 
 
-@pytest.mark.xfail(strict=True, reason="verify reads the acked head of a lease, which was trimmed")
 def test_verify_reads_only_what_is_left_of_a_lease(tmp_path, clock):
     with diskq.open(tmp_path / "another", clock=clock, durability="process") as store:
         topic = store.topic("t")

@@ -271,7 +271,6 @@ def test_key_order_holds_across_priorities(lanes):
     assert ready(consumer) == [b"high"]
 
 
-@pytest.mark.xfail(strict=True, reason="the cut of a segment below `start` raises IndexError")
 def test_read_reversed_from_a_priority_ends_there(lanes):
     put(lanes, "0a", "2a")
     assert bodies(lanes.read(1 << LANE_BITS, reverse=True)) == [b"2a"]
