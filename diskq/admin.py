@@ -1,11 +1,11 @@
-"""Make and find topics, groups, and places in a topic; and what is done when a store is opened.
+"""Make and find topics, groups, and places in a topic.
 
 What changes or deletes them is in changes.py.
 """
 
 from __future__ import annotations
 
-from itertools import islice
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
 from . import check, leases, limits, log
@@ -14,7 +14,6 @@ from .codec import (
     META_KEY,
     U32,
     GroupConfig,
-    GroupRow,
     Meta,
     TopicRow,
     decode_group,
@@ -22,11 +21,10 @@ from .codec import (
     new_group,
     new_topic,
 )
-from .engine import Engine, Tx
+from .engine import Tx
 from .errors import ConfigConflict
 from .log import Log
 from .model import LANE_BITS, GroupSettings, TopicSettings
-from .settle import Place, Settling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +33,21 @@ if TYPE_CHECKING:
 # An offset, "earliest", "latest", or when the first message was put.
 Start: TypeAlias = "int | str | datetime"
 Given: TypeAlias = "Mapping[str, object]"  # settings by name; None: not given
-DELETED_TOPIC, DELETED_GROUP = 0, 1  # kinds of 'X' rows
+
+
+def topic_ids(tx: Tx) -> Iterator[tuple[str, int]]:
+    """Names and ids of all topics, by name."""
+    return _names(tx, b"N")
+
+
+def group_ids(tx: Tx, topic_id: int) -> Iterator[tuple[str, int]]:
+    """Names and ids of a topic's groups, by name."""
+    return _names(tx, ID_KEY.pack(b"H", topic_id))
+
+
+def _names(tx: Tx, prefix: bytes) -> Iterator[tuple[str, int]]:
+    for key, value in tx.scan(prefix):
+        yield key[len(prefix) :].decode(), U32.unpack(value)[0]
 
 
 def find_topic(tx: Tx, name: str, given: Given | None = None) -> int | None:
@@ -60,10 +72,10 @@ def make_topic(tx: Tx, name: str, given: Given) -> int:
     if found is not None:
         return found
     settings = check.settings(TopicSettings(), given)
-    meta = _meta(tx)
+    meta = load_meta(tx)
     topic_id: int = meta.next_topic
     meta.next_topic += 1
-    _put_meta(tx, meta)
+    store_meta(tx, meta)
     tx.put(b"N" + name.encode(), U32.pack(topic_id))
     tx.put(ID_KEY.pack(b"T", topic_id), new_topic(name, settings))
     return topic_id
@@ -108,10 +120,10 @@ def make_group(tx: Tx, source: Log, topic_name: str, name: str, start: Start, gi
 def add_group(source: Log, topic: TopicRow, name: str, row: bytes) -> int:
     """Store the row of a new group; returns its id."""
     tx = source.tx
-    meta = _meta(tx)
+    meta = load_meta(tx)
     group_id: int = meta.next_group
     meta.next_group += 1
-    _put_meta(tx, meta)
+    store_meta(tx, meta)
     tx.put(group_name(source.topic_id, name), U32.pack(group_id))
     tx.put(ID_KEY.pack(b"G", group_id), row)
     known = decode_topic(topic.config)
@@ -147,69 +159,20 @@ def _counts(cursor: list[int]) -> list[int]:
     return [offset - (lane << LANE_BITS) for lane, offset in enumerate(cursor)]
 
 
-def sweep(engine: Engine) -> None:
-    """Remove what deleted topics and groups left behind, in bounded commits."""
-    for key, _ in engine.read(lambda tx: list(tx.scan(b"X"))):
-        number = int(U32.unpack(key[2:])[0])
-        database = engine.log(number) if key[1] == DELETED_TOPIC else None
-        while engine.commit(lambda tx: _sweep_some(tx, key, number, database)):  # noqa: B023
-            pass
-
-
-def _sweep_some(tx: Tx, key: bytes, number: int, database: object) -> bool:
-    if key[1] == DELETED_TOPIC:
-        more = Log(tx, database, number).erase()
-        more = more or any(
-            _erase(tx, U32.pack(number), of) for of in (tx.engine.schedule, tx.engine.dedup)
-        )
-    else:
-        more = any(_erase(tx, ID_KEY.pack(kind, number)) for kind in (b"L", b"D", b"K"))
-        more = more or _erase(tx, U32.pack(number), tx.engine.held)
-    if not more:
-        tx.delete(key)
-    return more
-
-
-def _erase(tx: Tx, prefix: bytes, database: object = None) -> bool:
-    keys = [key for key, _ in islice(tx.scan(prefix, database=database), limits.MAX_TRIM_SEGMENTS)]
-    for key in keys:
-        tx.lmdb.delete(key, db=database or tx.engine.state)  # type: ignore[arg-type]
-    return bool(keys)
-
-
-def note_boot(tx: Tx) -> None:
-    """Void all leases if the machine was started anew; nobody is charged for that."""
-    meta = _meta(tx)
-    boot_id = tx.engine.clock.boot_id()
-    if meta.boot_id != boot_id:
-        meta.boot_id = boot_id
-        _put_meta(tx, meta)
-        for key, value in list(tx.scan(b"G")):
-            row = GroupRow(value)
-            config = decode_group(row.config)
-            at = Place(config.topic_id, "", ID_KEY.unpack(key)[1], config.name, None)
-            group = Settling(tx, at, row)
-            group.release_owned(None)
-            group.store()
-
-
-def deleted(kind: int, number: int) -> bytes:
-    """The key that says what is being removed."""
-    return b"X" + bytes([kind]) + U32.pack(number)
-
-
 def group_name(topic_id: int, name: str) -> bytes:
     """The key of a group's id."""
     return ID_KEY.pack(b"H", topic_id) + name.encode()
 
 
-def _meta(tx: Tx) -> Meta:
+def load_meta(tx: Tx) -> Meta:
+    """The store's row, to be changed and stored again."""
     data = tx.get(META_KEY)
     assert data is not None
     return Meta(data)
 
 
-def _put_meta(tx: Tx, meta: Meta) -> None:
+def store_meta(tx: Tx, meta: Meta) -> None:
+    """Write the store's row back."""
     tx.put(META_KEY, meta.pack())
     if meta.next_group + meta.next_topic >= limits.WAKE_WORDS:
         tx.engine.slots.share_words()

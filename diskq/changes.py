@@ -8,35 +8,22 @@ open.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
 
-from . import check, held, keys, leases, limits, log, retention
-from .admin import (
-    DELETED_GROUP,
-    DELETED_TOPIC,
-    Given,
-    add_group,
-    deleted,
-    find_topic,
-    group_name,
-    sweep,
-)
-from .codec import (
-    DEAD,
-    HELD,
-    ID_KEY,
-    LEASED,
-    LIVE,
-    SOLO,
-    WAITING,
-    decode_group,
-    decode_topic,
-    new_group,
-)
+from . import admin, check, codec, held, keys, leases, limits, log, retention
+from .codec import DEAD, HELD, ID_KEY, LIVE, U32, WAITING, decode_group, decode_topic
 from .engine import Engine, Tx
+from .environment import Database
 from .errors import ConfigConflict, NotFound
 from .log import Log
 from .model import LANE_BITS, GroupSettings, TopicSettings
 from .settle import Place, Settling
+
+if TYPE_CHECKING:
+    from .admin import Given, Start
+
+DELETED_TOPIC, DELETED_GROUP = 0, 1  # kinds of 'X' rows
 
 
 def update_topic(tx: Tx, topic_id: int, name: str, given: Given) -> TopicSettings:
@@ -88,7 +75,15 @@ def _fixed(what: str, kind: str, name: str) -> ConfigConflict:
     return ConfigConflict(f"{what} of {kind} {name!r} cannot change; make a new {kind} for that")
 
 
-def seek(group: Settling, cursor: Sequence[int]) -> None:
+def seek_group(tx: Tx, at: Place, to: Start) -> None:
+    """See Group.seek."""
+    group = Settling(tx, at)
+    _seek(group, admin.positions(group.log, group.topic, to, "to"))
+    group.store()
+    retention.trim(group.log, at.topic)
+
+
+def _seek(group: Settling, cursor: Sequence[int]) -> None:
     """Go on at these offsets, one of each lane: whoever has a message leased loses it, nothing
     waits or is parked any more, and dead letters from there on are forgotten."""
     tx, row = group.tx, group.row
@@ -97,7 +92,7 @@ def seek(group: Settling, cursor: Sequence[int]) -> None:
     for offset, message in list(held.rows(tx, group.id, LIVE)):
         if message.state == WAITING:
             held.stop_waiting(tx, group.id, row, offset, message)
-        elif message.state == LEASED:
+        elif message.state == codec.LEASED:
             held.drop(tx, group.id, offset)
     for key, offset, _ in list(keys.parked(tx, group.id)):
         keys.unpark(tx, group.id, row, key, offset)
@@ -113,20 +108,19 @@ def seek(group: Settling, cursor: Sequence[int]) -> None:
     tx.wake(group.id, limits.MAX_CONSUMERS)
 
 
-def fork_group(tx: Tx, source: Log, at: Place, name: str) -> int:
+def fork_group(tx: Tx, at: Place, name: str) -> int:
     """Make a group that is where another one is: its cursor, what waits, is parked or is dead, and
     its settings. What is leased there is ready here. Returns its id.
 
     Raises: ConfigConflict if there is a group of this name.
     """
-    topic = log.load(tx, at.topic_id, at.topic)
-    if tx.get(group_name(at.topic_id, name)) is not None:
+    if tx.get(admin.group_name(at.topic_id, name)) is not None:
         raise ConfigConflict(
             f"topic {at.topic!r} has a group {name!r} already; choose another name"
         )
     old = Settling(tx, at)
     config = decode_group(old.row.config)._replace(name=name, paused=False)
-    group_id = add_group(source, topic, name, new_group(config, old.row.next))
+    group_id = admin.add_group(old.log, old.topic, name, codec.new_group(config, old.row.next))
     _copy(old, Settling(tx, at._replace(group_id=group_id, group=name)))
     return group_id
 
@@ -137,7 +131,7 @@ def _copy(group: Settling, other: Settling) -> None:
     tx, copy = group.tx, other.row
     now = group.clock.wall_ns()
     for lease in [lease for lease in leases.rows(tx, group.id) if not lease.flags & HELD]:
-        leases.grant(tx, other.id, leases.run_of(lease.offsets(), lease.flags & SOLO))
+        leases.grant(tx, other.id, leases.run_of(lease.offsets(), lease.flags & codec.SOLO))
         copy.ready += lease.unsettled
     for offset, message in list(held.rows(tx, group.id, LIVE)):
         due_ns = message.due_ns if message.state == WAITING else now
@@ -159,7 +153,7 @@ def delete_topic(engine: Engine, name: str) -> None:
     """
 
     def operation(tx: Tx) -> None:
-        topic_id = find_topic(tx, name)
+        topic_id = admin.find_topic(tx, name)
         if topic_id is None:
             raise NotFound(f"there is no topic {name!r}; see 'diskq topic ls'", topic=name)
         topic = log.load(tx, topic_id, name)
@@ -167,7 +161,7 @@ def delete_topic(engine: Engine, name: str) -> None:
             _take_away(tx, topic_id, group_id, "")
         tx.delete(b"N" + name.encode())
         tx.delete(ID_KEY.pack(b"T", topic_id))
-        tx.put(deleted(DELETED_TOPIC, topic_id), b"")
+        tx.put(_deleted(DELETED_TOPIC, topic_id), b"")
 
     engine.commit(operation)
     sweep(engine)
@@ -194,7 +188,57 @@ def delete_group(engine: Engine, at: Place) -> None:
 
 def _take_away(tx: Tx, topic_id: int, group_id: int, known_as: str) -> None:
     name = decode_group(leases.load(tx, group_id, known_as).config).name
-    tx.delete(group_name(topic_id, name))
+    tx.delete(admin.group_name(topic_id, name))
     tx.delete(ID_KEY.pack(b"G", group_id))
-    tx.put(deleted(DELETED_GROUP, group_id), b"")
+    tx.put(_deleted(DELETED_GROUP, group_id), b"")
     tx.wake(group_id, limits.MAX_CONSUMERS)  # its consumers learn that it is gone
+
+
+def sweep(engine: Engine) -> None:
+    """Remove what deleted topics and groups left behind, in bounded commits."""
+    for key, _ in engine.read(lambda tx: list(tx.scan(b"X"))):
+        number = int(U32.unpack(key[2:])[0])
+        database = engine.log(number) if key[1] == DELETED_TOPIC else None
+        while engine.commit(lambda tx: _sweep_some(tx, key, number, database)):  # noqa: B023
+            pass
+
+
+def _sweep_some(tx: Tx, key: bytes, number: int, database: Database) -> bool:
+    if key[1] == DELETED_TOPIC:
+        more = Log(tx, database, number).erase()
+        more = more or any(
+            _erase(tx, U32.pack(number), of) for of in (tx.engine.schedule, tx.engine.dedup)
+        )
+    else:
+        more = any(_erase(tx, ID_KEY.pack(kind, number)) for kind in (b"L", b"D", b"K"))
+        more = more or _erase(tx, U32.pack(number), tx.engine.held)
+    if not more:
+        tx.delete(key)
+    return more
+
+
+def _erase(tx: Tx, prefix: bytes, database: Database = None) -> bool:
+    keys = [key for key, _ in islice(tx.scan(prefix, database=database), limits.MAX_TRIM_SEGMENTS)]
+    for key in keys:
+        tx.lmdb.delete(key, db=database or tx.engine.state)
+    return bool(keys)
+
+
+def note_boot(tx: Tx) -> None:
+    """Void all leases if the machine was started anew; nobody is charged for that."""
+    meta = admin.load_meta(tx)
+    boot_id = tx.engine.clock.boot_id()
+    if meta.boot_id != boot_id:
+        meta.boot_id = boot_id
+        admin.store_meta(tx, meta)
+        for key, value in list(tx.scan(b"G")):
+            row = codec.GroupRow(value)
+            config = decode_group(row.config)
+            at = Place(config.topic_id, "", ID_KEY.unpack(key)[1], config.name, None)
+            group = Settling(tx, at, row)
+            group.release_owned(None)
+            group.store()
+
+
+def _deleted(kind: int, number: int) -> bytes:
+    return b"X" + bytes([kind]) + U32.pack(number)

@@ -45,7 +45,7 @@ class Consumer:
         self._acked = self._acked_bytes = 0  # since it last looked for segments to trim
         self._engine = group.topic.store.engine
         self._generation = self._engine.generation
-        self.place = group.place()
+        self.place = group.place
         owner = int.from_bytes(os.urandom(8), "big") | 1
         slot = self._engine.slots.take(owner, group.id, name)
         self._member = Member(owner, slot, prefetch > 1)

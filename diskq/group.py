@@ -1,27 +1,24 @@
-"""Group: an independent reader of a topic, with its own position, leases and dead letters."""
+"""Group: an independent reader of a topic, with its own position, leases and dead letters.
+
+What operators do is imported when they do it: each cron job pays for what is imported before.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Unpack
 
-from . import admin, check, held, leases, limits, log, retention, stats
-from .codec import DEAD, HeldRow, decode_group
+from . import check, leases, limits
+from .codec import decode_group
 from .consumer import Consumer
-from .engine import Tx
-from .log import Log
 from .model import DeadLetter, GroupSettings, GroupStats, PendingMessage
-from .segment import decode_record
-from .settle import Place, Settling
+from .settle import Place
 
 if TYPE_CHECKING:
     from .admin import Start
-    from .model import GroupChanges
+    from .options import GroupChanges
     from .topic import Topic
-
-_PAGE = 100  # dead letters fetched per read transaction
 
 
 class Group:
@@ -63,78 +60,46 @@ class Group:
 
     def stats(self) -> GroupStats:
         """The group in numbers, from one snapshot; the same cost with any backlog."""
+        from . import stats
 
-        def snapshot(tx: Tx) -> GroupStats:
-            topic = log.load(tx, self.topic.id, self.topic.name)
-            return stats.group_stats(tx, topic, self.id, self.name)
+        return self.topic.store.engine.read(lambda tx: stats.group_stats(tx, self.id, self.name))
 
-        return self.topic.store.engine.read(snapshot)
+    def pending(self) -> list[PendingMessage]:
+        """The leased messages, by the end of their leases, from one snapshot."""
+        from . import stats
+
+        return self.topic.store.engine.read(lambda tx: list(stats.pending(tx, self.id, self.name)))
+
+    # Dead letters
 
     def dead(self, start: int = 0) -> Iterator[DeadLetter]:
         """The dead letters with offset `start` and above, by offset. Messages that die or are
         redriven meanwhile may or may not appear."""
+        from . import letters
 
-        def page(tx: Tx) -> list[tuple[int, HeldRow]]:
-            leases.load(tx, self.id, self.name)
-            return list(islice(held.rows(tx, self.id, DEAD, start), _PAGE))
-
-        while found := self.topic.store.engine.read(page):
-            for offset, row in found:
-                yield _dead_letter(offset, row)
-            start = found[-1][0] + 1
+        return letters.dead(self, start)
 
     def redrive(self, limit: int | None = None, offsets: Sequence[int] | None = None) -> int:
         """Give dead letters back to this group, to be delivered at once with all deliveries anew:
         the first `limit` by offset, those at `offsets` (at most 1,000), or all. Returns how many.
+        In a group with key order, one whose key is busy waits for its turn.
 
         Raises: NotFound if one of `offsets` is not dead; then none is given back.
         """
-        if offsets is not None:
-            if limit is not None or len(offsets) > limits.MAX_REDRIVE_MESSAGES:
-                most = limits.MAX_REDRIVE_MESSAGES
-                raise ValueError(f"redrive takes a limit, or at most {most} offsets, not both")
-            chosen = [check.count("offset", offset, 0, 2**64 - 1) for offset in offsets]
-            return self.topic.store.commit(lambda tx: self._revive(tx, chosen))
-        left = self.stats().dead
-        if limit is not None:
-            left = min(left, check.count("limit", limit, 0, 2**63))
-        count = 0
-        while count < left and (done := self._redrive_some(left - count)):
-            count += done
-        return count
+        from . import letters
 
-    def _redrive_some(self, limit: int) -> int:
-        bound = min(limit, limits.MAX_REDRIVE_MESSAGES)
-
-        def operation(tx: Tx) -> int:
-            first = islice(held.rows(tx, self.id, DEAD), bound)
-            return self._revive(tx, [offset for offset, _ in first])
-
-        return self.topic.store.commit(operation)
-
-    def _revive(self, tx: Tx, offsets: Sequence[int]) -> int:
-        group = Settling(tx, self._place)
-        for offset in offsets:
-            group.redrive(offset)
-        group.store()
-        return len(offsets)
+        return letters.redrive(self, limit, offsets)
 
     def forget_dead(self, offsets: Sequence[int]) -> None:
         """Remove these dead letters for good (at most 1,000).
 
         Raises: NotFound if one of them is not dead; then none is removed.
         """
-        if len(offsets) > limits.MAX_REDRIVE_MESSAGES:
-            raise ValueError(f"at most {limits.MAX_REDRIVE_MESSAGES} dead letters at once")
-        chosen = [check.count("offset", offset, 0, 2**64 - 1) for offset in offsets]
+        from . import letters
 
-        def forget(tx: Tx) -> None:
-            group = Settling(tx, self._place)
-            for offset in chosen:
-                group.forget_dead(offset)
-            group.store()
+        letters.forget(self, offsets)
 
-        self.topic.store.commit(forget)
+    # Changes
 
     def seek(self, to: Start) -> None:
         """Let the group go on at "earliest", "latest", an offset, or the first message put at a
@@ -144,17 +109,10 @@ class Group:
 
         Raises: NotFound, ReadOnly, Closed, TypeError, ValueError.
         """
-        from . import changes  # rarely needed, and a cron job pays for each import
+        from . import changes
 
-        place = self.place()
-
-        def operation(tx: Tx) -> None:
-            group = Settling(tx, place)
-            changes.seek(group, admin.positions(group.log, group.topic, to, "to"))
-            group.store()
-            retention.trim(Log(tx, place.database, place.topic_id), place.topic)
-
-        self.topic.store.commit(operation)
+        place = self.place
+        self.topic.store.commit(lambda tx: changes.seek_group(tx, place, to))
 
     def fork(self, name: str) -> Group:
         """A new group that is where this one is, with the same settings: it has the cursor, and a
@@ -163,27 +121,25 @@ class Group:
 
         Raises: ConfigConflict if the name is in use, NotFound, ReadOnly, Closed.
         """
-        from . import changes  # rarely needed, and a cron job pays for each import
+        from . import changes
 
         check.name("group", name)
-        place = self.place()
-
-        def operation(tx: Tx) -> int:
-            return changes.fork_group(tx, Log(tx, place.database, place.topic_id), place, name)
-
-        return Group(self.topic, name, self.topic.store.commit(operation))
+        place = self.place
+        group_id = self.topic.store.commit(lambda tx: changes.fork_group(tx, place, name))
+        return Group(self.topic, name, group_id)
 
     def pause(self) -> None:
         """Deliver nothing until `resume`; what is leased can be settled."""
-        from . import changes  # rarely needed, and a cron job pays for each import
-
-        self.topic.store.commit(lambda tx: changes.set_paused(tx, self._place, True))
+        self._set_paused(True)
 
     def resume(self) -> None:
         """Deliver again."""
-        from . import changes  # rarely needed, and a cron job pays for each import
+        self._set_paused(False)
 
-        self.topic.store.commit(lambda tx: changes.set_paused(tx, self._place, False))
+    def _set_paused(self, paused: bool) -> None:
+        from . import changes
+
+        self.topic.store.commit(lambda tx: changes.set_paused(tx, self._place, paused))
 
     def update(self, **settings: Unpack[GroupChanges]) -> GroupSettings:
         """Change settings, for what is delivered from now on; None takes `max_in_flight` away.
@@ -191,17 +147,9 @@ class Group:
 
         Raises: ConfigConflict, NotFound, ReadOnly, TypeError, ValueError.
         """
-        from . import changes  # rarely needed, and a cron job pays for each import
+        from . import changes
 
         return self.topic.store.commit(lambda tx: changes.update_group(tx, self._place, settings))
-
-    def pending(self) -> list[PendingMessage]:
-        """The leased messages, by the end of their leases, from one snapshot."""
-
-        def snapshot(tx: Tx) -> list[PendingMessage]:
-            return list(stats.pending(tx, self.id, self.name))
-
-        return self.topic.store.engine.read(snapshot)
 
     def delete(self) -> None:
         """Remove the group with its position, waiting messages and dead letters. Its consumers get
@@ -209,32 +157,15 @@ class Group:
 
         Raises: NotFound.
         """
-        from . import changes  # rarely needed, and a cron job pays for each import
+        from . import changes
 
         self.topic.store.check_writable()
-        changes.delete_group(self.topic.store.engine, self.place())
+        changes.delete_group(self.topic.store.engine, self.place)
 
+    @property
     def place(self) -> Place:
         """The group and its topic's log, as transactions address them."""
         return self._place._replace(database=self.topic.store.engine.log(self.topic.id))
 
     def __repr__(self) -> str:
         return f"<Group {self.topic.name}/{self.name}>"
-
-
-def _dead_letter(offset: int, row: HeldRow) -> DeadLetter:
-    body, key, headers, _ = decode_record(row.record, row.flags)
-    last = next(failure for failure in reversed(row.history) if failure.cause != "redriven")
-    reason = {"reject": "rejected", "ttl": "expired"}.get(last.cause, "max_deliveries")
-    return DeadLetter(
-        offset=offset,
-        body=body,
-        key=key,
-        headers=headers,
-        put_at_ns=row.put_at_ns,
-        dead_at_ns=row.due_ns,
-        reason=reason,
-        error=last.error,
-        failures=row.failures,
-        history=row.history,
-    )

@@ -28,8 +28,6 @@ from .codec import (
 )
 from .engine import Tx
 from .errors import Corrupt, NotFound
-from .model import Failure
-from .segment import TTL
 
 
 def load(tx: Tx, group_id: int, offset: int) -> HeldRow:
@@ -68,20 +66,6 @@ def bury(tx: Tx, group_id: int, group: GroupRow, offset: int, row: HeldRow, now_
     group.dead += 1
     drop(tx, group_id, offset)
     _put(tx, group_id, DEAD, offset, row)
-
-
-def exhume(tx: Tx, group_id: int, group: GroupRow, offset: int, now_ns: int) -> HeldRow:
-    """Take a message out of the dead ones, with a clean slate but its history; it expires no more.
-
-    Raises: NotFound.
-    """
-    row = find_dead(tx, group_id, offset)
-    row.failures = 0
-    row.flags &= ~TTL
-    row.history += (Failure(now_ns, "redriven", "", ""),)
-    group.dead -= 1
-    drop(tx, group_id, offset, DEAD)
-    return row
 
 
 def next_due(tx: Tx, group_id: int) -> tuple[int, int] | None:

@@ -64,7 +64,7 @@ def _purge_below(
         group.store()
     gone = sum(_cut(source, row, lane, floor) for lane, floor in enumerate(reached))
     if everything:
-        gone += schedule.erase(source, row, limits.MAX_TRIM_SEGMENTS)
+        gone += _erase_scheduled(source, row, limits.MAX_TRIM_SEGMENTS)
     log.store(source.tx, source.topic_id, row)
     source.tx.announce(source.topic_id)
     return gone, None if done and not (everything and row.scheduled) else 0
@@ -99,7 +99,7 @@ def _purge_key(
     for group in groups_of(source, row) if start == 0 else ():
         _withdraw_held(group, floors, key)
         group.store()
-    gone = schedule.erase(source, row, limits.MAX_TRIM_SEGMENTS, key)
+    gone = _erase_scheduled(source, row, limits.MAX_TRIM_SEGMENTS, key)
     more = gone == limits.MAX_TRIM_SEGMENTS
     at: int | None = None
     for segment in list(islice(source.segments(start), limits.MAX_PURGE_SEGMENTS)):
@@ -144,3 +144,18 @@ def _withdraw_held(group: Settling, floors: Sequence[int], key: bytes | None = N
             held.stop_waiting(group.tx, group.id, group.row, offset, message)
             group.row.purged += 1
             group.free_key(offset, message)
+
+
+def _erase_scheduled(source: Log, row: TopicRow, limit: int, key: bytes | None = None) -> int:
+    """Forget up to `limit` scheduled messages, all or those with a key; returns how many."""
+    if not row.scheduled:
+        return 0
+    mine = (
+        each
+        for each in schedule.rows(source.tx, source.topic_id)
+        if key is None or key_of(each.record, each.flags) == key
+    )
+    found = list(islice(mine, limit))
+    for each in found:
+        schedule.remove(source, row, each.due_ns, each.number)
+    return len(found)

@@ -15,9 +15,8 @@ from typing import NamedTuple
 from . import limits, log
 from .codec import SCHEDULE_KEY, U32, TopicRow
 from .engine import Tx
-from .errors import NotFound
 from .log import Log
-from .segment import key_of, pack_records
+from .segment import pack_records
 
 
 class Planned(NamedTuple):
@@ -63,38 +62,8 @@ def promote(source: Log, row: TopicRow) -> None:
             flags |= each.flags
         source.append(row, lane, pack_records([each.record for each in mine], flags))
     for each in due:
-        _remove(source, row, each.due_ns, each.number)
+        remove(source, row, each.due_ns, each.number)
     log.store(tx, source.topic_id, row)
-
-
-def cancel(source: Log, row: TopicRow, wanted: str) -> None:
-    """Forget a scheduled message. The caller stores the topic's row.
-
-    Raises: NotFound if it fell due, was cancelled, or never was.
-    """
-    due, _, number = wanted.partition("-")
-    known = due.isdecimal() and number.isdecimal() and max(int(due), int(number)) < 2**64
-    if not known or not _remove(source, row, int(due), int(number)):
-        raise NotFound(
-            f"no message is scheduled as {wanted!r}; it fell due or was cancelled, see"
-            " 'diskq schedule ls'",
-            schedule_id=wanted,
-        )
-
-
-def erase(source: Log, row: TopicRow, limit: int, key: bytes | None = None) -> int:
-    """Forget up to `limit` scheduled messages, all or those with a key; returns how many."""
-    if not row.scheduled:
-        return 0
-    mine = (
-        each
-        for each in rows(source.tx, source.topic_id)
-        if key is None or key_of(each.record, each.flags) == key
-    )
-    found = list(islice(mine, limit))
-    for each in found:
-        _remove(source, row, each.due_ns, each.number)
-    return len(found)
 
 
 def next_due(source: Log) -> int | None:
@@ -112,7 +81,8 @@ def rows(tx: Tx, topic_id: int, due_ns: int = 0, number: int = 0) -> Iterator[Pl
         yield Planned(due, its_number, value[0], value[1], value[2:])
 
 
-def _remove(source: Log, row: TopicRow, due_ns: int, number: int) -> bool:
+def remove(source: Log, row: TopicRow, due_ns: int, number: int) -> bool:
+    """Forget a message, if it is there. The caller stores the topic's row."""
     key = SCHEDULE_KEY.pack(source.topic_id, due_ns, number)
     if not source.tx.lmdb.delete(key, db=source.tx.engine.schedule):
         return False

@@ -18,7 +18,6 @@ from typing import NamedTuple
 from . import held, keys, leases, limits, log
 from .clock import nanoseconds
 from .codec import (
-    DEAD,
     HELD,
     SOLO,
     GroupRow,
@@ -191,32 +190,6 @@ class Settling:
         leases.move(self.tx, self.id, row, self.clock.monotonic_ns() + duration)
         lease.moved_ns = row.deadline_ns
         self.tx.after.append(partial(setattr, lease, "deadline_ns", row.deadline_ns))
-
-    def redrive(self, offset: int) -> None:
-        """Give a dead message back, for a delivery at once, or behind the holder of its key.
-
-        Raises: NotFound.
-        """
-        now = self.clock.wall_ns()
-        message = held.exhume(self.tx, self.id, self.row, offset, now)
-        key = keys.hash_of(message.record, message.flags) if self.keyed else None
-        if key is not None and keys.holder(self.tx, self.id, key) is not None:
-            keys.park(self.tx, self.id, self.row, key, offset, message)
-            return
-        if key is not None:
-            keys.take(self.tx, self.id, key, offset)
-        held.wait(self.tx, self.id, self.row, offset, message, now)
-        self.tx.wake(self.id, 1)
-
-    def forget_dead(self, offset: int) -> None:
-        """Remove a dead message for good.
-
-        Raises: NotFound.
-        """
-        held.find_dead(self.tx, self.id, offset)
-        held.drop(self.tx, self.id, offset, DEAD)
-        self.row.dead -= 1
-        self.row.purged += 1
 
     def _unlease(self, count: int) -> None:
         """Messages left a lease; consumers that max_in_flight holds back can go on."""

@@ -1,4 +1,5 @@
 """The only source of numbers for every face: one consistent snapshot, nothing is counted here.
+Imported on demand.
 
 Counters live in the rows that commits write anyway, so this costs the same with a long backlog.
 """
@@ -8,14 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from . import files, held, leases, log
+from . import admin, files, held, leases, log
 from .codec import (
     DURABILITIES,
     FORMAT_VERSION,
     HELD,
-    ID_KEY,
-    U32,
-    TopicRow,
     decode_group,
     decode_topic,
 )
@@ -24,24 +22,10 @@ from .errors import NotFound
 from .model import ConsumerInfo, GroupStats, PendingMessage, StoreStats, TopicStats
 
 
-def topic_ids(tx: Tx) -> Iterator[tuple[str, int]]:
-    """Names and ids of all topics, by name."""
-    return _names(tx, b"N")
-
-
-def group_ids(tx: Tx, topic_id: int) -> Iterator[tuple[str, int]]:
-    """Names and ids of a topic's groups, by name."""
-    return _names(tx, ID_KEY.pack(b"H", topic_id))
-
-
-def _names(tx: Tx, prefix: bytes) -> Iterator[tuple[str, int]]:
-    for key, value in tx.scan(prefix):
-        yield key[len(prefix) :].decode(), U32.unpack(value)[0]
-
-
-def group_stats(tx: Tx, topic: TopicRow, group_id: int, name: str) -> GroupStats:
+def group_stats(tx: Tx, group_id: int, name: str) -> GroupStats:
     """A group in numbers. Raises: NotFound."""
     row = leases.load(tx, group_id, name)
+    topic = log.load(tx, decode_group(row.config).topic_id, "")
     unread = sum(topic.next) - sum(row.next)
     states = unread, row.ready, row.leased, row.waiting, row.parked
     totals = row.acked, row.delivered, row.redelivered, row.failed
@@ -54,7 +38,7 @@ def group_stats(tx: Tx, topic: TopicRow, group_id: int, name: str) -> GroupStats
 def topic_stats(tx: Tx, topic_id: int, name: str) -> TopicStats:
     """A topic in numbers. Raises: NotFound."""
     row = log.load(tx, topic_id, name)
-    groups = tuple(group_stats(tx, row, number, name) for name, number in group_ids(tx, topic_id))
+    groups = tuple(group_stats(tx, number, name) for name, number in admin.group_ids(tx, topic_id))
     counts = row.scheduled, row.stored, row.segments, row.bytes, row.dropped, row.last_put_ns
     return TopicStats(name, sum(row.next), *counts, groups)
 
@@ -101,7 +85,7 @@ def store_stats(engine: Engine) -> StoreStats:
             limit_bytes=meta.max_bytes,
             readers=info["readers"],
             oldest_reader_lag=info["last_txnid"] - info["oldest_reader"],
-            topics=tuple(topic_stats(tx, number, name) for name, number in topic_ids(tx)),
+            topics=tuple(topic_stats(tx, number, name) for name, number in admin.topic_ids(tx)),
             consumers=tuple(consumers(tx)),
         )
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar, Unpack
 
-from . import admin, check, limits, stats
+from . import admin, check, limits
 from .clock import Clock
 from .codec import DURABILITIES
 from .consumer import Consumer
@@ -21,7 +21,7 @@ from .registry import close_engine, open_engine
 from .topic import Topic
 
 if TYPE_CHECKING:
-    from .model import TopicChanges
+    from .options import TopicChanges
     from .transaction import Transaction
 
 T = TypeVar("T")
@@ -63,13 +63,21 @@ def open(  # noqa: A001 - diskq.open is to diskq what open is to files
         _check_equal(engine, "durability", durability, DURABILITIES[engine.meta.durability])
         _check_equal(engine, "max_bytes", max_bytes, engine.meta.max_bytes)
         if not engine.readonly:
-            if engine.meta.boot_id != engine.clock.boot_id():
-                engine.commit(admin.note_boot)
-            admin.sweep(engine)
+            _catch_up(engine)
         return Store(engine, readonly=readonly)
     except BaseException:
         close_engine(engine)
         raise
+
+
+def _catch_up(engine: Engine) -> None:
+    """Void the leases of the last boot; go on with a deletion that was cut off."""
+    rebooted = engine.meta.boot_id != engine.clock.boot_id()
+    if rebooted or engine.read(lambda tx: any(tx.scan(b"X"))):
+        from . import changes
+
+        engine.commit(changes.note_boot)
+        changes.sweep(engine)
 
 
 def _check_equal(engine: Engine, what: str, wanted: object, stored: object) -> None:
@@ -148,14 +156,14 @@ class Store:
 
     def transaction(self) -> Transaction:
         """Settles and puts on any topics of the store, all in one commit; see there."""
-        from .transaction import Transaction  # a cron job pays for each import
+        from .transaction import Transaction
 
         self.check_writable()
         return Transaction(self)
 
     def topics(self) -> list[Topic]:
         """All topics, by name."""
-        found = self.engine.read(lambda tx: list(stats.topic_ids(tx)))
+        found = self.engine.read(lambda tx: list(admin.topic_ids(tx)))
         return [Topic(self, name, topic_id) for name, topic_id in found]
 
     def delete_topic(self, name: str) -> None:
@@ -163,13 +171,15 @@ class Store:
 
         Raises: NotFound, Closed.
         """
-        from . import changes  # rarely needed, and a cron job pays for each import
+        from . import changes
 
         self.check_writable()
         changes.delete_topic(self.engine, check.name("topic", name))
 
     def stats(self) -> StoreStats:
         """The store in numbers, from one snapshot; the same cost with any backlog."""
+        from . import stats
+
         return stats.store_stats(self.engine)
 
     def verify(self) -> Iterator[Finding]:
@@ -177,7 +187,7 @@ class Store:
 
         Reads all of it in one snapshot, and so keeps space from being reused while it runs.
         """
-        from .verify import check_store  # rarely needed, and a cron job pays for each import
+        from .verify import check_store
 
         return iter(check_store(self.engine))
 

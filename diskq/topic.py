@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Unpack
 
-from . import admin, check, limits, log, puts, retention, schedule, stats
+from . import admin, check, limits, log, puts, retention
 from .admin import Start
-from .clock import NS
 from .codec import decode_topic
 from .engine import Tx
 from .environment import Database
@@ -17,7 +15,6 @@ from .errors import Full
 from .group import Group
 from .log import Log, Stored, cut
 from .model import (
-    LANE_BITS,
     LogMessage,
     Outgoing,
     Receipt,
@@ -30,11 +27,10 @@ from .segment import decode_record, is_purged
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from .model import GroupChanges, PutOptions, TopicChanges
+    from .options import GroupChanges, PutOptions, TopicChanges
     from .store import Store
 
 _END = 2**64  # behind every offset
-_PAGE = 100  # scheduled messages fetched per read transaction
 
 
 class Topic:
@@ -124,31 +120,18 @@ class Topic:
         """The messages that are not due yet, in order of time, or due and not yet taken note of.
         Those that are scheduled or fall due meanwhile may or may not appear."""
 
-        def page(tx: Tx) -> list[schedule.Planned]:
-            log.load(tx, self.id, self.name)
-            return list(islice(schedule.rows(tx, self.id, *start), _PAGE))
+        from . import planned
 
-        start = (0, 0)
-        while found := self.store.engine.read(page):
-            for due_ns, number, lane, flags, record in found:
-                body, key, headers, _ = decode_record(record, flags)
-                name = schedule.schedule_id(due_ns, number)
-                yield ScheduledMessage(name, due_ns, body, key, headers, lane)
-            start = found[-1].due_ns, found[-1].number + 1
+        return planned.scheduled(self)
 
     def cancel(self, schedule_id: str) -> None:
         """Forget a scheduled message. Its `dedup_id` stays in use.
 
         Raises: NotFound if it got its offset already, was cancelled, or never was.
         """
-        check.text("schedule_id", schedule_id)
+        from . import planned
 
-        def operation(tx: Tx) -> None:
-            row = log.load(tx, self.id, self.name)
-            schedule.cancel(Log(tx, None, self.id), row, schedule_id)
-            log.store(tx, self.id, row)
-
-        self.store.commit(operation)
+        planned.cancel(self, check.text("schedule_id", schedule_id))
 
     def trim(self) -> int:
         """Delete what no group needs any more, and what is over the topic's bounds; returns how
@@ -175,7 +158,7 @@ class Topic:
 
         Raises: NotFound, ReadOnly, Closed, TypeError, ValueError.
         """
-        from .purging import purge  # rarely needed
+        from .purging import purge
 
         return purge(self, before, None if key is None else check.text("key", key).encode())
 
@@ -191,7 +174,7 @@ class Topic:
 
         Raises: ConfigConflict, NotFound, ReadOnly, TypeError, ValueError.
         """
-        from . import changes  # rarely needed, and a cron job pays for each import
+        from . import changes
 
         return self.store.commit(lambda tx: changes.update_topic(tx, self.id, self.name, settings))
 
@@ -226,7 +209,7 @@ class Topic:
 
     def groups(self) -> list[Group]:
         """The topic's groups, by name."""
-        found = self.store.engine.read(lambda tx: list(stats.group_ids(tx, self.id)))
+        found = self.store.engine.read(lambda tx: list(admin.group_ids(tx, self.id)))
         return [Group(self, name, group_id) for name, group_id in found]
 
     # Looking
@@ -293,57 +276,18 @@ class Topic:
 
         Raises: ReadOnly (waiting needs the store's shared memory), Corrupt, NotFound, Closed.
         """
+        from .following import follow
+
         self.store.check_writable()
-        timeout = check.timeout(timeout)
-        database = self.store.engine.log(self.id)
-
-        def begin(tx: Tx) -> list[int]:
-            source = Log(tx, database, self.id)
-            return admin.positions(source, log.load(tx, self.id, self.name), start, "start")
-
-        return self._follow(database, self.store.engine.read(begin), timeout)
-
-    def _follow(
-        self, database: Database, cursor: list[int], timeout: float | None
-    ) -> Iterator[LogMessage]:
-        last = time.monotonic()
-        while True:
-            slots = self.store.engine.slots
-            seen = slots.watch(self.id)
-            wait = self._promote(database)
-            for lane, at in enumerate(cursor):
-                for message in self.read(at, (lane + 1) << LANE_BITS):
-                    yield message
-                    cursor[lane] = message.offset + 1
-                    last = time.monotonic()
-            if timeout is not None:
-                wait = min(wait, last + timeout - time.monotonic())
-                if wait <= 0:
-                    return
-            slots.wait_for_topic(self.id, seen, wait)
-
-    def _promote(self, database: Database) -> float:
-        """Give offsets to what is due; seconds until there is more to do, at most WAIT_SECONDS."""
-
-        def seconds(tx: Tx) -> float:
-            due_ns = schedule.next_due(Log(tx, database, self.id))
-            return (
-                limits.WAIT_SECONDS if due_ns is None else due_ns / NS - engine.clock.wall_ns() / NS
-            )
-
-        def promote(tx: Tx) -> None:
-            schedule.promote(Log(tx, database, self.id), log.load(tx, self.id, self.name))
-
-        engine = self.store.engine
-        while (wait := engine.read(seconds)) <= 0:
-            self.store.commit(promote)
-        return min(wait, limits.WAIT_SECONDS)
+        return follow(self, start, check.timeout(timeout))
 
     def stats(self) -> TopicStats:
         """The topic and its groups in numbers, from one snapshot; the same cost with any backlog.
 
         Raises: NotFound, Closed.
         """
+        from . import stats
+
         return self.store.engine.read(lambda tx: stats.topic_stats(tx, self.id, self.name))
 
     def __repr__(self) -> str:

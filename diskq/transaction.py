@@ -14,7 +14,7 @@ from .model import Outgoing, Receipt
 from .queue import Queue
 
 if TYPE_CHECKING:
-    from .model import PutOptions
+    from .options import PutOptions
     from .store import Store
     from .topic import Topic
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain
 
-from . import held, keys, leases, schedule, stats
-from .admin import DELETED_GROUP
+from . import admin, held, keys, leases, schedule
+from .changes import DELETED_GROUP
 from .codec import (
     BURIED,
     DEAD,
@@ -40,7 +40,7 @@ from .segment import LOG_KEY, Segment, head_of
 
 def check_store(engine: Engine) -> list[Finding]:
     """Everything that is wrong in a store; empty if it is sound."""
-    topics = engine.read(lambda tx: list(stats.topic_ids(tx)))
+    topics = engine.read(lambda tx: list(admin.topic_ids(tx)))
     logs = {topic_id: engine.log(topic_id) for _, topic_id in topics}
     return engine.read(lambda tx: list(_check(tx, logs)))
 
@@ -116,13 +116,13 @@ def _check_names(
     meta = Meta(data)
     if max(topics, default=0) >= meta.next_topic or max(groups, default=0) >= meta.next_group:
         yield Finding("store", "an id is in use that is still to be given out")
-    named = {topic_id: name for name, topic_id in stats.topic_ids(tx)}
+    named = {topic_id: name for name, topic_id in admin.topic_ids(tx)}
     rows = {topic_id: decode_topic(topic.config).name for topic_id, topic in topics.items()}
     if named != rows:
         yield Finding("store", f"topics by name {named}, by row {rows}")
     for topic_id, topic in topics.items():
         ids = decode_topic(topic.config).groups
-        named = {group_id: name for name, group_id in stats.group_ids(tx, topic_id)}
+        named = {group_id: name for name, group_id in admin.group_ids(tx, topic_id)}
         rows = {
             group_id: decode_group(group.config).name
             for group_id, group in groups.items()

@@ -291,6 +291,7 @@ class QueueMachine(RuleBasedStateMachine):
         due, number, _ = gone = scheduled[pick % len(scheduled)]
         self.topic.cancel(f"{due}-{number}")
         scheduled.remove(gone)
+        self.topic_model.watched = False
         with pytest.raises(diskq.NotFound):
             self.topic.cancel(f"{due}-{number}")
 

@@ -9,7 +9,7 @@ from clock import NS
 from helpers import bodies, dump, nothing_changes, offsets
 
 import diskq
-from diskq import limits
+from diskq import changes, limits
 
 
 def taken(group):
@@ -408,7 +408,7 @@ def test_an_interrupted_deletion_is_finished_at_the_next_open(open_store, monkey
         topic.put_many([bytes(5000)] * 100)
         kill(topic.group("g"), *range(50))
         topic.put_many([bytes(5000)] * 100)
-        monkeypatch.setattr(diskq.admin, "sweep", lambda engine: None)
+        monkeypatch.setattr(changes, "sweep", lambda engine: None)
         store.delete_topic("mail")
         assert rows_of(store, b"X")
         assert list(store.verify()) == []

@@ -1,0 +1,125 @@
+"""Dead letters: list them, give them back, forget them. Imported on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from . import check, held, keys, leases, limits
+from .codec import DEAD, HeldRow
+from .engine import Tx
+from .model import DeadLetter, Failure
+from .segment import TTL, decode_record
+from .settle import Settling
+
+if TYPE_CHECKING:
+    from .group import Group
+
+_PAGE = 100  # fetched per read transaction
+
+
+def dead(group: Group, start: int) -> Iterator[DeadLetter]:
+    """See Group.dead."""
+
+    def page(tx: Tx) -> list[tuple[int, HeldRow]]:
+        leases.load(tx, group.id, group.name)
+        return list(islice(held.rows(tx, group.id, DEAD, start), _PAGE))
+
+    while found := group.topic.store.engine.read(page):
+        for offset, row in found:
+            yield _dead_letter(offset, row)
+        start = found[-1][0] + 1
+
+
+def redrive(group: Group, limit: int | None, offsets: Sequence[int] | None) -> int:
+    """See Group.redrive."""
+    if offsets is not None:
+        if limit is not None:
+            raise ValueError("redrive takes a limit or offsets, not both")
+        chosen = _offsets(offsets)
+        return group.topic.store.commit(lambda tx: _revive(tx, group, chosen))
+    left = group.stats().dead
+    if limit is not None:
+        left = min(left, check.count("limit", limit, 0, 2**63))
+    count = 0
+    while count < left and (done := _redrive_some(group, left - count)):
+        count += done
+    return count
+
+
+def forget(group: Group, offsets: Sequence[int]) -> None:
+    """See Group.forget_dead."""
+    chosen = _offsets(offsets)
+
+    def operation(tx: Tx) -> None:
+        at = Settling(tx, group.place)
+        for offset in chosen:
+            _exhume(at, offset)
+            at.row.purged += 1
+        at.store()
+
+    group.topic.store.commit(operation)
+
+
+def _offsets(offsets: Sequence[int]) -> list[int]:
+    most = limits.MAX_REDRIVE_MESSAGES
+    if len(offsets) > most:
+        raise ValueError(f"{len(offsets)} offsets are over {most}, the most for one call")
+    return [check.count("offset", offset, 0, 2**64 - 1) for offset in offsets]
+
+
+def _redrive_some(group: Group, limit: int) -> int:
+    def operation(tx: Tx) -> int:
+        first = islice(held.rows(tx, group.id, DEAD), min(limit, limits.MAX_REDRIVE_MESSAGES))
+        return _revive(tx, group, [offset for offset, _ in first])
+
+    return group.topic.store.commit(operation)
+
+
+def _revive(tx: Tx, group: Group, offsets: Sequence[int]) -> int:
+    """Each waits for a delivery at once, or behind the holder of its key, with a clean slate but
+    its history; it expires no more."""
+    at = Settling(tx, group.place)
+    now = tx.engine.clock.wall_ns()
+    for offset in offsets:
+        row = _exhume(at, offset)
+        row.failures = 0
+        row.flags &= ~TTL
+        row.history += (Failure(now, "redriven", "", ""),)
+        key = keys.hash_of(row.record, row.flags) if at.keyed else None
+        if key is not None and keys.holder(tx, at.id, key) is not None:
+            keys.park(tx, at.id, at.row, key, offset, row)
+            continue
+        if key is not None:
+            keys.take(tx, at.id, key, offset)
+        held.wait(tx, at.id, at.row, offset, row, now)
+        tx.wake(at.id, 1)
+    at.store()
+    return len(offsets)
+
+
+def _exhume(at: Settling, offset: int) -> HeldRow:
+    """Take a message out of the dead ones. Raises: NotFound."""
+    row = held.find_dead(at.tx, at.id, offset)
+    held.drop(at.tx, at.id, offset, DEAD)
+    at.row.dead -= 1
+    return row
+
+
+def _dead_letter(offset: int, row: HeldRow) -> DeadLetter:
+    body, key, headers, _ = decode_record(row.record, row.flags)
+    last = next(failure for failure in reversed(row.history) if failure.cause != "redriven")
+    reason = {"reject": "rejected", "ttl": "expired"}.get(last.cause, "max_deliveries")
+    return DeadLetter(
+        offset=offset,
+        body=body,
+        key=key,
+        headers=headers,
+        put_at_ns=row.put_at_ns,
+        dead_at_ns=row.due_ns,
+        reason=reason,
+        error=last.error,
+        failures=row.failures,
+        history=row.history,
+    )

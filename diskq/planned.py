@@ -1,0 +1,54 @@
+"""Scheduled messages: list and cancel them. Imported on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from . import log, schedule
+from .engine import Tx
+from .errors import NotFound
+from .log import Log
+from .model import ScheduledMessage
+from .segment import decode_record
+
+if TYPE_CHECKING:
+    from .topic import Topic
+
+_PAGE = 100  # fetched per read transaction
+
+
+def scheduled(topic: Topic) -> Iterator[ScheduledMessage]:
+    """See Topic.scheduled."""
+
+    def page(tx: Tx) -> list[schedule.Planned]:
+        log.load(tx, topic.id, topic.name)
+        return list(islice(schedule.rows(tx, topic.id, *start), _PAGE))
+
+    start = (0, 0)
+    while found := topic.store.engine.read(page):
+        for due_ns, number, lane, flags, record in found:
+            body, key, headers, _ = decode_record(record, flags)
+            name = schedule.schedule_id(due_ns, number)
+            yield ScheduledMessage(name, due_ns, body, key, headers, lane)
+        start = found[-1].due_ns, found[-1].number + 1
+
+
+def cancel(topic: Topic, schedule_id: str) -> None:
+    """See Topic.cancel."""
+    due, _, number = schedule_id.partition("-")
+    known = due.isdecimal() and number.isdecimal() and max(int(due), int(number)) < 2**64
+
+    def operation(tx: Tx) -> None:
+        source, row = Log(tx, None, topic.id), log.load(tx, topic.id, topic.name)
+        if not known or not schedule.remove(source, row, int(due), int(number)):
+            raise NotFound(
+                f"no message is scheduled as {schedule_id!r}; it fell due or was cancelled, see"
+                " 'diskq schedule ls'",
+                schedule_id=schedule_id,
+            )
+        log.store(tx, topic.id, row)
+        tx.announce(topic.id)
+
+    topic.store.commit(operation)
