@@ -32,7 +32,8 @@ from hypothesis.stateful import (
 from reference import LANE, Full, ModelGroup, ModelTopic, Put, TooLarge
 
 import diskq
-from diskq import held, leases
+from diskq import dedup, held, keys, leases
+from diskq.settle import Settling
 
 MEMORY = Path("/dev/shm")
 PLACE = MEMORY if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) else None
@@ -886,3 +887,25 @@ def test_the_model_finds_a_retry_that_is_never_due(monkeypatch):
 
     monkeypatch.setattr(held, "wait", wait)
     assert find_fault() is not None
+
+
+def test_the_model_finds_a_key_that_two_messages_have(monkeypatch):
+    monkeypatch.setattr(keys, "holder", lambda tx, group_id, key: None)
+    assert isinstance(find_fault(), AssertionError)
+
+
+def test_the_model_finds_a_duplicate_that_is_stored(monkeypatch):
+    monkeypatch.setattr(dedup, "find", lambda source, row, digest: None)
+    assert isinstance(find_fault(), AssertionError)
+
+
+def test_the_model_finds_a_dropped_message_that_stays_leased(monkeypatch):
+    def withdraw(self, floors, counter):
+        rows = leases.rows
+        with monkeypatch.context() as patch:
+            patch.setattr(leases, "rows", lambda *at: (r for r in rows(*at) if not r.deadline_ns))
+            withdrawn(self, floors, counter)
+
+    withdrawn = Settling.withdraw
+    monkeypatch.setattr(Settling, "withdraw", withdraw)
+    assert isinstance(find_fault(), AssertionError)
