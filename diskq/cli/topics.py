@@ -27,7 +27,7 @@ from .common import (
 from .groups import group_columns
 
 if TYPE_CHECKING:
-    from diskq.model import TopicChanges
+    from diskq.options import TopicChanges
 
 TOPIC_COLUMNS = (
     *("topic", "stored", "scheduled", "bytes", "put", "dropped"),
@@ -68,10 +68,9 @@ def topic_info(topic_name: str, as_json: bool) -> None:
     if as_json:
         output.record({**stats._asdict(), **settings._asdict()})
         return
-    numbers = {name: value for name, value in stats._asdict().items() if name != "groups"}
-    kept = {**settings._asdict(), "max_size_bytes": settings.max_bytes}
-    del kept["max_bytes"]  # which would be a line "max"
-    output.fields({**numbers, **kept})
+    heads = {"max_bytes": "max_size_bytes"}  # or there were a line "max"
+    values = {**stats._asdict(), **settings._asdict()}
+    output.fields({heads.get(name, name): values[name] for name in values if name != "groups"})
     if stats.groups:
         output.line("")
         output.show(stats.groups, group_columns(stats.groups))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -50,7 +50,12 @@ def test_sizes_are_in_binary_units(text: str, size: int) -> None:
     assert units.parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "MiB", "-1", "5MB", "5 mib", "1e9"])
+def test_what_is_over_has_a_minus() -> None:
+    assert units.show_duration(-1.5) == "-1s500ms"
+    assert units.show_duration(-0.0) == "0s"
+
+
+@pytest.mark.parametrize("text", ["", "MiB", "-1", "5MB", "5 mib", "1e9", "9" * 400])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a size"):
         units.parse_size(text)
@@ -65,9 +70,34 @@ def test_a_start_is_a_word_an_offset_or_a_time() -> None:
     assert units.parse_start("latest") == "latest"
     assert units.parse_start("17") == 17
     assert units.parse_start("2026-01-31T08:00") == datetime(2026, 1, 31, 8).astimezone()
-    for text in ("tomorrow", "-1", "", "2026-13-01"):
+    for text in ("tomorrow", "-1", "", "2026-13-01", "٣", "9" * 5000):
         with pytest.raises(ValueError, match="is no start"):
             units.parse_start(text)
+
+
+def test_a_place_is_an_offset_or_a_time() -> None:
+    assert units.parse_place("17") == 17
+    assert units.parse_place("2026-01-31T08:00") == datetime(2026, 1, 31, 8).astimezone()
+    for text in ("latest", "-1", "", "1.5", "٣"):
+        with pytest.raises(ValueError, match="is no place in a topic"):
+            units.parse_place(text)
+
+
+def test_a_time_is_local_unless_it_names_its_zone() -> None:
+    assert units.parse_time("2026-01-31") == datetime(2026, 1, 31).astimezone()
+    assert units.parse_time("2026-01-31T08:00+02:00") == datetime(2026, 1, 31, 6, tzinfo=UTC)
+    for text in ("tomorrow", "latest", "17", "", "2026-13-01", "0001-01-01T00:00+23:59"):
+        with pytest.raises(ValueError, match="is no time") as caught:
+            units.parse_time(text)
+        assert repr(text) in str(caught.value)
+
+
+def test_a_count_is_a_whole_number() -> None:
+    assert units.parse_count("0") == 0
+    assert units.parse_count(str(2**63)) == 2**63
+    for text in ("", "-1", "1.5", "1e3", " 1", "٣", "9" * 5000):
+        with pytest.raises(ValueError, match="is not a whole number"):
+            units.parse_count(text)
 
 
 def test_no_time_is_a_dash() -> None:
