@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import diskq
-from diskq import Backoff, Outgoing, keys
+from diskq import Backoff, Outgoing, keys, limits
 
 from .life_roles import LIFE
 
@@ -118,3 +118,25 @@ def test_parked_messages_come_in_order_after_the_holder_of_their_key_died(store,
             assert message.body == b"%d" % number
             assert message.attempt == 1 + (number == 0)
             message.ack()
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="a get that parks more than MAX_PARKED_MESSAGES grants what it found to nobody",
+)
+def test_cold_messages_scattered_through_the_backlog_of_a_hot_key_all_come(tmp_path):
+    """Some of them are read by the very get that has parked all that one commit may."""
+    backlog = [Outgoing(b"hot", key="hot")] * (limits.MAX_PARKED_MESSAGES + 10)
+    with diskq.open(tmp_path / "store", durability="process") as store:
+        topic = store.topic("t")
+        with topic.group("g", ordering="key").consumer() as consumer:
+            topic.put_many(backlog)
+            first = consumer.get()
+            for number in range(10):
+                topic.put_many([*backlog[number:], Outgoing(b"%d" % number, key="cold")])
+            for number in range(10):
+                message = consumer.get(timeout=2)
+                assert message.body == b"%d" % number
+                message.ack()
+            first.ack()
+        assert list(store.verify()) == []
