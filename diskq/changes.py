@@ -96,7 +96,8 @@ def _seek(group: Settling, cursor: Sequence[int]) -> None:
             held.drop(tx, group.id, offset)
     for key, offset, _ in list(keys.parked(tx, group.id)):
         keys.unpark(tx, group.id, row, key, offset)
-    keys.forget_all(tx, group.id)
+    for key, _ in list(keys.holders(tx, group.id)):
+        tx.delete(codec.KEY_KEY.pack(b"K", group.id, key))
     for offset, _ in list(held.rows(tx, group.id, DEAD)):
         if offset >= cursor[offset >> LANE_BITS]:
             held.drop(tx, group.id, offset, DEAD)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from . import limits
+from .clock import NS, nanoseconds
 from .codec import DISCARDS, ORDERINGS, RETENTIONS
 from .errors import MessageTooLarge
 from .model import Backoff, Outgoing
@@ -176,7 +177,7 @@ def _counted(least: int, most: int) -> Callable[[str, object], object]:
 
 
 def _timed(least: float, most: float) -> Callable[[str, object], object]:
-    return lambda what, value: seconds(what, value, least, most)
+    return lambda what, value: nanoseconds(seconds(what, value, least, most)) / NS
 
 
 def _one_of(*choices: str) -> Callable[[str, object], object]:

@@ -102,6 +102,7 @@ class Consumer:
         self, limit: int, timeout: float | None, done: Message | None = None
     ) -> list[Message]:
         """Lease up to `limit` messages, and ack `done` in the same commit; wait for them."""
+        self._check_open()
         if self._fetched:
             if done is not None:
                 self.ack_many([done])
@@ -118,7 +119,7 @@ class Consumer:
         while True:
             self._check_open()
             seen = self._engine.slots.word(self.group.id)
-            grants = self._in_group(take)
+            grants = self.in_group(take)
             if done is not None:
                 self.count_acked([done])
                 done = None
@@ -207,13 +208,13 @@ class Consumer:
             for lease, offsets in by_lease.items():
                 at.ack(lease, offsets)
 
-        self._in_group(ack)
+        self.in_group(ack)
         self.count_acked(messages)
 
     def settle(self, message: Message, action: Action, settled: bool) -> None:
         """For Message: run an action on a message of this consumer in one commit."""
         self.check_unsettled(message)
-        self._in_group(action)
+        self.in_group(action)
         message.settled = settled
 
     def name_handled(self, offset: int | None) -> None:
@@ -221,23 +222,8 @@ class Consumer:
         if self.usable:
             self._engine.slots.handle(self._member.slot, offset)
 
-    def extend_all(self, messages: Iterable[Message]) -> None:
-        """For the heartbeat: give the leases of these messages new deadlines, in one commit."""
-        unsettled = [message for message in messages if not message.settled]
-
-        def extend(at: Delivery) -> None:
-            extended = set()
-            for message in unsettled:
-                if message.lease not in extended:
-                    with suppress(errors.LeaseLost):
-                        at.extend(message.lease, message.offset, None)
-                        extended.add(message.lease)
-
-        if unsettled:
-            self._in_group(extend)
-
-    def _in_group(self, action: Callable[[Delivery], T]) -> T:
-        """Run an action on the group in one commit; trim the log now and then."""
+    def in_group(self, action: Callable[[Delivery], T]) -> T:
+        """For diskq's own use: run an action on the group in one commit; trim now and then."""
 
         def operation(tx: Tx) -> T:
             at = Delivery(tx, self.place)
@@ -273,11 +259,12 @@ class Consumer:
         if self._closed or not self.usable:
             return
         self._closed = True
+        self._fetched.clear()
         if self._heartbeat is not None:
             self._heartbeat.stop()
         self._acked = limits.TRIM_MESSAGES
         with suppress(errors.NotFound):  # the group was deleted, and its leases with it
-            self._in_group(lambda at: at.release_owned(self._member.owner))
+            self.in_group(lambda at: at.release_owned(self._member.owner))
         self._engine.slots.nudge(self.group.id)
         self._engine.slots.release(self._member.slot, clean=True)
 
@@ -297,6 +284,8 @@ class Consumer:
         # back what it held.
         if getattr(self, "_member", None) is not None and self.usable:
             self._engine.abandon(self._member.slot)
+            if self._heartbeat is not None:
+                self._heartbeat.stop()
 
     def __repr__(self) -> str:
         return f"<Consumer {self.name} of {self.group.topic.name}/{self.group.name}>"

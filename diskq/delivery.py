@@ -77,13 +77,15 @@ class Delivery(Settling):
         grants: list[Grant] = []
         while limit > 0 and self.tx.tokens_left >= limits.MAX_GET_MESSAGES:
             grant = self._next(limit, not grants, member.prefetch)
-            if grant is None or self._passed > limits.MAX_PARKED_MESSAGES:
+            if grant is None:
                 break
             if grant.messages:
                 self._grant(grant, member)
                 grants.append(grant)
                 alone = grant.lease.flags & SOLO or (grant.lease.flags & HELD and member.prefetch)
                 limit -= limit if alone else len(grant.messages)
+            elif self._passed > limits.MAX_PARKED_MESSAGES:
+                break
         return grants
 
     def _next(self, limit: int, alone: bool, prefetch: bool) -> Grant | None:
@@ -113,7 +115,7 @@ class Delivery(Settling):
         message.flags &= ~SOLO
         lease = LeaseRow(offset, 1, flags=HELD | solo)
         stored = Stored(offset, message.record, message.flags, message.put_at_ns)
-        if ttl_of(message.record, message.flags) and self._is_gone(stored, message):
+        if message.flags & (TTL | PURGED) and self._is_gone(stored, message):
             return Grant(lease, [], 0)
         held.lease(self.tx, self.id, self.row, offset, message)
         self.row.redelivered += 1
@@ -152,12 +154,13 @@ class Delivery(Settling):
         for passed, message in enumerate(found):
             if len(admitted) == limit:
                 return admitted, passed
+            if self._is_gone(message, None):
+                continue
             key = keys.hash_of(message.record, message.flags)
             if key is None or keys.holder(self.tx, self.id, key) is None:
-                if not self._is_gone(message, None):
-                    admitted.append(message)
-                    if key is not None:
-                        keys.take(self.tx, self.id, key, message.offset)
+                admitted.append(message)
+                if key is not None:
+                    keys.take(self.tx, self.id, key, message.offset)
             else:
                 parked = HeldRow(message.record, message.flags, message.put_at_ns)
                 keys.park(self.tx, self.id, self.row, key, message.offset, parked)
@@ -211,8 +214,10 @@ class Delivery(Settling):
         age_ns = self.clock.wall_ns() - put_at_ns
         most = decode_topic(self.topic.config).settings.max_age_seconds
         ttl_ns = ttl_of(record, flags)
-        if row is None and is_purged(record, flags):
+        if is_purged(record, flags):
             self.row.purged += 1
+            if row is not None:
+                held.stop_waiting(self.tx, self.id, self.row, offset, row)
         elif row is None and most is not None and age_ns >= nanoseconds(most):
             self.row.dropped += 1
         elif ttl_ns and age_ns >= ttl_ns:
@@ -260,7 +265,7 @@ class Delivery(Settling):
     def _steal(self, member: Member, limit: int) -> list[Grant]:
         """The later half of what another consumer prefetched and did not begin: better it is
         handled here and now."""
-        for lease in self.leased():
+        for lease in list(self.leased()):
             if lease.owner != member.owner and (untouched := self._untouched(lease)):
                 taken = untouched[len(untouched) // 2 :][-limit:]
                 for offset in taken:
@@ -270,10 +275,12 @@ class Delivery(Settling):
                 run = leases.run_of(taken)
                 messages = self.log.read(run.first, run.first + run.count, self.topic)
                 messages = [message for message in messages if run.holds(message.offset)]
-                self._note_keys(run, messages)
-                self.row.redelivered += len(taken)
-                self._grant(grant := Grant(run, messages, 0), member)
-                return [grant]
+                if messages := self._sift(messages):
+                    run = leases.run_of([message.offset for message in messages])
+                    self._note_keys(run, messages)
+                    self.row.redelivered += len(messages)
+                    self._grant(grant := Grant(run, messages, 0), member)
+                    return [grant]
         return []
 
     def _reap(self) -> bool:

@@ -37,6 +37,8 @@ def _follow(
         slots = topic.store.engine.slots
         seen = slots.watch(topic.id)
         wait = _promote(topic, database)
+        lanes = topic.store.engine.read(lambda tx: len(log.load(tx, topic.id, topic.name).next))
+        cursor += [lane << LANE_BITS for lane in range(len(cursor), lanes)]
         for lane, at in enumerate(cursor):
             for message in topic.read(at, (lane + 1) << LANE_BITS):
                 yield message

@@ -5,19 +5,24 @@ It shows that the process lives, not that its work goes on: a handler that hangs
 
 from __future__ import annotations
 
+import queue
 import threading
+import time
 import weakref
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
-from .errors import DiskqError
+from .errors import DiskqError, LeaseLost
+from .settle import Settling
 
 if TYPE_CHECKING:
     from .consumer import Consumer
     from .message import Message
 
 _PER_LEASE = 3  # extensions in the time that a lease lasts
+_LEAST_SECONDS = 0.001
 
 
 class Heartbeat:
@@ -26,23 +31,33 @@ class Heartbeat:
     def __init__(self, consumer: Consumer) -> None:
         self._messages: weakref.WeakSet[Message] = weakref.WeakSet()
         self._lock = threading.Lock()
-        self._stopped = threading.Event()
-        seconds = consumer.group.settings.lease_seconds / _PER_LEASE
-        arguments = weakref.ref(consumer), seconds
+        self._changes: queue.SimpleQueue[None] = queue.SimpleQueue()  # its put is reentrant
+        self._stopped = False
+        self._seconds = consumer.group.settings.lease_seconds / _PER_LEASE
         name = f"diskq heartbeat of {consumer.name}"
-        threading.Thread(target=self._run, args=arguments, name=name, daemon=True).start()
+        target = weakref.ref(consumer)
+        threading.Thread(target=self._run, args=(target,), name=name, daemon=True).start()
 
     def watch(self, messages: Iterable[Message]) -> None:
         """Extend the leases of these messages, until they are settled or nobody has them."""
         with self._lock:
             self._messages.update(messages)
+            for message in messages:  # the group's lease_seconds may have changed
+                seconds = (message.deadline - time.monotonic()) / _PER_LEASE
+                if seconds < self._seconds:
+                    self._seconds = max(seconds, _LEAST_SECONDS)
+                    self._changes.put(None)
 
     def stop(self) -> None:
-        """Extend nothing any more."""
-        self._stopped.set()
+        """Extend nothing any more. May be called from `__del__`."""
+        self._stopped = True
+        self._changes.put(None)
 
-    def _run(self, consumer: weakref.ref[Consumer], seconds: float) -> None:
-        while not self._stopped.wait(seconds):
+    def _run(self, consumer: weakref.ref[Consumer]) -> None:
+        while not self._stopped:
+            with suppress(queue.Empty):
+                self._changes.get(timeout=self._seconds)
+                continue
             living = consumer()
             if living is None or not living.usable:
                 return
@@ -50,5 +65,16 @@ class Heartbeat:
                 self._messages -= {message for message in self._messages if message.settled}
                 messages = list(self._messages)
             with suppress(DiskqError):  # the next settle says so
-                living.extend_all(messages)
+                if messages:
+                    living.in_group(partial(_extend, messages))
             del living, messages
+
+
+def _extend(messages: Iterable[Message], at: Settling) -> None:
+    """Each lease once, though several messages may share it, and some of them be lost."""
+    extended = set()
+    for message in messages:
+        if message.lease not in extended:
+            with suppress(LeaseLost):
+                at.extend(message.lease, message.offset, None)
+                extended.add(message.lease)

@@ -27,7 +27,7 @@ from .codec import (
     decode_held,
 )
 from .engine import Tx
-from .errors import Corrupt, NotFound
+from .errors import Corrupt
 
 
 def load(tx: Tx, group_id: int, offset: int) -> HeldRow:
@@ -35,20 +35,9 @@ def load(tx: Tx, group_id: int, offset: int) -> HeldRow:
 
     Raises: Corrupt.
     """
-    row = _get(tx, group_id, LIVE, offset)
+    row = get(tx, group_id, LIVE, offset)
     if row is None:
         raise Corrupt(f"held message {offset} of group {group_id} is missing; run 'diskq verify'")
-    return row
-
-
-def find_dead(tx: Tx, group_id: int, offset: int) -> HeldRow:
-    """The row of a dead message.
-
-    Raises: NotFound.
-    """
-    row = _get(tx, group_id, DEAD, offset)
-    if row is None:
-        raise NotFound(f"no dead letter has offset {offset}; see 'diskq dead ls'", offset=offset)
     return row
 
 
@@ -57,7 +46,7 @@ def wait(tx: Tx, group_id: int, group: GroupRow, offset: int, row: HeldRow, due_
     row.state, row.due_ns = WAITING, due_ns
     group.waiting += 1
     tx.put(TIME_KEY.pack(b"D", group_id, due_ns, offset), b"")
-    _put(tx, group_id, LIVE, offset, row)
+    put(tx, group_id, LIVE, offset, row)
 
 
 def bury(tx: Tx, group_id: int, group: GroupRow, offset: int, row: HeldRow, now_ns: int) -> None:
@@ -65,7 +54,7 @@ def bury(tx: Tx, group_id: int, group: GroupRow, offset: int, row: HeldRow, now_
     row.state, row.due_ns = BURIED, now_ns
     group.dead += 1
     drop(tx, group_id, offset)
-    _put(tx, group_id, DEAD, offset, row)
+    put(tx, group_id, DEAD, offset, row)
 
 
 def next_due(tx: Tx, group_id: int) -> tuple[int, int] | None:
@@ -81,7 +70,7 @@ def lease(tx: Tx, group_id: int, group: GroupRow, offset: int, row: HeldRow) -> 
     tx.delete(TIME_KEY.pack(b"D", group_id, row.due_ns, offset))
     row.state, row.due_ns = LEASED, 0
     group.waiting -= 1
-    _put(tx, group_id, LIVE, offset, row)
+    put(tx, group_id, LIVE, offset, row)
 
 
 def stop_waiting(tx: Tx, group_id: int, group: GroupRow, offset: int, row: HeldRow) -> None:
@@ -103,10 +92,12 @@ def rows(tx: Tx, group_id: int, kind: int, start: int = 0) -> Iterator[tuple[int
         yield HELD_KEY.unpack(key)[2], decode_held(value)
 
 
-def _get(tx: Tx, group_id: int, kind: int, offset: int) -> HeldRow | None:
+def get(tx: Tx, group_id: int, kind: int, offset: int) -> HeldRow | None:
+    """A row, None if it is not there."""
     data = tx.lmdb.get(HELD_KEY.pack(group_id, kind, offset), db=tx.engine.held)
     return None if data is None else decode_held(data)
 
 
-def _put(tx: Tx, group_id: int, kind: int, offset: int, row: HeldRow) -> None:
+def put(tx: Tx, group_id: int, kind: int, offset: int, row: HeldRow) -> None:
+    """Write a row."""
     tx.lmdb.put(HELD_KEY.pack(group_id, kind, offset), row.encode(), db=tx.engine.held)

@@ -64,12 +64,6 @@ def unpark(tx: Tx, group_id: int, group: GroupRow, key: int, offset: int) -> Non
     group.parked -= 1
 
 
-def forget_all(tx: Tx, group_id: int) -> None:
-    """Free all keys of a group."""
-    for key, _ in list(holders(tx, group_id)):
-        tx.delete(KEY_KEY.pack(b"K", group_id, key))
-
-
 def holders(tx: Tx, group_id: int) -> Iterator[tuple[int, int]]:
     """The hashes of the keys that are not free, and who has them."""
     for name, value in tx.scan(ID_KEY.pack(b"K", group_id)):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from . import check, held, keys, leases, limits
 from .codec import DEAD, HeldRow
 from .engine import Tx
+from .errors import NotFound
 from .model import DeadLetter, Failure
 from .segment import TTL, decode_record
 from .settle import Settling
@@ -101,7 +102,9 @@ def _revive(tx: Tx, group: Group, offsets: Sequence[int]) -> int:
 
 def _exhume(at: Settling, offset: int) -> HeldRow:
     """Take a message out of the dead ones. Raises: NotFound."""
-    row = held.find_dead(at.tx, at.id, offset)
+    row = held.get(at.tx, at.id, DEAD, offset)
+    if row is None:
+        raise NotFound(f"no dead letter has offset {offset}; see 'diskq dead ls'", offset=offset)
     held.drop(at.tx, at.id, offset, DEAD)
     at.row.dead -= 1
     return row

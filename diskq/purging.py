@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from . import admin, held, keys, limits, log, schedule
-from .codec import LIVE, WAITING, HeldRow, TopicRow
+from . import admin, held, keys, leases, limits, log, schedule
+from .codec import HELD, LIVE, WAITING, HeldRow, TopicRow
 from .engine import Tx
 from .log import Log
 from .model import LANE_BITS
@@ -129,7 +129,7 @@ def _purge_from(source: Log, row: TopicRow, segment: Segment, floor: int, key: b
 
 
 def _withdraw_held(group: Settling, floors: Sequence[int], key: bytes | None = None) -> None:
-    """Purge what waits or is parked below these offsets, all of it or that of one key."""
+    """Purge what has left the log below these offsets, all of it or that of one key."""
 
     def wanted(offset: int, message: HeldRow) -> bool:
         mine = key is None or key_of(message.record, message.flags) == key
@@ -140,10 +140,24 @@ def _withdraw_held(group: Settling, floors: Sequence[int], key: bytes | None = N
             keys.unpark(group.tx, group.id, group.row, hashed, offset)
             group.row.purged += 1
     for offset, message in list(held.rows(group.tx, group.id, LIVE)):
-        if message.state == WAITING and wanted(offset, message):
+        if not wanted(offset, message):
+            continue
+        if message.state == WAITING:
             held.stop_waiting(group.tx, group.id, group.row, offset, message)
             group.row.purged += 1
             group.free_key(offset, message)
+        elif key is not None:  # who has it leased may still ack it
+            message.record, message.flags = purged_record(key), message.flags | PURGED
+            held.put(group.tx, group.id, LIVE, offset, message)
+    leased = (lease for lease in group.leased() if lease.flags & HELD)
+    for lease in [lease for lease in leased if key is None]:
+        message = held.load(group.tx, group.id, lease.first)
+        if wanted(lease.first, message):
+            leases.forget(group.tx, group.id, lease)
+            held.drop(group.tx, group.id, lease.first)
+            group.row.leased -= 1
+            group.row.purged += 1
+            group.free_key(lease.first, message)
 
 
 def _erase_scheduled(source: Log, row: TopicRow, limit: int, key: bytes | None = None) -> int:

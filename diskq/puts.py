@@ -14,7 +14,7 @@ from .clock import nanoseconds
 from .codec import TopicRow
 from .log import Log
 from .model import Outgoing, Receipt, Receipts
-from .segment import RICH, TTL, Packed, encode_record, pack_messages, pack_records
+from .segment import RICH, TTL, Packed, encode_record, pack_messages, pack_records, stored_size
 
 
 class Draft(NamedTuple):
@@ -43,7 +43,7 @@ def prepare(messages: Sequence[bytes | Outgoing]) -> Prepared:
         drafts = list(map(_draft, messages))
         return Prepared(len(drafts), sum(len(each.record) for each in drafts), [], drafts)
     runs = pack_messages(messages)
-    return Prepared(len(messages), sum(len(run.content) for run in runs), runs, [])
+    return Prepared(len(messages), sum(run.size for run in runs), runs, [])
 
 
 def _is_special(message: Outgoing) -> bool:
@@ -82,9 +82,11 @@ def _store_drafts(
     source: Log, name: str, row: TopicRow, drafts: Sequence[Draft]
 ) -> Sequence[Receipt]:
     known = _known(source, row, drafts)
-    new = [draft for draft in drafts if not draft.digest or known.get(draft.digest) is None]
     _check_lanes(name, row, drafts)
-    retention.make_room(source, name, row, len(new), sum(len(draft.record) for draft in new))
+    named = {each.digest: each for each in reversed(drafts) if each.digest not in known}
+    if new := [each for each in drafts if not each.digest or named.get(each.digest) is each]:
+        size = stored_size([len(draft.record) for draft in new], len({each.lane for each in new}))
+        retention.make_room(source, name, row, len(new), size)
     lanes: list[list[Draft]] = [[] for _ in row.next]
     receipts = []
     for draft in drafts:
@@ -120,9 +122,9 @@ def _check_lanes(name: str, row: TopicRow, drafts: Sequence[Draft]) -> None:
 
 def _place(source: Log, row: TopicRow, draft: Draft, lanes: list[list[Draft]]) -> Receipt:
     """Schedule a draft, or give it the next offset of its lane."""
-    commit_id = source.tx.commit_id
-    due_ns = draft.at_ns or row.last_put_ns + draft.delay_ns
-    if due_ns > row.last_put_ns:
+    commit_id, now_ns = source.tx.commit_id, source.tx.engine.clock.wall_ns()
+    due_ns = draft.at_ns or now_ns + draft.delay_ns
+    if due_ns > now_ns:
         number = schedule.add(source, row, due_ns, draft.lane, draft.flags, draft.record)
         if draft.digest:
             dedup.note(source, row, draft.digest, due_ns, number)

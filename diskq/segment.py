@@ -42,6 +42,17 @@ class Packed(NamedTuple):
     content: bytes  # ends and records
     crc: int  # of content
 
+    @property
+    def size(self) -> int:
+        """Bytes of the segment's value."""
+        return _SEGMENT.size + len(self.content)
+
+
+def stored_size(records: Sequence[int], runs: int) -> int:
+    """About how many bytes records of these sizes take in so many or more segments."""
+    content = sum(records) + _U32.size * len(records)
+    return content + _SEGMENT.size * (runs + content // SEGMENT_BYTES)
+
 
 def pack_messages(messages: Sequence[bytes | Outgoing]) -> list[Packed]:
     """Encode messages into segments of about SEGMENT_BYTES; a larger message is alone in one."""

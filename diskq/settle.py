@@ -129,6 +129,7 @@ class Settling:
         message = self._held(lease, offset)
         if is_purged(message.record, message.flags):
             self.row.purged += 1
+            held.drop(self.tx, self.id, offset)
             self.free_key(offset, message)
             return
         now = self.clock.wall_ns()

@@ -47,8 +47,9 @@ def pending(tx: Tx, group_id: int, name: str) -> Iterator[PendingMessage]:
     """The leased messages of a group, by deadline. Raises: NotFound."""
     leases.load(tx, group_id, name)
     for lease in leases.rows(tx, group_id, 1):
-        slot = None if tx.engine.readonly else tx.engine.slots.read(lease.slot)
-        holder = slot.name if slot and slot.owner == lease.owner else ""
+        slots = None if tx.engine.readonly else tx.engine.slots
+        alive = slots and slots.alive(lease.slot, lease.owner)
+        holder = slots.read(lease.slot).name if slots and alive else ""
         failures = held.load(tx, group_id, lease.first).failures if lease.flags & HELD else 0
         for offset in lease.offsets():
             token = lease.token + offset - lease.first

@@ -118,8 +118,9 @@ class Store:
 
     def check_writable(self) -> None:
         """Raises: ReadOnly, Closed."""
+        path = self.engine.path
         if self._readonly:
-            raise ReadOnly(f"store {self.path} is open read-only; open it for writing")
+            raise ReadOnly(f"store {path} is open read-only; open it for writing")
 
     @property
     def path(self) -> str:

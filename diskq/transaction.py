@@ -12,11 +12,11 @@ from .log import Log
 from .message import Action, Message
 from .model import Outgoing, Receipt
 from .queue import Queue
+from .topic import Topic
 
 if TYPE_CHECKING:
     from .options import PutOptions
     from .store import Store
-    from .topic import Topic
 
 
 class Transaction:
@@ -44,6 +44,8 @@ class Transaction:
     def put_many(self, topic: Topic | Queue, messages: Iterable[bytes | Outgoing]) -> None:
         """Append messages when this commits; see `Topic.put_many`."""
         target = topic.topic if isinstance(topic, Queue) else topic
+        if not isinstance(target, Topic):
+            raise TypeError(f"expected a Topic or Queue, not {type(topic).__name__}")
         if target.store.engine is not self._store.engine:
             raise ValueError(f"topic {target.name!r} is in another store than the transaction")
         if found := check.messages(messages):
@@ -51,27 +53,29 @@ class Transaction:
 
     def ack(self, message: Message) -> None:
         """See `Message.ack`."""
-        self._settle(message, message.acking)
+        self._settle(message, Message.acking)
 
     def nack(
         self, message: Message, delay_seconds: float | None = None, *, error: str | None = None
     ) -> None:
         """See `Message.nack`."""
-        self._settle(message, lambda: message.nacking(delay_seconds, error))
+        self._settle(message, lambda its: its.nacking(delay_seconds, error))
 
     def reject(self, message: Message, reason: str = "") -> None:
         """See `Message.reject`."""
-        self._settle(message, lambda: message.rejecting(reason))
+        self._settle(message, lambda its: its.rejecting(reason))
 
     def release(self, message: Message) -> None:
         """See `Message.release`."""
-        self._settle(message, message.releasing)
+        self._settle(message, Message.releasing)
 
-    def _settle(self, message: Message, action: Callable[[], Action]) -> None:
+    def _settle(self, message: Message, action: Callable[[Message], Action]) -> None:
+        if not isinstance(message, Message):
+            raise TypeError(f"expected a Message, not {type(message).__name__}")
         message.consumer.check_unsettled(message)
         if message.consumer.group.topic.store.engine is not self._store.engine:
             raise ValueError(f"message {message.offset} is in another store than the transaction")
-        self._settled.append((message, action()))
+        self._settled.append((message, action(message)))
         message.settled = True
 
     def commit(self) -> None:

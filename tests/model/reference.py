@@ -90,6 +90,7 @@ class Failed:
         self.due = 0
         self.solo = False
         self.expires = True
+        self.purged = False
 
 
 class ModelTopic:
@@ -154,13 +155,15 @@ class ModelTopic:
         self.promote()
         now = self.clock.wall
         known = {each.dedup: self.find(each.dedup) for each in messages if each.dedup}
-        new = [each for each in messages if not known.get(each.dedup)]
+        named = {
+            each.dedup: each for each in messages[::-1] if each.dedup and not known[each.dedup]
+        }
+        new = [*(each for each in messages if not each.dedup), *named.values()]
         drafts = any(each.special for each in messages)
         rich = drafts or not all(each.plain for each in messages)
-        size = sum(each.size(rich) for each in new)
-        if not drafts:
-            size += END_BYTES * len(new)
-        self.make_room(len(new), size)
+        size = sum(each.size(rich) for each in new) + END_BYTES * len(new)
+        if new:
+            self.make_room(len(new), size + SEGMENT_BYTES * len({each.lane for each in new}))
         receipts = []
         lanes = {}
         for each in messages:
@@ -295,7 +298,7 @@ class ModelTopic:
     def purge_key(self, floors, key):
         for group in self.groups.values():
             group.purge_held(
-                lambda offset, each: each.key == key and offset < floors[offset // LANE]
+                lambda offset, each: each.key == key and offset < floors[offset // LANE], key
             )
         gone = 0
         for segment in self.segments:
@@ -479,10 +482,12 @@ class ModelGroup:
             offset = self.cursor[lane]
             self.cursor[lane] += 1
             message = self.topic.messages[offset]
+            if self._gone(offset, None):
+                continue
             if self.keyed and message.key is not None and message.key in self.holders:
                 self.parked.add(offset)
                 self.failed[offset] = Failed(message)
-            elif not self._gone(offset, None):
+            else:
                 found.append(offset)
                 if self.keyed and message.key is not None:
                     self.holders[message.key] = offset
@@ -493,8 +498,9 @@ class ModelGroup:
         message = self.topic.messages[offset]
         age = self.clock.wall - message.put_at
         most = self.topic.max_age
-        if failed is None and message.purged:
+        if failed.purged if failed else message.purged:
             self.purged += 1
+            self.failed.pop(offset, None)
         elif failed is None and most is not None and age >= most * NS:
             self.dropped += 1
         elif message.ttl and age >= message.ttl * NS and (failed is None or failed.expires):
@@ -517,9 +523,10 @@ class ModelGroup:
                 taken = untouched[len(untouched) // 2 :][-limit:]
                 for offset in taken:
                     self._settle(lease, offset)
-                mine = self._lease(consumer, taken, False, False, prefetched)
-                self.redelivered += len(taken)
-                return [(offset, mine) for offset in taken]
+                if taken := [offset for offset in taken if not self._gone(offset, None)]:
+                    mine = self._lease(consumer, taken, False, False, prefetched)
+                    self.redelivered += len(taken)
+                    return [(offset, mine) for offset in taken]
         return []
 
     def _take_from_dead(self, consumer, handled):
@@ -569,8 +576,9 @@ class ModelGroup:
     def fail(self, lease, offset, cause, error="", delay_ns=None):
         self._settle(lease, offset)
         message = self.topic.messages[offset]
-        if message.purged and not lease.retry:
+        if self.failed[offset].purged if lease.retry else message.purged:
             self.purged += 1
+            self.failed.pop(offset, None)
             self.free(offset)
             return
         self.failures += 1
@@ -651,13 +659,24 @@ class ModelGroup:
         for offset in lost:
             self.free(offset)
 
-    def purge_held(self, wanted):
+    def purge_held(self, wanted, key=None):
+        """What is out of the log's way; of a key, who has it leased may still ack it."""
         for offset in [each for each in self.parked if wanted(each, self.topic.messages[each])]:
             self.parked.remove(offset)
             del self.failed[offset]
             self.purged += 1
         for offset in [each for each in self.waiting if wanted(each, self.topic.messages[each])]:
             self.waiting.remove(offset)
+            del self.failed[offset]
+            self.purged += 1
+            self.free(offset)
+        retries = [lease.offsets[0] for lease in self.leases if lease.retry]
+        for offset in [each for each in retries if wanted(each, self.topic.messages[each])]:
+            if key is not None:
+                self.failed[offset].purged = True
+                continue
+            lease = next(lease for lease in self.leases if offset in lease.offsets)
+            self._settle(lease, offset)
             del self.failed[offset]
             self.purged += 1
             self.free(offset)
@@ -679,6 +698,7 @@ class ModelGroup:
             copy = fork.failed[offset] = Failed(failed.message)
             copy.failures, copy.history = failed.failures, list(failed.history)
             copy.due, copy.solo, copy.expires = failed.due, failed.solo, failed.expires
+            copy.purged = failed.purged
         fork.waiting, fork.dead = set(self.waiting), set(self.dead)
         fork.parked, fork.holders = set(self.parked), dict(self.holders)
         for lease in self.leases:

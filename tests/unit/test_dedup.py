@@ -237,7 +237,6 @@ def test_all_options_in_one_put_many(store, clock):
     assert topic.put(b"c", **both) == receipts[1]
 
 
-@pytest.mark.xfail(strict=True, reason="the topic's row is not stored when a duplicate drops old")
 def test_a_duplicate_that_finds_messages_over_the_topics_age_leaves_the_store_sound(
     tmp_path, clock
 ):
@@ -249,14 +248,12 @@ def test_a_duplicate_that_finds_messages_over_the_topics_age_leaves_the_store_so
         assert list(store.verify()) == []
 
 
-@pytest.mark.xfail(strict=True, reason="duplicates of one put_many are counted against the bounds")
 def test_duplicates_within_one_put_many_need_no_room(store):
     topic = store.topic("t", max_messages=1)
     receipts = topic.put_many([Outgoing(b"", dedup_id="x")] * 2, block=False)
     assert [receipt.duplicate for receipt in receipts] == [False, True]
 
 
-@pytest.mark.xfail(strict=True, reason="a duplicate, which stores nothing, is refused for room")
 def test_a_duplicate_needs_no_room_in_a_topic_whose_bounds_were_lowered(store):
     topic = store.topic("t", max_messages=2)
     topic.put_many([Outgoing(b"", dedup_id="x"), b""])
@@ -270,7 +267,6 @@ def test_a_duplicate_needs_no_room_in_a_full_topic(store):
     assert topic.put(b"", dedup_id="x", block=False).duplicate
 
 
-@pytest.mark.xfail(strict=True, reason="durations are compared before they are rounded to ns")
 @pytest.mark.parametrize("setting", ["dedup_seconds", "max_age_seconds"])
 def test_a_duration_that_is_no_whole_number_of_nanoseconds_may_be_said_again(store, setting):
     store.topic("t", **{setting: 1 / 3})

@@ -209,9 +209,6 @@ def test_more_waiting_ones_that_expired_than_one_commit_passes_do_not_hide_the_l
     assert group.stats().expired == count
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a batch that passes over many messages is granted to nobody"
-)
 @pytest.mark.parametrize("ordering", ["none", "key"])
 def test_a_large_batch_with_many_expired_ones_loses_none_of_the_living(tmp_path, clock, ordering):
     with diskq.open(tmp_path / "another", clock=clock, durability="process") as store:
@@ -234,7 +231,6 @@ def test_many_expired_ones_in_small_batches_lose_none_of_the_living(topic, consu
     assert found == [b"living"] * 300
 
 
-@pytest.mark.xfail(strict=True, reason="who takes over prefetched messages does not look at TTLs")
 def test_prefetched_messages_that_expired_are_not_taken_over(topic, group, clock):
     topic.put_many([Outgoing(b"%d" % number, ttl_seconds=5) for number in range(6)])
     slow, idle = group.consumer("slow", prefetch=10), group.consumer("idle")

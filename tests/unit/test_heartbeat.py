@@ -161,7 +161,6 @@ def test_it_survives_the_end_of_its_group(topic, group):
     wait_until(lambda: not beats())
 
 
-@pytest.mark.xfail(strict=True, reason="it keeps the pace of the lease_seconds it began with")
 def test_it_keeps_leases_that_an_update_made_shorter(topic, group):
     group.update(lease_seconds=1000)
     topic.put(b"a")

@@ -467,7 +467,6 @@ def test_a_purged_message_that_fails_does_not_come_again_and_frees_its_key(topic
     assert ready(consumer) == [b"a2"]
 
 
-@pytest.mark.xfail(strict=True, reason="a purged message is parked behind its key, then delivered")
 @pytest.mark.parametrize("ttl_seconds", [None, 100])
 def test_what_was_purged_unread_behind_its_key_is_not_delivered(topic, consumer, ttl_seconds):
     topic.put_many([Outgoing(b"a%d" % n, "a", ttl_seconds=ttl_seconds) for n in (1, 2)])

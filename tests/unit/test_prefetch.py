@@ -272,7 +272,6 @@ def test_threads_that_share_a_prefetching_consumer_get_each_message_once(topic, 
     assert (group.stats().acked, group.stats().failed) == (2000, 0)
 
 
-@pytest.mark.xfail(strict=True, reason="a child hands out what its parent prefetched")
 def test_a_forked_child_gets_nothing_of_what_was_fetched(filled, group):
     consumer = group.consumer(prefetch=10)
     consumer.get_nowait()
@@ -288,7 +287,6 @@ def test_a_forked_child_gets_nothing_of_what_was_fetched(filled, group):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-@pytest.mark.xfail(strict=True, reason="a closed consumer still writes to the slot it had")
 def test_a_closed_consumer_says_nothing_about_the_one_that_has_its_slot(filled, group):
     old = group.consumer("old", prefetch=3)
     old.get_nowait()

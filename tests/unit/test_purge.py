@@ -353,7 +353,6 @@ def test_a_store_open_for_reading_cannot_be_purged(open_store, tmp_path, clock):
 # What is handled again
 
 
-@pytest.mark.xfail(strict=True, reason="a purge leaves out retries that are leased")
 def test_who_handles_a_retry_loses_it_to_a_purge(topic, group, consumer):
     topic.put(b"a")
     consumer.get_nowait().nack()
@@ -363,7 +362,6 @@ def test_who_handles_a_retry_loses_it_to_a_purge(topic, group, consumer):
         message.ack()
 
 
-@pytest.mark.xfail(strict=True, reason="a purge of a key leaves out retries that are leased")
 def test_a_retry_of_a_purged_key_that_fails_again_does_not_come_again(topic, consumer):
     topic.put(b"a", key="k")
     consumer.get_nowait().nack()
@@ -373,7 +371,6 @@ def test_a_retry_of_a_purged_key_that_fails_again_does_not_come_again(topic, con
     assert ready(consumer) == []
 
 
-@pytest.mark.xfail(strict=True, reason="who takes over prefetched messages does not look at purges")
 def test_prefetched_messages_of_a_purged_key_are_not_taken_over(topic, group):
     topic.put_many([Outgoing(b"%d" % number, key="k") for number in range(6)])
     slow, idle = group.consumer("slow", prefetch=10), group.consumer("idle")

@@ -309,7 +309,6 @@ def test_follow_refuses_the_wrong_at_once(topic):
         topic.follow(timeout="1")
 
 
-@pytest.mark.xfail(strict=True, reason="follow looks at the priorities there were when it began")
 def test_follow_sees_priorities_that_were_added_since(topic):
     following = topic.follow(timeout=0.2)
     topic.update(priorities=2)

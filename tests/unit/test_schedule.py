@@ -277,7 +277,6 @@ def test_a_step_back_of_the_clock_delays_no_more_than_the_step(topic, consumer, 
     assert ready(consumer) == [b""]
 
 
-@pytest.mark.xfail(strict=True, reason="a delay begins at the topic's last put, not now")
 def test_a_delay_begins_now_though_the_clock_was_set_back_since_the_last_put(
     topic, consumer, clock
 ):
@@ -288,7 +287,6 @@ def test_a_delay_begins_now_though_the_clock_was_set_back_since_the_last_put(
     assert ready(consumer) == [b"", b"later"]
 
 
-@pytest.mark.xfail(strict=True, reason="a time is compared with the topic's last put, not with now")
 def test_a_time_to_come_is_scheduled_though_the_clock_was_set_back_since_the_last_put(topic, clock):
     topic.put(b"")
     clock.step_wall(-3600)

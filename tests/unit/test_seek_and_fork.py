@@ -424,7 +424,6 @@ def test_pending_has_what_is_late_until_it_is_taken(topic, group, consumer, cloc
     assert late.deadline_ns < clock.monotonic
 
 
-@pytest.mark.xfail(strict=True, reason="the name stays until somebody takes the messages back")
 def test_pending_names_no_consumer_that_died(topic, group):
     topic.put(b"a")
     consumer = group.consumer("dying")

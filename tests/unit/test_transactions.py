@@ -397,7 +397,6 @@ def test_a_store_open_for_reading_has_no_transactions(open_store, tmp_path, cloc
         store.transaction()
 
 
-@pytest.mark.xfail(strict=True, reason="Store.check_writable does not look whether it is open")
 def test_a_closed_store_has_no_transactions(tmp_path):
     store = diskq.open(tmp_path / "another", durability="process")
     store.close()
@@ -420,7 +419,6 @@ def test_a_large_transaction_is_one_commit(store, topic, target, consumer):
     assert topic.stats().stored == 0
 
 
-@pytest.mark.xfail(strict=True, reason="it raises AttributeError")
 def test_what_is_no_message_or_topic_is_a_type_error(store):
     transaction = store.transaction()
     with pytest.raises(TypeError, match="Message"):
