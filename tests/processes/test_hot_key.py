@@ -120,10 +120,6 @@ def test_parked_messages_come_in_order_after_the_holder_of_their_key_died(store,
             message.ack()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a get that parks more than MAX_PARKED_MESSAGES grants what it found to nobody",
-)
 def test_cold_messages_scattered_through_the_backlog_of_a_hot_key_all_come(tmp_path):
     """Some of them are read by the very get that has parked all that one commit may."""
     backlog = [Outgoing(b"hot", key="hot")] * (limits.MAX_PARKED_MESSAGES + 10)
