@@ -32,7 +32,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from diskq.model import GroupChanges
+    from diskq.options import GroupChanges
 
 _COLUMNS = (
     *("topic", "group", "lag", "unread", "ready", "leased", "waiting", "parked"),
@@ -128,7 +128,7 @@ _settings = with_options(
         "--max-in-flight",
         metavar="N",
         callback=parsed(or_none(units.parse_count)),
-        help="Messages leased at once; none: no bound.",
+        help="Messages leased at once; set to none: no bound.",
     ),
     click.option(
         "--keep-expired/--no-keep-expired",

@@ -16,7 +16,7 @@ from . import output, units
 from .common import find_topic, json_option, open_store, parsed, plural, with_options
 
 if TYPE_CHECKING:
-    from diskq.model import PutOptions
+    from diskq.options import PutOptions
 
 _BATCH_MESSAGES = 1000  # of one commit
 _READ_BYTES = 2**20
@@ -52,7 +52,9 @@ _message_options = with_options(
         help="Do not deliver it later than so long after it was put.",
     ),
     click.option(
-        "--dedup-id", metavar="ID", help="Store it only if none was put with this ID of late."
+        "--dedup-id",
+        metavar="ID",
+        help="Store nothing if one was put with the same ID within the topic's --dedup time.",
     ),
 )
 

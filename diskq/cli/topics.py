@@ -87,19 +87,19 @@ _settings = with_options(
         "max_age_seconds",
         metavar="DURATION",
         callback=parsed(or_none(units.parse_duration)),
-        help="Older messages go; none: never.",
+        help="Older messages go; set to none: never.",
     ),
     click.option(
         "--max-bytes",
         metavar="SIZE",
         callback=parsed(or_none(units.parse_size)),
-        help="Of all stored messages: 64MiB; none: no bound.",
+        help="Of all stored messages: 64MiB; set to none: no bound.",
     ),
     click.option(
         "--max-messages",
         metavar="N",
         callback=parsed(or_none(units.parse_count)),
-        help="Stored and scheduled ones; none: no bound.",
+        help="Stored and scheduled ones; set to none: no bound.",
     ),
     click.option(
         "--discard",

@@ -65,3 +65,10 @@ def test_a_scheduled_message_is_taken_when_it_is_due(shell: Any) -> None:
     shell.run("put", "mail", "x", "--delay", "200ms")
     assert shell.out("get", "mail", "-g", "workers", "--wait", "20s") == "x\n"
     assert shell.json("schedule", "ls", "mail") == []
+
+
+def test_removing_a_topic_says_that_scheduled_messages_are_lost(shell: Any) -> None:
+    shell.run("put", "mail", "x", *LATER)
+    assert "1 scheduled message, 0 stored messages" in shell.error("topic", "rm", "mail", code=2)
+    shell.run("topic", "rm", "mail", "--yes")
+    assert "no topic" in shell.error("schedule", "ls", "mail", code=1)
