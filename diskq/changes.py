@@ -38,7 +38,7 @@ def update_topic(tx: Tx, topic_id: int, name: str, given: Given) -> TopicSetting
         raise _fixed("dedup_seconds", "topic", name)
     more = settings.priorities - len(row.next)
     if more < 0:
-        raise _fixed("priorities can only grow, it", "topic", name)
+        raise ConfigConflict(f"priorities of topic {name!r} can only grow; it has {len(row.next)}")
     row.next += [0] * more
     row.config = config._replace(settings=settings).encode()
     log.store(tx, topic_id, row)
@@ -206,10 +206,8 @@ def sweep(engine: Engine) -> None:
 
 def _sweep_some(tx: Tx, key: bytes, number: int, database: Database) -> bool:
     if key[1] == DELETED_TOPIC:
-        more = Log(tx, database, number).erase()
-        more = more or any(
-            _erase(tx, U32.pack(number), of) for of in (tx.engine.schedule, tx.engine.dedup)
-        )
+        places = database, tx.engine.schedule, tx.engine.dedup
+        more = any(_erase(tx, U32.pack(number), place) for place in places)
     else:
         more = any(_erase(tx, ID_KEY.pack(kind, number)) for kind in (b"L", b"D", b"K"))
         more = more or _erase(tx, U32.pack(number), tx.engine.held)

@@ -32,4 +32,4 @@ class Clock:
 
 def nanoseconds(seconds: float) -> int:
     """Whole nanoseconds of a duration in seconds."""
-    return int(seconds * NS)
+    return round(seconds * NS)

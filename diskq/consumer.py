@@ -51,6 +51,7 @@ class Consumer:
         self._member = Member(owner, slot, prefetch > 1)
         self._prefetch = prefetch
         self._fetched: deque[Message] = deque()
+        self._handed = 0  # the latest token of those handed out
         self._heartbeat: Heartbeat | None = None
         if heartbeat:
             from .heartbeat import Heartbeat  # a cron job pays for each import
@@ -147,9 +148,13 @@ class Consumer:
         """The next prefetched messages that nobody took back meanwhile. They are named as handled
         before that is looked up: who takes one after that is told by the fence."""
         found: list[Message] = []
-        while self._fetched and len(found) < limit:
-            message = self._fetched.popleft()
-            self._engine.slots.hand_out(self._member.slot, message.token)
+        while len(found) < limit:
+            try:
+                message = self._fetched.popleft()
+            except IndexError:
+                break
+            self._handed = max(self._handed, message.token)
+            self._engine.slots.hand_out(self._member.slot, self._handed)
             self.name_handled(message.offset)
             if self._engine.read(lambda tx: _is_held(tx, message)):  # noqa: B023
                 found.append(message)

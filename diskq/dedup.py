@@ -32,13 +32,13 @@ def digest_of(dedup_id: str) -> bytes:
 def find(source: Log, row: TopicRow, digest: bytes) -> Receipt | None:
     """The receipt of the first put with this id, if that was within the window."""
     window = _window(row)
-    for bucket in (_bucket(row, window), _bucket(row, window) - window):
+    for bucket in (_bucket(source, row, window), _bucket(source, row, window) - window):
         if bucket >= 0:
             key = DEDUP_KEY.pack(source.topic_id, bucket, digest)
             data = source.tx.lmdb.get(key, db=source.tx.engine.dedup)
             if data is not None:
                 put_at_ns, commit_id, place, number = _ROW.unpack(data)
-                if put_at_ns > row.last_put_ns - window:
+                if put_at_ns > source.now(row) - window:
                     name = schedule_id(place, number - 1) if number else None
                     return Receipt(None if number else place, True, name, commit_id)
     return None
@@ -47,8 +47,8 @@ def find(source: Log, row: TopicRow, digest: bytes) -> Receipt | None:
 def note(source: Log, row: TopicRow, digest: bytes, place: int, number: int | None) -> None:
     """Remember a put: its offset, or when it is due and its number."""
     tx, window = source.tx, _window(row)
-    bucket = _bucket(row, window)
-    value = _ROW.pack(row.last_put_ns, tx.commit_id, place, 0 if number is None else number + 1)
+    bucket = _bucket(source, row, window)
+    value = _ROW.pack(source.now(row), tx.commit_id, place, 0 if number is None else number + 1)
     tx.lmdb.put(DEDUP_KEY.pack(source.topic_id, bucket, digest), value, db=tx.engine.dedup)
     found = tx.scan(U32.pack(source.topic_id), database=tx.engine.dedup)
     for key in [key for key, _ in islice(found, _REMOVED)]:
@@ -60,5 +60,5 @@ def _window(row: TopicRow) -> int:
     return nanoseconds(decode_topic(row.config).settings.dedup_seconds)
 
 
-def _bucket(row: TopicRow, window: int) -> int:
-    return row.last_put_ns // window * window
+def _bucket(source: Log, row: TopicRow, window: int) -> int:
+    return source.now(row) // window * window

@@ -84,7 +84,7 @@ class Delivery(Settling):
                 grants.append(grant)
                 alone = grant.lease.flags & SOLO or (grant.lease.flags & HELD and member.prefetch)
                 limit -= limit if alone else len(grant.messages)
-            elif self._passed > limits.MAX_PARKED_MESSAGES:
+            if self._passed > limits.MAX_PARKED_MESSAGES:
                 break
         return grants
 
@@ -134,8 +134,8 @@ class Delivery(Settling):
 
     def _take_unread(self, lane: int, limit: int) -> Grant:
         first = self.row.offset(lane)
-        wanted = max(limit, _KEYED_READ) if self.keyed else limit
-        found = self.log.read(first, min(first + wanted, self.topic.offset(lane)), self.topic)
+        read, wanted = (self.log.read_run, _KEYED_READ) if self.keyed else (self.log.read, limit)
+        found = read(first, min(first + wanted, self.topic.offset(lane)), self.topic)
         messages, passed = (
             self._admit(found, limit) if self.keyed else (self._sift(found), len(found))
         )
@@ -248,7 +248,7 @@ class Delivery(Settling):
         passed = takewhile(lambda lease: lease.deadline_ns <= now, self.leased())
         for lease in list(islice(passed, limits.MAX_EXPIRED_LEASES)):
             name = self._holder_name(lease)
-            untouched = self._untouched(lease)
+            untouched = set(self._untouched(lease))
             for offset in lease.offsets():
                 if offset not in untouched:
                     self._fail(lease, offset, "expired", name, "")

@@ -12,7 +12,7 @@ from .engine import Tx
 from .errors import NotFound
 from .model import DeadLetter, Failure
 from .segment import TTL, decode_record
-from .settle import Settling
+from .settle import Place, Settling
 
 if TYPE_CHECKING:
     from .group import Group
@@ -39,7 +39,8 @@ def redrive(group: Group, limit: int | None, offsets: Sequence[int] | None) -> i
         if limit is not None:
             raise ValueError("redrive takes a limit or offsets, not both")
         chosen = _offsets(offsets)
-        return group.topic.store.commit(lambda tx: _revive(tx, group, chosen))
+        place = group.place
+        return group.topic.store.commit(lambda tx: _revive(tx, place, chosen))
     left = group.stats().dead
     if limit is not None:
         left = min(left, check.count("limit", limit, 0, 2**63))
@@ -53,8 +54,10 @@ def forget(group: Group, offsets: Sequence[int]) -> None:
     """See Group.forget_dead."""
     chosen = _offsets(offsets)
 
+    place = group.place
+
     def operation(tx: Tx) -> None:
-        at = Settling(tx, group.place)
+        at = Settling(tx, place)
         for offset in chosen:
             _exhume(at, offset)
             at.row.purged += 1
@@ -71,17 +74,19 @@ def _offsets(offsets: Sequence[int]) -> list[int]:
 
 
 def _redrive_some(group: Group, limit: int) -> int:
+    place = group.place
+
     def operation(tx: Tx) -> int:
         first = islice(held.rows(tx, group.id, DEAD), min(limit, limits.MAX_REDRIVE_MESSAGES))
-        return _revive(tx, group, [offset for offset, _ in first])
+        return _revive(tx, place, [offset for offset, _ in first])
 
     return group.topic.store.commit(operation)
 
 
-def _revive(tx: Tx, group: Group, offsets: Sequence[int]) -> int:
+def _revive(tx: Tx, place: Place, offsets: Sequence[int]) -> int:
     """Each waits for a delivery at once, or behind the holder of its key, with a clean slate but
     its history; it expires no more."""
-    at = Settling(tx, group.place)
+    at = Settling(tx, place)
     now = tx.engine.clock.wall_ns()
     for offset in offsets:
         row = _exhume(at, offset)

@@ -58,6 +58,7 @@ class Log:
     def append(self, row: TopicRow, lane: int, packed: list[Packed]) -> int:
         """Add segments behind the last offset of a lane, and wake who waits for them; returns the
         first new offset. The caller stores the row."""
+        row.last_put_ns = self.now(row)
         first = offset = row.offset(lane)
         append = self.topic_id < limits.MAX_LOG_DATABASES and len(row.next) == 1
         for run in packed:
@@ -76,8 +77,7 @@ class Log:
 
     def now(self, row: TopicRow) -> int:
         """The time of a put: it never goes back within a topic, whatever the clock does."""
-        row.last_put_ns = max(self.tx.engine.clock.wall_ns(), row.last_put_ns)
-        return row.last_put_ns
+        return max(self.tx.engine.clock.wall_ns(), row.last_put_ns)
 
     def read(self, first: int, stop: int, row: TopicRow | None = None) -> list[Stored]:
         """The messages `first` to before `stop`, all of which must be there. With the topic's row,
@@ -86,26 +86,30 @@ class Log:
         Raises: Corrupt.
         """
         found: list[Stored] = []
-        cache = self.tx.engine.segments
         while first < stop:
-            rewritten, segment = cache.get(self.topic_id, (0, None)) if row else (0, None)
-            if (
-                segment is None
-                or not 0 <= first - segment.first < segment.count
-                or (row and rewritten != row.rewritten)
-            ):
-                segment = next(self.segments(first), None)
-                if segment is None or segment.first > first:
-                    raise Corrupt(
-                        f"offset {first} of topic {self.topic_id} is missing from its log; run"
-                        " 'diskq verify' and restore the store from a backup",
-                        offset=first,
-                    )
-                if row and segment.count > 1 and len(segment.data) <= _CACHED_BYTES:
-                    cache[self.topic_id] = row.rewritten, segment
-            found += cut(segment, first, stop)
-            first = segment.first + segment.count
+            found += self.read_run(first, stop, row)
+            first = found[-1].offset + 1
         return found
+
+    def read_run(self, first: int, stop: int, row: TopicRow | None = None) -> list[Stored]:
+        """The same, but only those of the first segment."""
+        cache = self.tx.engine.segments
+        rewritten, segment = cache.get(self.topic_id, (0, None)) if row else (0, None)
+        if (
+            segment is None
+            or not 0 <= first - segment.first < segment.count
+            or (row and rewritten != row.rewritten)
+        ):
+            segment = next(self.segments(first), None)
+            if segment is None or segment.first > first:
+                raise Corrupt(
+                    f"offset {first} of topic {self.topic_id} is missing from its log; run"
+                    " 'diskq verify' and restore the store from a backup",
+                    offset=first,
+                )
+            if row and segment.count > 1 and len(segment.data) <= _CACHED_BYTES:
+                cache[self.topic_id] = row.rewritten, segment
+        return cut(segment, first, stop)
 
     def first(self, row: TopicRow, lane: int) -> int:
         """The oldest offset still stored in a lane, its end if there is none."""
@@ -174,25 +178,6 @@ class Log:
             cursor.delete()
             deleted += count
         return deleted
-
-    def replace(self, row: TopicRow, old: Segment, first: int, run: Packed) -> None:
-        """Write a run in the place of a segment, maybe beginning at a later offset."""
-        self.tx.lmdb.delete(LOG_KEY.pack(self.topic_id, old.first), db=self.database)
-        key = LOG_KEY.pack(self.topic_id, first)
-        value = encode_segment(key, run, old.put_at_ns)
-        self.tx.lmdb.put(key, value, db=self.database)
-        row.stored += run.length - old.count
-        row.bytes += len(value) - len(old.data)
-        row.rewritten += 1
-
-    def erase(self) -> bool:
-        """Delete up to MAX_TRIM_SEGMENTS segments of a deleted topic; False when none is left."""
-        cursor = self.tx.lmdb.cursor(self.database)
-        for _ in range(limits.MAX_TRIM_SEGMENTS):
-            if not self._seek(cursor, 0):
-                return False
-            cursor.delete()
-        return True
 
     def _seek(self, cursor: Any, offset: int) -> bool:
         """Place the cursor on the last key that is not behind `offset`, else on the next one."""

@@ -16,7 +16,18 @@ from .engine import Tx
 from .log import Log
 from .model import LANE_BITS
 from .retention import groups_of, heads_of
-from .segment import PURGED, RICH, Segment, is_purged, key_of, pack_run, purged_record
+from .segment import (
+    LOG_KEY,
+    PURGED,
+    RICH,
+    Packed,
+    Segment,
+    encode_segment,
+    is_purged,
+    key_of,
+    pack_run,
+    purged_record,
+)
 from .settle import Settling
 
 if TYPE_CHECKING:
@@ -85,7 +96,7 @@ def _cut(source: Log, row: TopicRow, lane: int, floor: int) -> int:
         return gone
     passed: int = floor - segment.first
     run = pack_run(list(segment.records(passed, segment.count)), segment.flags)
-    source.replace(row, segment, floor, run)
+    _replace(source, row, segment, floor, run)
     return gone + passed
 
 
@@ -124,7 +135,7 @@ def _purge_from(source: Log, row: TopicRow, segment: Segment, floor: int, key: b
     for at in hits:
         records[at] = purged_record(key)
     if hits:
-        source.replace(row, segment, segment.first, pack_run(records, segment.flags | PURGED))
+        _replace(source, row, segment, segment.first, pack_run(records, segment.flags | PURGED))
     return len(hits)
 
 
@@ -173,3 +184,14 @@ def _erase_scheduled(source: Log, row: TopicRow, limit: int, key: bytes | None =
     for each in found:
         schedule.remove(source, row, each.due_ns, each.number)
     return len(found)
+
+
+def _replace(source: Log, row: TopicRow, old: Segment, first: int, run: Packed) -> None:
+    """Write a run in the place of a segment, maybe beginning at a later offset."""
+    source.tx.lmdb.delete(LOG_KEY.pack(source.topic_id, old.first), db=source.database)
+    key = LOG_KEY.pack(source.topic_id, first)
+    value = encode_segment(key, run, old.put_at_ns)
+    source.tx.lmdb.put(key, value, db=source.database)
+    row.stored += run.length - old.count
+    row.bytes += len(value) - len(old.data)
+    row.rewritten += 1

@@ -67,7 +67,6 @@ def _draft(message: bytes | Outgoing) -> Draft:
 def store(source: Log, name: str, put: Prepared) -> Sequence[Receipt]:
     """Store messages, all or none. Raises: Full, MessageTooLarge, ValueError, NotFound."""
     row = log.load(source.tx, source.topic_id, name)
-    source.now(row)
     if row.scheduled:
         schedule.promote(source, row)
     if put.drafts:
@@ -84,9 +83,12 @@ def _store_drafts(
     known = _known(source, row, drafts)
     _check_lanes(name, row, drafts)
     named = {each.digest: each for each in reversed(drafts) if each.digest not in known}
-    if new := [each for each in drafts if not each.digest or named.get(each.digest) is each]:
-        size = stored_size([len(draft.record) for draft in new], len({each.lane for each in new}))
-        retention.make_room(source, name, row, len(new), size)
+    new = [each for each in drafts if not each.digest or named.get(each.digest) is each]
+    later = [each for each in new if _due_ns(source, each)]
+    source.tx.engine.need_room(source.tx, sum(len(each.record) for each in later))
+    if now := [each for each in new if not _due_ns(source, each)]:
+        size = stored_size([len(each.record) for each in now], len({each.lane for each in now}))
+        retention.make_room(source, name, row, len(now), size)
     lanes: list[list[Draft]] = [[] for _ in row.next]
     receipts = []
     for draft in drafts:
@@ -120,11 +122,17 @@ def _check_lanes(name: str, row: TopicRow, drafts: Sequence[Draft]) -> None:
         )
 
 
+def _due_ns(source: Log, draft: Draft) -> int:
+    """When a draft is to be put, 0 for now."""
+    now_ns = source.tx.engine.clock.wall_ns()
+    due_ns = draft.at_ns or now_ns + draft.delay_ns
+    return due_ns if due_ns > now_ns else 0
+
+
 def _place(source: Log, row: TopicRow, draft: Draft, lanes: list[list[Draft]]) -> Receipt:
     """Schedule a draft, or give it the next offset of its lane."""
-    commit_id, now_ns = source.tx.commit_id, source.tx.engine.clock.wall_ns()
-    due_ns = draft.at_ns or now_ns + draft.delay_ns
-    if due_ns > now_ns:
+    commit_id = source.tx.commit_id
+    if due_ns := _due_ns(source, draft):
         number = schedule.add(source, row, due_ns, draft.lane, draft.flags, draft.record)
         if draft.digest:
             dedup.note(source, row, draft.digest, due_ns, number)

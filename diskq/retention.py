@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from heapq import merge
-from itertools import islice
+from itertools import islice, takewhile
 from typing import NamedTuple
 
 from . import leases, limits, log
@@ -66,8 +66,8 @@ def make_room(source: Log, name: str, row: TopicRow, count: int, size: int) -> N
             _trim_passed(source, row)
         if _over(row, bounds, count, size):
             raise Full(
-                f"topic {name!r} is full: {row.stored} messages stored, {row.scheduled} scheduled,"
-                f" {row.bytes} bytes; consume messages, or raise its bounds",
+                f"topic {name!r} is full: {row.stored} messages of {row.bytes} bytes are"
+                " stored; consume messages, or raise its bounds",
                 topic=name,
             )
     while True:
@@ -80,19 +80,20 @@ def make_room(source: Log, name: str, row: TopicRow, count: int, size: int) -> N
 
 
 def _check_fits(name: str, bounds: TopicSettings, count: int, size: int) -> None:
-    most, room = bounds.max_messages, bounds.max_bytes
-    if (most and count > most) or (room and size > room):
-        raise MessageTooLarge(
-            f"{count} messages of {size} bytes are more than topic {name!r} may hold"
-            f" (max_messages={most}, max_bytes={room}); split them, or raise its bounds",
-            size=size if room and size > room else count,
-            limit=room if room and size > room else most,
-        )
+    asked = ("messages", count, bounds.max_messages), ("bytes", size, bounds.max_bytes)
+    for what, found, most in asked:
+        if most and found > most:
+            raise MessageTooLarge(
+                f"a put of {found} {what} is over max_{what}={most} of topic {name!r}; split it, or"
+                " raise the bound",
+                size=found,
+                limit=most,
+            )
 
 
 def _over(row: TopicRow, bounds: TopicSettings, count: int, size: int) -> bool:
     most, room = bounds.max_messages, bounds.max_bytes
-    too_many = most is not None and row.stored + row.scheduled + count > most
+    too_many = most is not None and row.stored + count > most
     return too_many or (room is not None and row.bytes + size > room)
 
 
@@ -103,9 +104,8 @@ def _drop_old(source: Log, row: TopicRow, count: int, size: int) -> int:
     gone = 0
     if bounds.max_age_seconds is not None:
         since = source.tx.engine.clock.wall_ns() - nanoseconds(bounds.max_age_seconds)
-        gone = _drop(
-            source, row, (each for each in _oldest(source, row) if each.put_at_ns <= since)
-        )
+        old = takewhile(lambda head: head.put_at_ns <= since, _oldest(source, row))
+        gone = _drop(source, row, old)
     if bounds.discard == "old" or bounds.retention == "limits":
         if bounds.retention == "interest" and _over(row, bounds, count, size):
             gone += _trim_passed(source, row)
@@ -117,7 +117,7 @@ def _drop_old(source: Log, row: TopicRow, count: int, size: int) -> int:
 def _in_the_way(source: Log, row: TopicRow, count: int, size: int) -> Iterator[Head]:
     """The oldest segments, until so much more would fit."""
     bounds = settings_of(row)
-    messages = row.stored + row.scheduled + count - (bounds.max_messages or 2**64)
+    messages = row.stored + count - (bounds.max_messages or 2**64)
     too_large = row.bytes + size - (bounds.max_bytes or 2**64)
     for head in _oldest(source, row):
         if messages <= 0 and too_large <= 0:

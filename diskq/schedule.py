@@ -13,7 +13,7 @@ from itertools import islice, takewhile
 from typing import NamedTuple
 
 from . import limits, log
-from .codec import SCHEDULE_KEY, U32, TopicRow
+from .codec import SCHEDULE_KEY, U32, TopicRow, decode_topic
 from .engine import Tx
 from .log import Log
 from .segment import pack_records
@@ -43,6 +43,8 @@ def add(source: Log, row: TopicRow, due_ns: int, lane: int, flags: int, record: 
     tx = source.tx
     tx.lmdb.put(key, bytes((lane, flags)) + record, db=tx.engine.schedule)
     tx.announce(source.topic_id)
+    for group_id in decode_topic(row.config).groups:
+        tx.wake(group_id, 1)  # one consumer is to wait for it
     return number
 
 
@@ -54,7 +56,6 @@ def promote(source: Log, row: TopicRow) -> None:
     due = list(islice(found, limits.MAX_DUE_MESSAGES))
     if not due:
         return
-    source.now(row)
     for lane in sorted({each.lane for each in due}):
         mine = [each for each in due if each.lane == lane]
         flags = 0

@@ -161,9 +161,11 @@ class ModelTopic:
         new = [*(each for each in messages if not each.dedup), *named.values()]
         drafts = any(each.special for each in messages)
         rich = drafts or not all(each.plain for each in messages)
-        size = sum(each.size(rich) for each in new) + END_BYTES * len(new)
-        if new:
-            self.make_room(len(new), size + SEGMENT_BYTES * len({each.lane for each in new}))
+        immediate = [each for each in new if each.due <= now]
+        size = sum(each.size(rich) for each in immediate) + END_BYTES * len(immediate)
+        size += SEGMENT_BYTES * len({each.lane for each in immediate})
+        if immediate:
+            self.make_room(len(immediate), size)
         receipts = []
         lanes = {}
         for each in messages:
@@ -216,7 +218,7 @@ class ModelTopic:
 
     def over(self, count, size):
         many = self.max_messages
-        here = self.stored + len(self.scheduled) + count
+        here = self.stored + count
         stored_bytes = sum(segment.size for segment in self.segments)
         too_many = many is not None and here > many
         return too_many or (self.max_bytes is not None and stored_bytes + size > self.max_bytes)

@@ -261,7 +261,7 @@ def test_a_full_topic_refuses_puts_and_changes_nothing(store):
     for put in (
         lambda: topic.put_many([b""] * 2, block=False),
         lambda: topic.put_many([b""] * 2, timeout=0),
-        lambda: topic.put_many([Outgoing(b"", delay_seconds=1)] * 2, block=False),
+        lambda: topic.put_many([Outgoing(b"", delay_seconds=1), b"", b""], block=False),
         lambda: topic.put_many([b""] * 2, timeout=0.01),
     ):
         with nothing_changes(store), pytest.raises(diskq.Full, match="topic 't' is full") as full:
@@ -270,17 +270,17 @@ def test_a_full_topic_refuses_puts_and_changes_nothing(store):
     topic.put(b"", block=False)
 
 
-def test_scheduled_messages_count(store, clock):
+def test_scheduled_messages_count_from_when_they_are_due(store, clock):
     topic = store.topic("t", **NEW)
-    receipts = topic.put_many([Outgoing(b"", delay_seconds=1)] * 3)
+    topic.put_many([Outgoing(b"", delay_seconds=1)] * 5)
+    topic.put_many([b"now"] * 3, block=False)
+    topic.put(b"", delay_seconds=1, block=False)
     with pytest.raises(diskq.Full):
         topic.put(b"", block=False)
-    topic.cancel(receipts[0].schedule_id)
-    topic.put(b"now", block=False)
     clock.advance(1)
     with pytest.raises(diskq.Full):
         topic.put(b"", block=False)
-    assert len(ready(topic.group("g").consumer())) == 3
+    assert len(ready(topic.group("g").consumer())) == 9
 
 
 def test_what_never_fits_is_refused_at_once(store):
