@@ -78,7 +78,7 @@ def _fixed(what: str, kind: str, name: str) -> ConfigConflict:
 def seek_group(tx: Tx, at: Place, to: Start) -> None:
     """See Group.seek."""
     group = Settling(tx, at)
-    _seek(group, admin.positions(group.log, group.topic, to, "to"))
+    _seek(group, admin.positions(group.log, group.load_topic(), to, "to"))
     group.store()
     retention.trim(group.log, at.topic)
 
@@ -121,7 +121,9 @@ def fork_group(tx: Tx, at: Place, name: str) -> int:
         )
     old = Settling(tx, at)
     config = decode_group(old.row.config)._replace(name=name, paused=False)
-    group_id = admin.add_group(old.log, old.topic, name, codec.new_group(config, old.row.next))
+    group_id = admin.add_group(
+        old.log, old.load_topic(), name, codec.new_group(config, old.row.next)
+    )
     _copy(old, Settling(tx, at._replace(group_id=group_id, group=name)))
     return group_id
 

@@ -103,8 +103,8 @@ class Consumer:
         self, limit: int, timeout: float | None, done: Message | None = None
     ) -> list[Message]:
         """Lease up to `limit` messages, and ack `done` in the same commit; wait for them."""
-        self._check_open()
         if self._fetched:
+            self._check_open()
             if done is not None:
                 self.ack_many([done])
                 done = None
@@ -120,7 +120,7 @@ class Consumer:
         while True:
             self._check_open()
             seen = self._engine.slots.word(self.group.id)
-            grants = self.in_group(take)
+            grants = self.in_group(take, settles=done is not None)
             if done is not None:
                 self.count_acked([done])
                 done = None
@@ -227,14 +227,15 @@ class Consumer:
         if self.usable:
             self._engine.slots.handle(self._member.slot, offset)
 
-    def in_group(self, action: Callable[[Delivery], T]) -> T:
+    def in_group(self, action: Callable[[Delivery], T], *, settles: bool = True) -> T:
         """For diskq's own use: run an action on the group in one commit; trim now and then."""
 
         def operation(tx: Tx) -> T:
             at = Delivery(tx, self.place)
             result = action(at)
             at.store()
-            self.trim(tx)
+            if settles:
+                self.trim(tx)
             return result
 
         return self._engine.commit(operation)

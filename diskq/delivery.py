@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from . import held, keys, leases, limits, schedule
 from .clock import NS, nanoseconds
-from .codec import HELD, PREFETCHED, SOLO, HeldRow, LeaseRow, decode_topic
+from .codec import HELD, PREFETCHED, SOLO, HeldRow, LeaseRow, TopicRow, decode_topic
 from .log import Stored
-from .model import Failure
+from .model import LANE_BITS, Failure
 from .segment import PURGED, TTL, is_purged, ttl_of
 from .settle import Settling
 
@@ -43,6 +43,7 @@ class Grant(NamedTuple):
 class Delivery(Settling):
     """A group inside one transaction, for who takes messages and settles them."""
 
+    topic: TopicRow
     _passed = 0  # messages that were not to be delivered, in this transaction
 
     # Taking
@@ -57,8 +58,9 @@ class Delivery(Settling):
             looked_ns = self.tx.engine.looked_ns.get(self.id, 0)
             if self.clock.monotonic_ns() - looked_ns > nanoseconds(limits.LOOK_SECONDS):
                 self._reap()
-        if self.topic.scheduled:
-            schedule.promote(self.log, self.topic)
+        topic = self.topic = self.load_topic()
+        if topic.scheduled:
+            schedule.promote(self.log, topic)
         grants = self._grant_all(member, limit)
         if not grants and self.row.leased and self._reap():
             grants = self._grant_all(member, limit)
@@ -90,16 +92,17 @@ class Delivery(Settling):
 
     def _next(self, limit: int, alone: bool, prefetch: bool) -> Grant | None:
         """The next messages in order, out of one place; none if all of them were passed over."""
-        if self.row.waiting and (alone or not prefetch):
+        row, topic = self.row, self.topic
+        if row.waiting and (alone or not prefetch):
             retry = self._take_retry(alone)
             if retry is not None:
                 return retry
-        for lane in range(len(self.topic.next) - 1, -1, -1):
-            if self.row.ready:
-                run = leases.take_back(self.tx, self.id, self.row, lane, limit, alone)
+        for lane in range(len(topic.next) - 1, -1, -1):
+            if row.ready:
+                run = leases.take_back(self.tx, self.id, row, lane, limit, alone)
                 if run is not None:
                     return self._take_returned(run)
-            if self.topic.next[lane] > self.row.next[lane]:
+            if topic.next[lane] > row.next[lane]:
                 return self._take_unread(lane, limit)
         return None
 
@@ -133,9 +136,10 @@ class Delivery(Settling):
         return Grant(run, messages, 0)
 
     def _take_unread(self, lane: int, limit: int) -> Grant:
-        first = self.row.offset(lane)
+        base = lane << LANE_BITS
+        first = base + self.row.next[lane]
         read, wanted = (self.log.read_run, _KEYED_READ) if self.keyed else (self.log.read, limit)
-        found = read(first, min(first + wanted, self.topic.offset(lane)), self.topic)
+        found = read(first, min(first + wanted, base + self.topic.next[lane]), self.topic)
         messages, passed = (
             self._admit(found, limit) if self.keyed else (self._sift(found), len(found))
         )
@@ -144,7 +148,8 @@ class Delivery(Settling):
             run = LeaseRow(first, passed)
         else:
             run = leases.run_of([message.offset for message in messages] or [first])
-        self._note_keys(run, messages)
+        if self.keyed:
+            self._note_keys(run, messages)
         return Grant(run, messages, 0)
 
     def _admit(self, found: list[Stored], limit: int) -> tuple[list[Stored], int]:
@@ -202,8 +207,11 @@ class Delivery(Settling):
 
     def _sift(self, messages: list[Stored]) -> list[Stored]:
         """Those to be delivered; the others are counted and end here."""
+        kinds = 0
+        for message in messages:
+            kinds |= message.flags
         aged = decode_topic(self.topic.config).settings.max_age_seconds is not None
-        if not aged and not any(flags & (TTL | PURGED) for _, _, flags, _ in messages):
+        if not aged and not kinds & (TTL | PURGED):
             return messages
         return [message for message in messages if not self._is_gone(message, None)]
 
@@ -327,6 +335,7 @@ class Delivery(Settling):
     def look(self, member: Member) -> float:
         """Seconds until there may be a message to take, 0 if there seems to be one now."""
         row = self.row
+        self.topic = self.load_topic()
         if self.paused:
             return limits.WAIT_SECONDS
         most = self.settings.max_in_flight

@@ -238,7 +238,8 @@ class Engine:
                 self.slots.end_writing()
         else:
             raise full(self.path, "its memory map was filled as fast as it grew")
-        self._tell(tx)
+        if tx.wakes or tx.announced or tx.after:
+            self._tell(tx)
 
     def _tell(self, tx: Tx) -> None:
         for group, count in tx.wakes.items():

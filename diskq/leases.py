@@ -59,7 +59,7 @@ def update(tx: Tx, group_id: int, row: LeaseRow) -> None:
     if row.unsettled:
         tx.put(_key(group_id, row), row.encode())
     else:
-        forget(tx, group_id, row)
+        tx.delete(_key(group_id, row))
 
 
 def forget(tx: Tx, group_id: int, row: LeaseRow) -> None:
@@ -125,8 +125,9 @@ def floors(tx: Tx, group_id: int, group: GroupRow) -> list[int]:
     """In each lane, the first offset of the log that the group may still need."""
     found = [group.offset(lane) for lane in range(len(group.next))]
     for row in rows(tx, group_id):
-        if not row.flags & HELD:
-            found[row.lane] = min(found[row.lane], row.next_unsettled)
+        lane = row.first >> LANE_BITS
+        if not row.flags & HELD and row.next_unsettled < found[lane]:
+            found[lane] = row.next_unsettled
     return found
 
 

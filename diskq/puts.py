@@ -29,7 +29,7 @@ class Draft(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """So many messages of one put, of so many bytes: packed runs, or drafts."""
+    """So many messages of one put: packed runs, of so many bytes, or drafts."""
 
     messages: int
     size: int
@@ -39,11 +39,13 @@ class Prepared(NamedTuple):
 
 def prepare(messages: Sequence[bytes | Outgoing]) -> Prepared:
     """Encode checked messages."""
-    if any(isinstance(message, Outgoing) and _is_special(message) for message in messages):
+    outgoing = [each for each in messages if not isinstance(each, bytes)]
+    if outgoing and any(map(_is_special, outgoing)):
         drafts = list(map(_draft, messages))
-        return Prepared(len(drafts), sum(len(each.record) for each in drafts), [], drafts)
-    runs = pack_messages(messages)
-    return Prepared(len(messages), sum(run.size for run in runs), runs, [])
+        return Prepared(len(drafts), 0, [], drafts)
+    runs = pack_messages(messages, outgoing)
+    size = runs[0].size if len(runs) == 1 else sum(run.size for run in runs)
+    return Prepared(len(messages), size, runs, [])
 
 
 def _is_special(message: Outgoing) -> bool:
@@ -74,6 +76,8 @@ def store(source: Log, name: str, put: Prepared) -> Sequence[Receipt]:
     retention.make_room(source, name, row, put.messages, put.size)
     first = source.append(row, 0, put.runs)
     log.store(source.tx, source.topic_id, row)
+    if put.messages == 1:
+        return [Receipt(first, False, None, source.tx.commit_id)]
     return Receipts(range(first, first + put.messages), source.tx.commit_id)
 
 

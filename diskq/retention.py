@@ -58,7 +58,7 @@ def make_room(source: Log, name: str, row: TopicRow, count: int, size: int) -> N
 
     Raises: Full, with `topic` if that is what is full; MessageTooLarge if they never fit.
     """
-    bounds = settings_of(row)
+    bounds = decode_topic(row.config).settings
     if any(bounds[1:4]):
         _check_fits(name, bounds, count, size)
         _drop_old(source, row, count, size)

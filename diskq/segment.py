@@ -54,17 +54,16 @@ def stored_size(records: Sequence[int], runs: int) -> int:
     return content + _SEGMENT.size * (runs + content // SEGMENT_BYTES)
 
 
-def pack_messages(messages: Sequence[bytes | Outgoing]) -> list[Packed]:
-    """Encode messages into segments of about SEGMENT_BYTES; a larger message is alone in one."""
-    plain = [message for message in messages if isinstance(message, bytes)]
-    if len(plain) == len(messages):
-        return pack_records(plain, 0)
+def pack_messages(
+    messages: Sequence[bytes | Outgoing], outgoing: Sequence[Outgoing]
+) -> list[Packed]:
+    """Encode messages, of which some are `outgoing`, into segments of about SEGMENT_BYTES; a larger
+    message is alone in one."""
+    if not outgoing:
+        return pack_records(messages, 0)  # type: ignore[arg-type]
+    expire = any(message.ttl_seconds is not None for message in outgoing)
     records = [encode_record(message) for message in messages]
-    return pack_records(records, RICH | (TTL if any(map(_expires, messages)) else 0))
-
-
-def _expires(message: bytes | Outgoing) -> bool:
-    return isinstance(message, Outgoing) and message.ttl_seconds is not None
+    return pack_records(records, RICH | TTL if expire else RICH)
 
 
 def pack_records(records: Sequence[bytes], flags: int) -> list[Packed]:

@@ -12,7 +12,7 @@ what begins a delivery, is delivery.py.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import NamedTuple
 
 from . import held, keys, leases, limits, log
@@ -58,8 +58,7 @@ class Settling:
         self.keyed = self.settings.ordering == "key"
         self.log = Log(tx, at.database, at.topic_id)
 
-    @cached_property
-    def topic(self) -> TopicRow:
+    def load_topic(self) -> TopicRow:
         """The row of the group's topic. Raises: NotFound."""
         return log.load(self.tx, self.at.topic_id, self.at.topic)
 

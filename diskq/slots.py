@@ -150,7 +150,7 @@ class Slots:
 
     def watched(self, topic: int) -> bool:
         """Whether somebody waits for something to happen in the topic."""
-        return bool(self._words.read(_word_of(topic)) & _WATCHED)
+        return self._words.read(WAKE_WORDS - 1 - topic % WAKE_WORDS) >= _WATCHED
 
     def announce(self, topic: int, value: int) -> None:
         """Wake whoever watches the topic."""

@@ -85,7 +85,8 @@ class Topic:
     def _put(
         self, messages: Sequence[bytes | Outgoing], block: bool, timeout: float | None
     ) -> Sequence[Receipt]:
-        timeout = check.timeout(timeout) if block else 0
+        if timeout is not None or not block:
+            timeout = check.timeout(timeout) if block else 0
         prepared = puts.prepare(messages)
         database = self.store.engine.log(self.id)
 

@@ -271,9 +271,9 @@ class ModelTopic:
         if self.drop_old(0, 0) + self.forget_passed():
             self.watched = False
 
-    def committed(self):
-        """A group's commit ended: if somebody watches the topic, it trims."""
-        if self.watched:
+    def committed(self, *, settles=True):
+        """A group's commit ended: if somebody watches the topic, who settles trims."""
+        if self.watched and settles:
             self.trim()
         self.watched = self.watched and not self.announced
         self.announced = False

@@ -462,13 +462,13 @@ class QueueMachine(RuleBasedStateMachine):
             return found
         model = self.model_of(member)
         while granted := model.take(member.number, limit, self.crashed, member.prefetch):
-            self.topic_model.committed()
+            self.topic_model.committed(settles=False)
             if member.prefetch == 1:
                 return granted
             member.fetched = granted
             if found := self.handed(member, limit):
                 return found
-        self.topic_model.committed()
+        self.topic_model.committed(settles=False)
         return []
 
     @staticmethod
@@ -508,7 +508,7 @@ class QueueMachine(RuleBasedStateMachine):
             model.ack(current.lease, current.offset)
             member.held.remove(current)
         granted = model.take(member.number, 1, self.crashed)
-        self.topic_model.committed()
+        self.topic_model.committed(settles=current is not None)
         before = self.store.stats().commit_id
         watchdog = threading.Timer(30, member.handle.close)
         watchdog.start()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 import diskq
-from diskq import codec, limits, segment
+from diskq import codec, limits, puts, segment
 from diskq.model import Failure, GroupSettings, TopicSettings
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
@@ -22,6 +22,11 @@ U32 = st.integers(0, 2**32 - 1)
 U64 = st.integers(0, 2**64 - 1)
 SECONDS = st.floats(0, 1e9)
 FAILURES = st.builds(Failure, U64, st.sampled_from(codec.CAUSES[1:]), TEXT, TEXT)
+
+
+def pack(messages):
+    """A batch of messages as a put packs it."""
+    return puts.prepare(messages).runs
 
 
 def read_back(packed, first=0, put_at_ns=7):
@@ -40,12 +45,12 @@ def read_back(packed, first=0, put_at_ns=7):
 
 @given(st.lists(BODIES, min_size=1, max_size=50))
 def test_plain_bodies_come_back_from_their_segments(bodies):
-    assert [parts.body for parts in read_back(segment.pack_messages(bodies))] == bodies
+    assert [parts.body for parts in read_back(pack(bodies))] == bodies
 
 
 @given(st.lists(OUTGOING | BODIES, min_size=1, max_size=30))
 def test_keys_and_headers_come_back_from_their_segments(messages):
-    for message, parts in zip(messages, read_back(segment.pack_messages(messages)), strict=True):
+    for message, parts in zip(messages, read_back(pack(messages)), strict=True):
         body, key, headers, *_ = (
             message if isinstance(message, diskq.Outgoing) else (message, None, None)
         )
@@ -54,13 +59,13 @@ def test_keys_and_headers_come_back_from_their_segments(messages):
 
 def test_an_empty_key_is_not_the_same_as_no_key():
     messages = [diskq.Outgoing(b"", ""), diskq.Outgoing(b"", None, {"a": ""})]
-    assert [parts.key for parts in read_back(segment.pack_messages(messages))] == ["", None]
+    assert [parts.key for parts in read_back(pack(messages))] == ["", None]
 
 
 @given(st.integers(1, 400), st.integers(0, 200), st.data())
 def test_any_part_of_a_segment_can_be_cut_out(count, size, data):
     bodies = [b"%d " % number + bytes(size) for number in range(count)]
-    run = segment.pack_messages(bodies)[0]
+    run = pack(bodies)[0]
     key = segment.LOG_KEY.pack(1, 10)
     read = segment.Segment(key, segment.encode_segment(key, run, 0))
     start = data.draw(st.integers(0, read.count))
@@ -70,7 +75,7 @@ def test_any_part_of_a_segment_can_be_cut_out(count, size, data):
 
 def test_a_batch_is_split_into_segments_of_the_wanted_size_and_a_large_message_is_alone():
     small, large = bytes(1000), bytes(limits.SEGMENT_BYTES)
-    packed = segment.pack_messages([small] * 40 + [large] + [small] * 3)
+    packed = pack([small] * 40 + [large] + [small] * 3)
     sizes = []
     for run in packed:
         key = segment.LOG_KEY.pack(1, 0)
@@ -82,7 +87,7 @@ def test_a_batch_is_split_into_segments_of_the_wanted_size_and_a_large_message_i
 def test_a_flipped_bit_in_any_byte_of_a_segment_is_noticed():
     key = segment.LOG_KEY.pack(5, 42)
     messages = [b"first", diskq.Outgoing(b"second", "key", {"name": "value"})]
-    value = segment.encode_segment(key, segment.pack_messages(messages)[0], 1_700_000_000)
+    value = segment.encode_segment(key, pack(messages)[0], 1_700_000_000)
     segment.Segment(key, value)
     for at in range(len(value)):
         for bit in range(8):
@@ -94,7 +99,7 @@ def test_a_flipped_bit_in_any_byte_of_a_segment_is_noticed():
 
 def test_a_segment_that_is_cut_short_or_too_long_is_noticed():
     key = segment.LOG_KEY.pack(5, 42)
-    value = segment.encode_segment(key, segment.pack_messages([b"first", b"second"])[0], 7)
+    value = segment.encode_segment(key, pack([b"first", b"second"])[0], 7)
     for length in range(len(value)):
         with pytest.raises(diskq.Corrupt):
             segment.Segment(key, value[:length])
@@ -103,9 +108,7 @@ def test_a_segment_that_is_cut_short_or_too_long_is_noticed():
 
 
 def test_a_segment_at_another_place_is_noticed():
-    value = segment.encode_segment(
-        segment.LOG_KEY.pack(5, 42), segment.pack_messages([b"body"])[0], 7
-    )
+    value = segment.encode_segment(segment.LOG_KEY.pack(5, 42), pack([b"body"])[0], 7)
     for topic, offset in (5, 43), (6, 42):
         with pytest.raises(diskq.Corrupt):
             segment.Segment(segment.LOG_KEY.pack(topic, offset), value)
