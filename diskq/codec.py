@@ -180,17 +180,11 @@ class TopicConfig(NamedTuple):
     def encode(self) -> bytes:
         """The configuration as it is stored."""
         retention, age, size, messages, discard, dedup, priorities = self.settings
+        kinds = RETENTIONS.index(retention), DISCARDS.index(discard)
+        bounds = nanoseconds(age or 0), size or 0, messages or 0
         name = self.name.encode()
-        head = _TOPIC_CONFIG.pack(
-            RETENTIONS.index(retention),
-            DISCARDS.index(discard),
-            nanoseconds(age or 0),
-            size or 0,
-            messages or 0,
-            nanoseconds(dedup),
-            priorities,
-            len(name),
-        )
+        rest = nanoseconds(dedup), priorities, len(name)
+        head = _TOPIC_CONFIG.pack(*kinds, *bounds, *rest)
         return head + name + pack(f">{len(self.groups)}I", *self.groups)
 
 
@@ -214,15 +208,9 @@ def decode_topic(config: bytes) -> TopicConfig:
     )
     groups_at = _TOPIC_CONFIG.size + length
     groups = unpack_from(f">{(len(config) - groups_at) // 4}I", config, groups_at)
-    settings = TopicSettings(
-        RETENTIONS[retention],
-        age / NS if age else None,
-        size or None,
-        messages or None,
-        DISCARDS[discard],
-        dedup / NS,
-        lanes,
-    )
+    bounds = age / NS if age else None, size or None, messages or None
+    rest = DISCARDS[discard], dedup / NS, lanes
+    settings = TopicSettings(RETENTIONS[retention], *bounds, *rest)
     return TopicConfig(config[_TOPIC_CONFIG.size : groups_at].decode(), settings, groups)
 
 
@@ -257,14 +245,8 @@ def new_group(config: GroupConfig, cursor: Sequence[int]) -> bytes:
 def decode_group(config: bytes) -> GroupConfig:
     """The configuration in a GroupRow."""
     topic_id, lease_seconds, deliveries, *rest = _GROUP_CONFIG.unpack_from(config)
-    settings = GroupSettings(
-        lease_seconds,
-        deliveries,
-        Backoff(*rest[:3]),
-        ORDERINGS[rest[4]],
-        rest[3] or None,
-        bool(rest[5]),
-    )
+    ways = Backoff(*rest[:3]), ORDERINGS[rest[4]], rest[3] or None, bool(rest[5])
+    settings = GroupSettings(lease_seconds, deliveries, *ways)
     name = config[_GROUP_CONFIG.size :].decode()
     return GroupConfig(topic_id, name, settings, bool(rest[6]))
 

@@ -181,7 +181,7 @@ def test_more_lines_than_a_topic_may_hold_are_stored_in_parts_as_there_is_room(
     assert shell.out("tail", "mail", "-n", "1") == "99\n"
     shell.run("topic", "create", "small", "--max-bytes", "4KiB")
     said = shell.error("put", "small", "--lines", input=b"x" * 5000 + b"\n", code=1)
-    assert "may hold" in said
+    assert "raise the bound" in said
 
 
 # many messages
