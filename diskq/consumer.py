@@ -30,8 +30,9 @@ class Consumer:
     It belongs to the process that made it: a forked child makes its own.
 
     `for message in consumer` waits for messages without end, and acks each in the commit that
-    leases the next one, unless the body settled it. An exception or `break` leaves the last message
-    unsettled. The loop ends when the consumer is closed, by whatever thread.
+    leases the next one, unless the body settled it, or tried to: what a failed settle or
+    transaction had is left alone, and comes again after its deadline. An exception or `break`
+    leaves the last message unsettled. The loop ends when the consumer is closed, by whatever thread.
 
     With `prefetch`, one commit leases so many messages, which are handed out one by one. Only those
     handed out count as being handled: should the process die, the others are not charged; and
@@ -97,7 +98,7 @@ class Consumer:
                     return
                 raise
             yield message
-            done = None if message.settled else message
+            done = None if message.settled or message.failed else message
 
     def _take(
         self, limit: int, timeout: float | None, done: Message | None = None
@@ -213,14 +214,22 @@ class Consumer:
             for lease, offsets in by_lease.items():
                 at.ack(lease, offsets)
 
-        self.in_group(ack)
+        self._settle(messages, ack)
         self.count_acked(messages)
 
     def settle(self, message: Message, action: Action, settled: bool) -> None:
         """For Message: run an action on a message of this consumer in one commit."""
         self.check_unsettled(message)
-        self.in_group(action)
+        self._settle([message], action)
         message.settled = settled
+
+    def _settle(self, messages: Sequence[Message], action: Callable[[Delivery], None]) -> None:
+        try:
+            self.in_group(action)
+        except errors.LeaseLost:
+            for message in messages:
+                message.failed = True
+            raise
 
     def name_handled(self, offset: int | None) -> None:
         """For Message: name the message being handled, for blame after a crash; no commit."""

@@ -121,7 +121,7 @@ class Delivery(Settling):
         if message.flags & (TTL | PURGED) and self._is_gone(stored, message):
             return Grant(lease, [], 0)
         held.lease(self.tx, self.id, self.row, offset, message)
-        self.row.redelivered += 1
+        self.row.redelivered += bool(message.history)
         self._note_keys(lease, [stored])
         return Grant(lease, [stored], message.failures)
 
@@ -273,8 +273,8 @@ class Delivery(Settling):
     def _steal(self, member: Member, limit: int) -> list[Grant]:
         """The later half of what another consumer prefetched and did not begin: better it is
         handled here and now."""
-        for lease in list(self.leased()):
-            if lease.owner != member.owner and (untouched := self._untouched(lease)):
+        for lease in [lease for lease in self.leased() if lease.owner != member.owner]:
+            while untouched := self._untouched(lease):
                 taken = untouched[len(untouched) // 2 :][-limit:]
                 for offset in taken:
                     lease.settled |= 1 << offset - lease.first

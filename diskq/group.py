@@ -116,8 +116,8 @@ class Group:
 
     def fork(self, name: str) -> Group:
         """A new group that is where this one is, with the same settings: it has the cursor, and a
-        copy of what waits, is parked or is dead. What is leased here is ready there. From then on
-        they are independent.
+        copy of what waits, is parked or is dead. What is leased here is given back there. From then
+        on they are independent.
 
         Raises: ConfigConflict if the name is in use, NotFound, ReadOnly, Closed.
         """

@@ -30,13 +30,14 @@ class Message:
 
     __slots__ = (
         *("attempt", "body", "headers", "key", "offset", "put_at_ns"),
-        *("consumer", "lease", "settled", "__weakref__"),
+        *("consumer", "failed", "lease", "settled", "__weakref__"),
     )
 
     def __init__(self, consumer: Consumer, lease: LeaseRow, stored: Stored, failures: int) -> None:
         self.consumer = consumer
         self.lease = lease
         self.settled = False
+        self.failed = False  # to be settled: an iteration that goes on leaves it alone
         self.offset, record, flags, self.put_at_ns = stored
         self.attempt = failures + 1
         self.body = record

@@ -134,9 +134,10 @@ class Store:
         `retention` ("interest"): a message goes when every group is done with it, and stays while
         there is no group; with "limits" it stays until a bound takes it, the oldest first.
         `max_age_seconds`, `max_bytes`, `max_messages` (no bounds): what is older, or more, goes or
-        is refused. `discard` ("new"): when the topic or the store is full, puts wait or raise Full;
-        with "old" the oldest messages go, and their groups count them as dropped. `dedup_seconds`
-        (120): how long a dedup_id is remembered. `priorities` (1, at most 10): lanes of the topic.
+        is refused. `discard` ("new"): when the topic or the store is full, puts wait or raise Full
+        (with "limits" only the store can be full); with "old" the oldest messages go, and their
+        groups count them as dropped. `dedup_seconds` (120): how long a dedup_id is remembered.
+        `priorities` (1, at most 10): lanes of the topic.
 
         Raises: ConfigConflict if the topic has other settings; ReadOnly if it would have to be
         made; ValueError, TypeError, Closed.

@@ -101,9 +101,11 @@ class Transaction:
             self._done()
 
     def rollback(self) -> None:
-        """Forget all of it; the messages count as unsettled again."""
+        """Forget all of it; the messages count as unsettled again. A consumer that iterates does
+        not ack them, since what belongs to them did not happen: nack or release them, or they come
+        again after their deadline."""
         for message, _ in self._settled:
-            message.settled = False
+            message.settled, message.failed = False, True
         self._settled, self._puts = [], []
 
     def _settle_all(self, tx: Tx) -> None:

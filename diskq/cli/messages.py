@@ -52,7 +52,7 @@ def get(
     diskq get mail -g workers -n 100 --json
     diskq get mail -g workers --wait 5s --no-ack
     """
-    with open_store() as store, find_group(store, topic, group).consumer() as consumer:
+    with open_store() as store, (source := find_group(store, topic, group)).consumer() as consumer:
         left = count
         while left:
             timeout = wait if left == count else 0.0
@@ -65,6 +65,9 @@ def get(
             if ack:  # else closing the consumer gives them back
                 consumer.ack_many(messages)
             left -= len(messages)
+        paused = left == count and source.stats().paused
+    if paused:
+        raise Empty(f"group {group!r} of {topic!r} is paused; 'diskq group resume' lets it go on")
     if left == count:
         raise Empty(f"no message is ready in group {group!r} of {topic!r}; --wait 5s waits for one")
 

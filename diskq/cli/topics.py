@@ -99,7 +99,7 @@ _settings = with_options(
         "--max-messages",
         metavar="N",
         callback=parsed(or_none(units.parse_count)),
-        help="Stored and scheduled ones; set to none: no bound.",
+        help="Of stored messages; set to none: no bound.",
     ),
     click.option(
         "--discard",

@@ -434,7 +434,7 @@ class ModelGroup:
                 if self._gone(offset, message):
                     continue
                 solo, message.solo = message.solo, False
-                offsets, again = [offset], True
+                offsets, again = [offset], bool(message.history)
             else:
                 found = self._from_lanes(limit, bool(granted))
                 if found is None:
@@ -520,8 +520,7 @@ class ModelGroup:
 
     def _steal(self, consumer, limit, prefetched):
         for lease in sorted(self.leases, key=lambda each: (each.deadline, each.offsets[0])):
-            untouched = lease.untouched
-            if lease.consumer != consumer and untouched:
+            while lease.consumer != consumer and (untouched := lease.untouched):
                 taken = untouched[len(untouched) // 2 :][-limit:]
                 for offset in taken:
                     self._settle(lease, offset)

@@ -425,3 +425,33 @@ def test_what_is_no_message_or_topic_is_a_type_error(store):
         transaction.ack(5)
     with pytest.raises(TypeError, match="Topic"):
         transaction.put("mail", b"")
+
+
+def test_an_iteration_does_not_ack_what_a_failed_transaction_had(store, topic, group, consumer):
+    full = store.topic("full", max_messages=1)
+    full.put(b"")
+    topic.put_many([b"a", b"b"])
+    for message in consumer:
+        if message.body == b"b":
+            break
+        transaction = store.transaction()
+        transaction.put(full, message.body)
+        transaction.ack(message)
+        with pytest.raises(diskq.Full):
+            transaction.commit()
+    assert (group.stats().acked, group.stats().leased) == (0, 2)
+
+
+def test_an_iteration_goes_on_after_a_lost_lease(topic, group, consumer, clock):
+    topic.put_many([b"a", b"b"])
+    other = group.consumer("other")
+    seen = []
+    for message in consumer:
+        seen.append(message.body)
+        if len(seen) == 2:
+            break
+        clock.advance(11)
+        assert other.get_nowait().body == b"a"
+        with pytest.raises(diskq.LeaseLost):
+            message.ack()
+    assert seen == [b"a", b"b"]
