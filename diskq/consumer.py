@@ -32,7 +32,7 @@ class Consumer:
     `for message in consumer` waits for messages without end, and acks each in the commit that
     leases the next one, unless the body settled it, or tried to: what a failed settle or
     transaction had is left alone, and comes again after its deadline. An exception or `break`
-    leaves the last message unsettled. The loop ends when the consumer is closed, by whatever thread.
+    leaves the last message unsettled. The loop ends when the consumer is closed, by any thread.
 
     With `prefetch`, one commit leases so many messages, which are handed out one by one. Only those
     handed out count as being handled: should the process die, the others are not charged; and

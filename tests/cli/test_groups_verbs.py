@@ -54,7 +54,7 @@ def test_messages_of_a_key_come_one_after_the_other(shell: Any) -> None:
 def test_what_outlived_its_ttl_is_dead_if_the_group_keeps_it(shell: Any) -> None:
     shell.fill(keep_expired=True)
     shell.run("put", "mail", "late", "--ttl", "1ms")
-    assert "no message is ready" in shell.error("get", "mail", "-g", "workers", code=3)
+    assert "is paused" in shell.error("get", "mail", "-g", "workers", code=3)
     assert shell.json("dead", "ls", "mail", "-g", "workers")[0]["reason"] == "expired"
     assert "expired" in shell.out("dead", "ls", "mail", "-g", "workers")
 
@@ -223,7 +223,7 @@ def test_a_paused_group_gets_nothing_until_it_is_resumed(shell: Any) -> None:
     for _ in range(2):
         said = shell.out("group", "pause", "mail", "workers")
         assert said == "paused group workers of topic mail\n"
-    assert "no message is ready" in shell.error("get", "mail", "-g", "workers", code=3)
+    assert "is paused" in shell.error("get", "mail", "-g", "workers", code=3)
     assert shell.out("group", "ls", "mail").splitlines()[1].endswith(" yes")
     assert shell.json("group", "ls", "mail")[0]["paused"] is True
     said = shell.out("group", "resume", "mail", "workers")

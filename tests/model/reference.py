@@ -477,7 +477,11 @@ class ModelGroup:
     def _unread_of(self, lane, limit):
         found = []
         seen = 0
-        while self.cursor[lane] < self.topic.end(lane) and len(found) < limit:
+        end = self.topic.end(lane)
+        if self.keyed:  # a lease is over messages that were put together
+            segments = (each for each in self.topic.segments if each.end > self.cursor[lane])
+            end = next(each.end for each in segments if each.lane == lane)
+        while self.cursor[lane] < end and len(found) < limit:
             if not self.keyed and seen == limit:
                 break
             seen += 1
