@@ -54,7 +54,7 @@ def test_messages_of_a_key_come_one_after_the_other(shell: Any) -> None:
 def test_what_outlived_its_ttl_is_dead_if_the_group_keeps_it(shell: Any) -> None:
     shell.fill(keep_expired=True)
     shell.run("put", "mail", "late", "--ttl", "1ms")
-    assert "is paused" in shell.error("get", "mail", "-g", "workers", code=3)
+    assert "no message is ready" in shell.error("get", "mail", "-g", "workers", code=3)
     assert shell.json("dead", "ls", "mail", "-g", "workers")[0]["reason"] == "expired"
     assert "expired" in shell.out("dead", "ls", "mail", "-g", "workers")
 
