@@ -33,7 +33,7 @@ from struct import Struct, pack, unpack_from
 from typing import Any, ClassVar, NamedTuple
 
 from .clock import NS, nanoseconds
-from .limits import MAX_HISTORY
+from .limits import MAX_HISTORY, MAX_PRIORITIES
 from .model import LANE_BITS, Backoff, Failure, GroupSettings, TopicSettings
 
 FORMAT_VERSION = 1
@@ -112,10 +112,9 @@ class CountedRow(Row):
     def __init__(self, data: bytes) -> None:
         self.data = data  # as it was read
         self.unpack(data)
-        lanes_at = self.layout.size + 1
-        lanes = data[lanes_at - 1]
-        self.next = list(unpack_from(f">{lanes}Q", data, lanes_at))
-        self.config = data[lanes_at + 8 * lanes :]
+        lanes = _LANES[data[self.layout.size]]
+        self.next = list(lanes.unpack_from(data, self.layout.size)[1:])
+        self.config = data[self.layout.size + lanes.size :]
 
     def encode(self) -> bytes:
         """The row as it is stored."""
@@ -126,8 +125,11 @@ class CountedRow(Row):
         return (lane << LANE_BITS) + self.next[lane]
 
 
+_LANES = [Struct(f">B{lanes}Q") for lanes in range(MAX_PRIORITIES + 1)]
+
+
 def _encode_lanes(lanes: Sequence[int]) -> bytes:
-    return pack(f">B{len(lanes)}Q", len(lanes), *lanes)
+    return _LANES[len(lanes)].pack(len(lanes), *lanes)
 
 
 class TopicRow(CountedRow, layout=">QQQQQQQQ"):
