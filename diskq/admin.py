@@ -150,6 +150,8 @@ def positions(source: Log, topic: TopicRow, to: Start, what: str) -> list[int]:
     segment = next(source.segments(offset), None)
     found = segment is not None and segment.first >> LANE_BITS == mine
     when_ns = segment.put_at_ns if segment and found else 2**63
+    if offset < max(source.first(topic, mine), 1):  # before what is stored: before all of it
+        when_ns = 0
     cursor = [source.offset_at(topic, lane, when_ns) for lane in lanes]
     cursor[mine] = min(max(offset, source.first(topic, mine)), topic.offset(mine))
     return cursor

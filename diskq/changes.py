@@ -164,6 +164,7 @@ def delete_topic(engine: Engine, name: str) -> None:
             _take_away(tx, topic_id, group_id, "")
         tx.delete(b"N" + name.encode())
         tx.delete(ID_KEY.pack(b"T", topic_id))
+        tx.announce(topic_id)
         tx.put(_deleted(DELETED_TOPIC, topic_id), b"")
 
     engine.commit(operation)

@@ -252,7 +252,7 @@ class Consumer:
     def trim(self, tx: Tx) -> None:
         """For diskq's own use: trim the log if much was acked, or if somebody waits for room."""
         due = self._acked >= limits.TRIM_MESSAGES or self._acked_bytes >= limits.TRIM_BYTES
-        if due or self._engine.slots.watched(self.place.topic_id):
+        if due or self._engine.slots.room_wanted(self.place.topic_id):
             place = self.place
             retention.trim(Log(tx, place.database, place.topic_id), place.topic)
             tx.after.append(self._reset_acked)

@@ -44,7 +44,7 @@ class Delivery(Settling):
     """A group inside one transaction, for who takes messages and settles them."""
 
     topic: TopicRow
-    _passed = 0  # messages that were not to be delivered, in this transaction
+    _passed = 0  # messages that were not to be delivered in this transaction; large ones count more
 
     # Taking
 
@@ -169,7 +169,10 @@ class Delivery(Settling):
             else:
                 parked = HeldRow(message.record, message.flags, message.put_at_ns)
                 keys.park(self.tx, self.id, self.row, key, message.offset, parked)
-                self._passed += 1
+                most, room = limits.MAX_PARKED_MESSAGES, self.tx.engine.bulk_bytes
+                self._passed += 1 + most * len(message.record) // room
+                if self._passed > most:
+                    return admitted, passed + 1
         return admitted, len(found)
 
     def _note_keys(self, lease: LeaseRow, messages: Sequence[Stored]) -> None:
@@ -254,12 +257,17 @@ class Delivery(Settling):
         prefetched, behind the one being handled, is not charged."""
         now = self.clock.monotonic_ns()
         passed = takewhile(lambda lease: lease.deadline_ns <= now, self.leased())
+        left = limits.MAX_EXPIRED_MESSAGES
         for lease in list(islice(passed, limits.MAX_EXPIRED_LEASES)):
             name = self._holder_name(lease)
             untouched = set(self._untouched(lease))
-            for offset in lease.offsets():
-                if offset not in untouched:
-                    self._fail(lease, offset, "expired", name, "")
+            failed = [offset for offset in lease.offsets() if offset not in untouched]
+            for offset in failed[:left]:
+                self._fail(lease, offset, "expired", name, "")
+            if len(failed) > left:  # the rest with the next get
+                leases.update(self.tx, self.id, lease)
+                return
+            left -= len(failed)
             self._release_all(lease, solo=False)
 
     def _untouched(self, lease: LeaseRow) -> list[int]:
@@ -293,12 +301,16 @@ class Delivery(Settling):
 
     def _reap(self) -> bool:
         """Take back the leases of dead consumers; charge only what they were handling."""
-        self.tx.engine.looked_ns[self.id] = self.clock.monotonic_ns()
+        began_ns = self.clock.monotonic_ns()
         dead: dict[tuple[int, int], list[LeaseRow]] = {}
-        for lease in islice(self._dead(), limits.MAX_DEAD_OWNERS_LEASES):
+        found = list(islice(self._dead(), limits.MAX_DEAD_OWNERS_LEASES))
+        for lease in found:
             dead.setdefault((lease.slot, lease.owner), []).append(lease)
+        more = len(found) == limits.MAX_DEAD_OWNERS_LEASES
         for (slot, owner), its in dead.items():
-            self._take_from_dead(slot, owner, its)
+            self._take_from_dead(slot, owner, its, more)
+        now_ns = self.clock.monotonic_ns()  # with many leases the look is long: then seldom
+        self.tx.engine.looked_ns[self.id] = now_ns + 20 * (now_ns - began_ns)
         return bool(dead)
 
     def _dead(self) -> Iterator[LeaseRow]:
@@ -310,7 +322,7 @@ class Delivery(Settling):
             if not alive[who]:
                 yield lease
 
-    def _take_from_dead(self, index: int, owner: int, its: list[LeaseRow]) -> None:
+    def _take_from_dead(self, index: int, owner: int, its: list[LeaseRow], more: bool) -> None:
         """The message that the dead consumer named, or its only one, is charged. If it named none
         of several, they are delivered each alone from now on, and so charged at the next death."""
         slots = self.tx.engine.slots
@@ -324,7 +336,8 @@ class Delivery(Settling):
             if blamed is not None and lease.holds(blamed):
                 self._fail(lease, blamed, "crashed", self._holder_name(lease), "", delay_ns=0)
             self._release_all(lease, solo=unknown)
-        self.tx.after.append(partial(slots.forget, index, owner))
+        if not more:  # else it still says which of the others was handled
+            self.tx.after.append(partial(slots.forget, index, owner))
 
     def _holder_name(self, lease: LeaseRow) -> str:
         slot = self.tx.engine.slots.read(lease.slot)

@@ -213,7 +213,7 @@ class Engine:
                 self._commit_batch([pending])
 
     def _transact(self, batch: list[_Pending]) -> None:
-        """All operations in one transaction, in order; nothing is changed if this raises."""
+        """All operations in one transaction, in order, or none."""
         if self._failed is not None:
             raise self._failed
         if self.readonly:
@@ -284,6 +284,8 @@ class Engine:
         limit = self.meta.max_bytes or info["map_size"]
         high_water = (info["last_pgno"] + 1) * limits.PAGE_BYTES
         wanted = size + self._reserve
+        if high_water + wanted > limit:
+            self._live().reader_check()  # who died while reading keeps freed pages
         if high_water + wanted > limit and self.used_bytes(tx) + wanted > limit:
             raise full(self.path, f"of {limit} bytes, {self._reserve} are kept for settling")
         disk = os.statvfs(self.path)
@@ -292,8 +294,8 @@ class Engine:
         self._unchecked = 0
 
     def used_bytes(self, tx: Tx) -> int:
-        """Bytes of the file in use. LMDB's own list of free pages is not counted, nor what an open
-        reader still pins; the room kept for settling is meant to be larger than both."""
+        """Bytes in use, but for LMDB's list of free pages and what an open reader pins; the room
+        kept for settling is meant to be larger than both."""
         pages = 2
         env = self._live()
         for name in env.dbs(tx.lmdb):
@@ -302,8 +304,7 @@ class Engine:
         return pages * limits.PAGE_BYTES
 
     def info(self) -> dict[str, int]:
-        """LMDB's figures, among them map_size, last_pgno and last_txnid; the number of `readers`;
-        and `oldest_reader`, the transaction id that the oldest one sees."""
+        """LMDB's figures, the number of `readers`, and the transaction id `oldest_reader` sees."""
         with self._reader:
             env = self._live()
             figures = env.info()
@@ -317,11 +318,9 @@ class Engine:
         before = env.info()["map_size"]
         self._resize(env, 0)
         if env.info()["map_size"] == before:
-            try:
+            with suppress(lmdb.Error):
                 self._resize(env, 2 * before)
-            except lmdb.Error:
-                return False
-        return True
+        return env.info()["map_size"] != before
 
     def _resize(self, env: lmdb.Environment, size: int) -> None:
         with self._reader:
@@ -367,6 +366,7 @@ class Engine:
         limit = self.meta.max_bytes or self._env.info()["map_size"]
         self._reserve = min(max(limit // 16, limits.MIN_RESERVE_BYTES), limits.MAX_RESERVE_BYTES)
         self._unchecked = self._reserve  # the first put looks
+        self.bulk_bytes = self._reserve // 4  # of messages that one commit may copy without a put
 
     def _open_as(self, durability: str) -> lmdb.Environment:
         env = open_environment(self.path, durability, readonly=self.readonly)

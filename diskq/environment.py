@@ -1,4 +1,4 @@
-"""LMDB environments: open one, create a store's, and say in diskq's words what LMDB refuses."""
+"""LMDB environments: open one, and say in diskq's words what LMDB refuses."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import errno
 import os
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import lmdb
 
-from . import errors, files, limits
-from .clock import Clock
-from .codec import META_KEY, new_meta
+from . import errors, limits
 
 T = TypeVar("T")
 Database = Any  # py-lmdb's handle has no public type
@@ -90,46 +89,6 @@ def read_row(env: lmdb.Environment, database: bytes, key: bytes) -> bytes | None
             return None
 
 
-def create_store(path: str, durability: str, max_bytes: int, clock: Clock) -> None:
-    """Create a store: it is there and complete, or not at all, whenever the power fails.
-
-    LMDB flushes neither a new file's name nor, before its first commit, the file; so build it under
-    another name, flush, rename, flush the parent.
-    """
-    path = os.path.abspath(path)
-    parent, name = os.path.split(path)
-    temporary = os.path.join(parent, f".{name}.{os.getpid()}.{os.urandom(4).hex()}")
-    row = new_meta(durability, max_bytes, os.urandom(16), clock.boot_id(), clock.wall_ns())
-    try:
-        os.mkdir(temporary)
-        with lmdb.open(
-            os.fsencode(temporary),
-            max_dbs=8,
-            max_readers=limits.MAX_READERS,
-            mode=0o664,
-            lib_version=0,
-        ) as env:
-            with env.begin(write=True) as txn:
-                for database in (b"held", b"schedule", b"dedup"):
-                    env.open_db(database, txn)
-                txn.put(META_KEY, row, db=env.open_db(b"state", txn))
-            env.sync(True)
-        files.fill(os.path.join(temporary, files.LOCK))
-        files.flush(os.path.join(temporary, files.DATA))
-        files.flush(temporary)
-        try:
-            os.rename(temporary, path)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            # Another process was faster; its store is as good.
-        files.flush(parent)
-    except (OSError, lmdb.Error) as error:
-        raise translate(error, path) from error
-    finally:
-        files.remove(temporary)
-
-
 def full(path: str, why: str) -> errors.Full:
     """The error of a put that has no room."""
     return errors.Full(
@@ -140,7 +99,8 @@ def full(path: str, why: str) -> errors.Full:
 def translate(error: Exception, path: str) -> errors.DiskqError:
     """The diskq error for an error of LMDB or of the system."""
     code = getattr(error, "code", 0) or getattr(error, "errno", 0)
-    if code in _NO_ROOM or isinstance(error, lmdb.MapFullError):
+    cut_short = code == errno.EIO and _is_disk_full(path)  # LMDB says the same of both
+    if code in _NO_ROOM or cut_short or isinstance(error, lmdb.MapFullError):
         return full(path, "its disk has no room left")
     if code in _NO_PERMISSION:
         return errors.ReadOnly(f"no permission to read and write {path}; ask its owner for both")
@@ -157,3 +117,10 @@ def translate(error: Exception, path: str) -> errors.DiskqError:
     if isinstance(error, _DAMAGE):
         return errors.Corrupt(f"store {path} is damaged ({error}); restore it from a backup")
     return errors.DiskqError(f"store {path}: {error}")
+
+
+def _is_disk_full(path: str) -> bool:
+    with suppress(OSError):
+        disk = os.statvfs(path)
+        return disk.f_bavail * disk.f_frsize < limits.MIN_RESERVE_BYTES
+    return False

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import struct
 import sys
-from contextlib import suppress
 
 from .errors import Corrupt, NotAStore, NotFound, Unsupported
 
@@ -123,26 +122,3 @@ def _check_file_system(path: str) -> None:
             " use a local disk",
             file_system=kind,
         )
-
-
-def flush(path: str) -> None:
-    """Flush a file or directory to its disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def fill(path: str) -> None:
-    """Give a file that will be mapped all its blocks: on a full disk, touching a hole in it would
-    end the process with SIGBUS."""
-    with open(path, "r+b") as file:
-        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-
-
-def remove(path: str) -> None:
-    """Remove a store, if it is there."""
-    for name in (DATA, LOCK, SLOTS, ""):
-        with suppress(FileNotFoundError):
-            os.unlink(os.path.join(path, name)) if name else os.rmdir(path)

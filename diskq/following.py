@@ -35,7 +35,7 @@ def _follow(
     last = time.monotonic()
     while True:
         slots = topic.store.engine.slots
-        seen = slots.watch(topic.id)
+        seen = slots.watch(topic.id, room=False)
         wait = _promote(topic, database)
         lanes = topic.store.engine.read(lambda tx: len(log.load(tx, topic.id, topic.name).next))
         cursor += [lane << LANE_BITS for lane in range(len(cursor), lanes)]

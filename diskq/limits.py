@@ -19,6 +19,7 @@ MAX_PUT_MESSAGES = 100_000
 MAX_PUT_BYTES = 256 * MIB
 MAX_GET_MESSAGES = 10_000
 MAX_EXPIRED_LEASES = 64  # lease rows past their deadline that one get takes back
+MAX_EXPIRED_MESSAGES = 1_000  # ... and messages of them
 MAX_DEAD_OWNERS_LEASES = 1_000  # lease rows of dead processes that one get takes back
 MAX_REDRIVE_MESSAGES = 1_000  # dead letters that one transaction gives back
 MAX_TRIM_SEGMENTS = 1_000  # segments that one transaction deletes

@@ -223,7 +223,7 @@ class GroupStats(NamedTuple):
 class TopicStats(NamedTuple):
     """A topic in numbers: `put` counts all messages that ever got an offset, `scheduled` those that
     are to get one; `stored` those still in the log, in `segments` of `bytes`; `dropped` those that
-    its bounds removed; `last_put_ns` is 0 if none was ever put."""
+    its bounds removed; `last_put_ns`, the time of the latest put, is 0 before the first."""
 
     topic: str
     put: int

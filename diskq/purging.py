@@ -52,6 +52,8 @@ def purge(topic: Topic, before: Start | None, key: bytes | None) -> int:
         return _purge_key(source(tx), topic.name, floors, key, at or 0)
 
     floors = topic.store.engine.read(find)
+    if before is None and key is not None:
+        floors = [2**64] * len(floors)  # what is scheduled may get its offset meanwhile
     total = 0
     at: int | None = 0
     while at is not None:
@@ -107,15 +109,16 @@ def _purge_key(
     many messages went, and where to go on, if anywhere. What a consumer is handling right now is
     purged only in the log: it may still ack it, but it does not come again."""
     row = log.load(source.tx, source.topic_id, name)
-    for group in groups_of(source, row) if start == 0 else ():
-        _withdraw_held(group, floors, key)
-        group.store()
     gone = _erase_scheduled(source, row, limits.MAX_TRIM_SEGMENTS, key)
     more = gone == limits.MAX_TRIM_SEGMENTS
     at: int | None = None
     for segment in list(islice(source.segments(start), limits.MAX_PURGE_SEGMENTS)):
         gone += _purge_from(source, row, segment, floors[segment.first >> LANE_BITS], key)
         at = segment.first + segment.count
+    if at is None:  # the log has none any more, so nobody copies another one
+        for group in groups_of(source, row):
+            _withdraw_held(group, floors, key)
+            group.store()
     log.store(source.tx, source.topic_id, row)
     source.tx.announce(source.topic_id)
     return gone, at if at is not None or not more else start + 1

@@ -85,11 +85,13 @@ def _store_drafts(
     source: Log, name: str, row: TopicRow, drafts: Sequence[Draft]
 ) -> Sequence[Receipt]:
     known = _known(source, row, drafts)
+    row.last_put_ns = source.now(row)  # what is only scheduled counts for dedup, too
     _check_lanes(name, row, drafts)
     named = {each.digest: each for each in reversed(drafts) if each.digest not in known}
     new = [each for each in drafts if not each.digest or named.get(each.digest) is each]
     later = [each for each in new if _due_ns(source, each)]
-    source.tx.engine.need_room(source.tx, sum(len(each.record) for each in later))
+    if later:
+        source.tx.engine.need_room(source.tx, sum(len(each.record) for each in later))
     if now := [each for each in new if not _due_ns(source, each)]:
         size = stored_size([len(each.record) for each in now], len({each.lane for each in now}))
         retention.make_room(source, name, row, len(now), size)

@@ -12,7 +12,7 @@ import threading
 from . import errors, files
 from .clock import Clock
 from .engine import Engine
-from .environment import create_store, translate
+from .environment import translate
 
 _engines: dict[tuple[int, int], Engine] = {}  # by the identity of their data file
 _registry = threading.RLock()
@@ -28,6 +28,8 @@ def open_engine(
             if not files.is_store(path):
                 if not create or readonly:
                     raise errors.NotFound(f"there is no store at {path}; check the path, or put")
+                from .creation import create_store
+
                 create_store(path, durability, max_bytes, clock)
             status = os.stat(os.path.join(path, files.DATA))
             identity = status.st_dev, status.st_ino

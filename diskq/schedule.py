@@ -53,7 +53,12 @@ def promote(source: Log, row: TopicRow) -> None:
     tx = source.tx
     now = tx.engine.clock.wall_ns()
     found = takewhile(lambda each: each.due_ns <= now, rows(tx, source.topic_id))
-    due = list(islice(found, limits.MAX_DUE_MESSAGES))
+    due, size = [], 0
+    for each in islice(found, limits.MAX_DUE_MESSAGES):
+        due.append(each)
+        size += len(each.record)
+        if size >= tx.engine.bulk_bytes:
+            break
     if not due:
         return
     for lane in sorted({each.lane for each in due}):

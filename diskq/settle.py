@@ -223,7 +223,8 @@ class Settling:
         for lease in [lease for lease in below if lease.next_unsettled < floors[lease.lane]]:
             lost = [offset for offset in lease.offsets() if offset < floors[lease.lane]]
             for offset in lost:
-                self.free_key(offset, self._held(lease, offset))
+                if self.keyed:
+                    self.free_key(offset, self._held(lease, offset))
                 lease.settled |= 1 << offset - lease.first
             leases.update(self.tx, self.id, lease)
             gone += len(lost)

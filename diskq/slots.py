@@ -44,7 +44,7 @@ _SLOT = struct.Struct("=QIIQQBB128s6x")
 _USED = struct.Struct("=I")
 _OWNER = struct.Struct("=QI")
 _HANDLING, _HANDED, _WAITING = 16, 24, 32  # in a slot
-_WATCHED = 1 << 31  # in a topic's word
+_WATCHED, _ROOM = 1 << 31, 1 << 30  # in a topic's word
 _END = _SLOTS + MAX_CONSUMERS * _SLOT.size
 _FREE = bytes(_SLOT.size)
 _FLOCK = struct.Struct("qqihh" if sys.platform == "darwin" else "hhqqi4x")  # fcntl(2)
@@ -141,10 +141,11 @@ class Slots:
         """Sleep until something happens in the group whose word was `seen`."""
         self._words.wait(group % WAKE_WORDS, seen, seconds)
 
-    def watch(self, topic: int) -> int:
-        """The topic's word, marked as watched: look at the topic after this, then wait for the word
-        to change. Only watched topics are announced, so nobody pays where nobody waits."""
-        value = self._words.read(_word_of(topic)) | _WATCHED
+    def watch(self, topic: int, *, room: bool) -> int:
+        """The topic's word, marked as watched, and maybe for `room`: look at the topic after this,
+        then wait for the word to change. Only watched topics are announced, so nobody pays where
+        nobody waits."""
+        value = self._words.read(_word_of(topic)) | _WATCHED | (_ROOM if room else 0)
         self._words.mark(_word_of(topic), value)
         return value
 
@@ -152,10 +153,15 @@ class Slots:
         """Whether somebody waits for something to happen in the topic."""
         return self._words.read(WAKE_WORDS - 1 - topic % WAKE_WORDS) >= _WATCHED
 
+    def room_wanted(self, topic: int) -> bool:
+        """Whether somebody waits for room in the topic."""
+        word = self._words.read(WAKE_WORDS - 1 - topic % WAKE_WORDS)
+        return word >= _WATCHED and bool(word & _ROOM)
+
     def announce(self, topic: int, value: int) -> None:
         """Wake whoever watches the topic."""
         if self.watched(topic):
-            self._words.wake(_word_of(topic), value & ~_WATCHED, ALL)
+            self._words.wake(_word_of(topic), value & ~(_WATCHED | _ROOM), ALL)
 
     def wait_for_topic(self, topic: int, seen: int, seconds: float) -> None:
         """Sleep until something happens in the topic, or its word is not the one seen."""
@@ -197,8 +203,13 @@ class Slots:
     def forget(self, index: int, owner: int) -> None:
         """Clear the slot of a dead consumer whose leases are free again."""
         with self._lock:
-            if self.read(index).owner == owner and not self.alive(index, owner):
-                self._fill(index, _FREE)
+            if index in self._mine or not self._try_lock(_start(index)):
+                return
+            try:  # whoever wants the slot has to wait for the lock of its byte
+                if self.read(index).owner == owner:
+                    self._fill(index, _FREE)
+            finally:
+                self._unlock(_start(index))
 
     def handle(self, index: int, offset: int | None) -> None:
         """Name the message being handled: should the process die now, only that one is charged."""

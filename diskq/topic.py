@@ -105,7 +105,7 @@ class Topic:
     ) -> Sequence[Receipt]:
         until = None if timeout is None else time.monotonic() + timeout
         while True:
-            seen = self.store.engine.slots.watch(self.id)
+            seen = self.store.engine.slots.watch(self.id, room=True)
             try:
                 return self.store.commit(operation)
             except Full as error:

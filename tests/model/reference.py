@@ -111,8 +111,6 @@ class ModelTopic:
         self.max_bytes = settings.get("max_bytes")
         self.max_age = settings.get("max_age_seconds")
         self.dedup_ns = dedup_seconds * NS
-        self.watched = False  # then each commit of a group trims
-        self.announced = False  # in this commit, and nobody watches after it
 
     @property
     def put_count(self):
@@ -139,6 +137,8 @@ class ModelTopic:
             mine = min(to // LANE, lanes[-1])
             behind = [s for s in self.segments if s.lane == mine and s.end > to]
             when = min((s.put_at for s in behind), default=2**63)
+            if to < max(self.first(mine), 1):
+                when = 0
             found = [self.since(lane, when) for lane in lanes]
             found[mine] = min(max(to, self.first(mine)), self.end(mine))
             return found
@@ -187,8 +187,6 @@ class ModelTopic:
             receipts.append((False, *place))
         for lane, its in sorted(lanes.items()):
             self.append(lane, its, rich)
-        self.watched = self.watched and not (new or self.announced)
-        self.announced = False
         return receipts
 
     def find(self, dedup):
@@ -201,7 +199,6 @@ class ModelTopic:
             self.messages[offset] = each
         self.segments.append(Segment(lane, self.end(lane), messages, self.clock.wall, rich))
         self.ends[lane] += len(messages)
-        self.announced = True
 
     def promote(self):
         """What is due gets its offsets, in order of time."""
@@ -268,15 +265,8 @@ class ModelTopic:
         return before - len(self.segments)
 
     def trim(self):
-        if self.drop_old(0, 0) + self.forget_passed():
-            self.watched = False
-
-    def committed(self, *, settles=True):
-        """A group's commit ended: if somebody watches the topic, who settles trims."""
-        if self.watched and settles:
-            self.trim()
-        self.watched = self.watched and not self.announced
-        self.announced = False
+        self.drop_old(0, 0)
+        self.forget_passed()
 
     def purge(self, floors, everything):
         for group in self.groups.values():
@@ -294,7 +284,6 @@ class ModelTopic:
         if everything:
             gone += len(self.scheduled)
             self.scheduled = []
-        self.watched = False
         return gone
 
     def purge_key(self, floors, key):
@@ -311,7 +300,6 @@ class ModelTopic:
         kept = [each for each in self.scheduled if each[2].key != key]
         gone += len(self.scheduled) - len(kept)
         self.scheduled = kept
-        self.watched = False
         return gone
 
     def readable(self):

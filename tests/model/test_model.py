@@ -296,7 +296,6 @@ class QueueMachine(RuleBasedStateMachine):
         due, number, _ = gone = scheduled[pick % len(scheduled)]
         self.topic.cancel(f"{due}-{number}")
         scheduled.remove(gone)
-        self.topic_model.watched = False
         with pytest.raises(diskq.NotFound):
             self.topic.cancel(f"{due}-{number}")
 
@@ -349,7 +348,6 @@ class QueueMachine(RuleBasedStateMachine):
         else:
             model.retention = "interest"
             self.topic.update(retention="interest")
-        model.watched = False
 
     # Groups and consumers
 
@@ -484,13 +482,11 @@ class QueueMachine(RuleBasedStateMachine):
             return found
         model = self.model_of(member)
         while granted := model.take(member.number, limit, self.crashed, member.prefetch):
-            self.topic_model.committed(settles=False)
             if member.prefetch == 1:
                 return granted
             member.fetched = granted
             if found := self.handed(member, limit):
                 return found
-        self.topic_model.committed(settles=False)
         return []
 
     @staticmethod
@@ -532,7 +528,6 @@ class QueueMachine(RuleBasedStateMachine):
             model.ack(current.lease, current.offset)
             member.held.remove(current)
         granted = model.take(member.number, 1, self.crashed)
-        self.topic_model.committed(settles=current is not None)
         before = self.store.stats().commit_id
         watchdog = threading.Timer(30, member.handle.close)
         watchdog.start()
@@ -548,8 +543,6 @@ class QueueMachine(RuleBasedStateMachine):
         """What is there is seen without waiting, and watching a topic changes nothing else."""
         floors = self.topic_model.floors(self.place(where))
         self.topic_model.promote()
-        self.topic_model.watched = not self.topic_model.announced
-        self.topic_model.announced = False
         found = [each for each in self.topic_model.readable() if each[0] >= floors[each[0] // LANE]]
         messages = self.topic.follow(self.when(where), timeout=0)
         assert [(each.offset, each.body) for each in messages] == found
@@ -636,7 +629,6 @@ class QueueMachine(RuleBasedStateMachine):
             self.settled(member, delivery, verb)
         if verb == "with":
             member.handling = None
-        self.topic_model.committed()
 
     def settled(self, member, delivery, verb):
         """The model does the same."""
@@ -680,8 +672,6 @@ class QueueMachine(RuleBasedStateMachine):
         def work(topic, plan, puts):
             for _, group, lease, offset, verb in plan:
                 self.do(topic.groups[group], lease, offset, verb)
-            if plan:
-                topic.committed()
             return topic.put(puts) if puts else []
 
         expected = diskq.LeaseLost
@@ -735,7 +725,6 @@ class QueueMachine(RuleBasedStateMachine):
         for delivery in chosen:
             self.model_of(member).ack(delivery.lease, delivery.offset)
             member.held.remove(delivery)
-        self.topic_model.committed()
 
     @precondition(lambda self: any(model.dead for model in self.models.values()))
     @rule(pick=PICK, how=st.sampled_from(["all", "first", "last", "unknown", "forget"]))

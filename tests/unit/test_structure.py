@@ -35,7 +35,7 @@ ORDER = (
 
 # What few programs need is loaded when it is used, and not part of the core.
 ON_DEMAND = (
-    *("stats", "changes", "verify", "purging", "planned", "letters"),
+    *("creation", "stats", "changes", "verify", "purging", "planned", "letters"),
     *("options", "following", "heartbeat", "transaction"),
 )
 
