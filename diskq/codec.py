@@ -31,8 +31,10 @@ from functools import lru_cache
 from operator import attrgetter
 from struct import Struct, pack, unpack_from
 from typing import Any, ClassVar, NamedTuple
+from zlib import crc32
 
 from .clock import NS, nanoseconds
+from .errors import Corrupt
 from .limits import MAX_HISTORY, MAX_PRIORITIES
 from .model import LANE_BITS, Backoff, Failure, GroupSettings, TopicSettings
 
@@ -341,11 +343,12 @@ class HeldRow(Row, layout=">BBHQQ"):
     def encode(self) -> bytes:
         """The row as it is stored."""
         history = b"".join(map(_encode_failure, self.history[-MAX_HISTORY:]))
-        return self.pack() + U32.pack(len(history)) + history + self.record
+        return checked(self.pack() + U32.pack(len(history)) + history + self.record)
 
 
 def decode_held(data: bytes) -> HeldRow:
-    """The inverse of HeldRow.encode."""
+    """The inverse of HeldRow.encode. Raises: Corrupt."""
+    data = unchecked(data)
     at = HeldRow.layout.size
     history_at = at + U32.size
     record_at = history_at + U32.unpack_from(data, at)[0]
@@ -353,6 +356,18 @@ def decode_held(data: bytes) -> HeldRow:
     row.unpack(data)
     row.history = tuple(_decode_history(data[history_at:record_at]))
     return row
+
+
+def checked(content: bytes) -> bytes:
+    """A row that has messages, with its checksum."""
+    return U32.pack(crc32(content)) + content
+
+
+def unchecked(data: bytes) -> bytes:
+    """The inverse of `checked`. Raises: Corrupt."""
+    if data[:4] != U32.pack(crc32(data[4:])):
+        raise Corrupt("a message out of the log fails its checksum; run 'diskq verify'")
+    return data[4:]
 
 
 def _encode_failure(failure: Failure) -> bytes:

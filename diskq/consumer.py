@@ -15,6 +15,7 @@ from .delivery import Delivery, Grant, Member
 from .engine import Tx
 from .log import Log
 from .message import Action, Message
+from .slots import SEVERAL
 
 if TYPE_CHECKING:
     from .group import Group
@@ -159,6 +160,8 @@ class Consumer:
             self.name_handled(message.offset)
             if self._engine.read(lambda tx: _is_held(tx, message)):  # noqa: B023
                 found.append(message)
+        if len(found) > 1:
+            self.name_handled(SEVERAL)
         return found
 
     def _wait(self, seen: int, until: float | None) -> bool:

@@ -18,7 +18,7 @@ from .log import Log
 from .model import Receipt
 from .schedule import schedule_id
 
-_ROW = Struct(">QQQQ")
+ROW = Struct(">QQQQ")
 _REMOVED = 4  # old rows, with each new one
 
 
@@ -37,7 +37,7 @@ def find(source: Log, row: TopicRow, digest: bytes) -> Receipt | None:
             key = DEDUP_KEY.pack(source.topic_id, bucket, digest)
             data = source.tx.lmdb.get(key, db=source.tx.engine.dedup)
             if data is not None:
-                put_at_ns, commit_id, place, number = _ROW.unpack(data)
+                put_at_ns, commit_id, place, number = ROW.unpack(data)
                 if put_at_ns > source.now(row) - window:
                     name = schedule_id(place, number - 1) if number else None
                     return Receipt(None if number else place, True, name, commit_id)
@@ -48,7 +48,7 @@ def note(source: Log, row: TopicRow, digest: bytes, place: int, number: int | No
     """Remember a put: its offset, or when it is due and its number."""
     tx, window = source.tx, _window(row)
     bucket = _bucket(source, row, window)
-    value = _ROW.pack(source.now(row), tx.commit_id, place, 0 if number is None else number + 1)
+    value = ROW.pack(source.now(row), tx.commit_id, place, 0 if number is None else number + 1)
     tx.lmdb.put(DEDUP_KEY.pack(source.topic_id, bucket, digest), value, db=tx.engine.dedup)
     found = tx.scan(U32.pack(source.topic_id), database=tx.engine.dedup)
     for key in [key for key, _ in islice(found, _REMOVED)]:

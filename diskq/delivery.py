@@ -20,6 +20,7 @@ from .log import Stored
 from .model import LANE_BITS, Failure
 from .segment import PURGED, TTL, is_purged, ttl_of
 from .settle import Settling
+from .slots import SEVERAL
 
 _KEYED_READ = 64  # unread messages that a get looks at together in search of a free key
 
@@ -330,7 +331,8 @@ class Delivery(Settling):
         named = slot.handling if slot.owner == owner else None
         several = sum(lease.unsettled for lease in its) > 1
         for lease in its:
-            blamed, unknown = named, named is None and not lease.flags & PREFETCHED
+            blamed = named
+            unknown = named == SEVERAL or (named is None and not lease.flags & PREFETCHED)
             if unknown and lease.unsettled == 1 and (not several or lease.flags & SOLO):
                 blamed = lease.next_unsettled
             if blamed is not None and lease.holds(blamed):

@@ -40,7 +40,7 @@ from .segment import Segment
 from .slots import Slots
 
 T = TypeVar("T")
-_TOKEN_BITS = 24  # of a token that number the deliveries of one commit
+TOKEN_BITS = 24  # of a token that number the deliveries of one commit
 
 
 class Tx:
@@ -53,7 +53,7 @@ class Tx:
         self.put = txn.put
         self.delete = txn.delete
         self.commit_id = txn.id() + engine.meta.commit_base
-        self.tokens = self.commit_id << _TOKEN_BITS  # the next one
+        self.tokens = self.commit_id << TOKEN_BITS  # the next one
         self.wakes: dict[int, int] = {}
         self.announced: set[int] = set()  # topics
         self.after: list[Callable[[], None]] = []  # to be called once this is committed
@@ -73,7 +73,7 @@ class Tx:
     @property
     def tokens_left(self) -> int:
         """How many tokens this commit can still give out."""
-        return ((self.commit_id + 1) << _TOKEN_BITS) - self.tokens
+        return ((self.commit_id + 1) << TOKEN_BITS) - self.tokens
 
     def next_tokens(self, count: int) -> int:
         """The first of `count` tokens that were never given out before and never will be again."""
@@ -113,6 +113,7 @@ class Engine:
     dedup: Database
     meta: Meta
     slots: Slots
+    _looked: bool
 
     def __init__(self, path: str, *, readonly: bool, clock: Clock, suspect: bool = False) -> None:
         self.path = path
@@ -123,7 +124,6 @@ class Engine:
         self._env: lmdb.Environment | None = None
         self._inherited: lmdb.Environment | None = None
         self._failed: errors.DiskqError | None = None
-        self._unchecked = 0  # bytes put since the room was looked at
         self._reset()
         if not suspect:
             files.check_data(path)
@@ -277,8 +277,8 @@ class Engine:
 
         Raises: Full.
         """
-        self._unchecked += size + limits.PAGE_BYTES
-        if self._unchecked < self._reserve // 16:
+        self.slots.put_bytes[0] += size + limits.PAGE_BYTES
+        if self._looked and self.slots.put_bytes[0] < self._reserve // 16:
             return
         info = self._live().info()
         limit = self.meta.max_bytes or info["map_size"]
@@ -291,7 +291,7 @@ class Engine:
         disk = os.statvfs(self.path)
         if disk.f_bavail * disk.f_frsize < wanted and self.used_bytes(tx) + wanted > high_water:
             raise full(self.path, f"its disk has less than {wanted} bytes left")
-        self._unchecked = 0
+        self.slots.put_bytes[0], self._looked = 0, True
 
     def used_bytes(self, tx: Tx) -> int:
         """Bytes in use, but for LMDB's list of free pages and what an open reader pins; the room
@@ -365,7 +365,7 @@ class Engine:
             self.slots.share_words()
         limit = self.meta.max_bytes or self._env.info()["map_size"]
         self._reserve = min(max(limit // 16, limits.MIN_RESERVE_BYTES), limits.MAX_RESERVE_BYTES)
-        self._unchecked = self._reserve  # the first put looks
+        self._looked = False  # at the room: the first put does
         self.bulk_bytes = self._reserve // 4  # of messages that one commit may copy without a put
 
     def _open_as(self, durability: str) -> lmdb.Environment:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import struct
-import sys
 
 from .errors import Corrupt, NotAStore, NotFound, Unsupported
 
@@ -61,33 +60,9 @@ def check_data(path: str) -> None:
     expected = (last_page + 1) * page_bytes
     size = os.stat(name).st_size
     if size < expected:
-        _check_short(path, name, size, expected)
+        from .verify import check_short
 
-
-def _check_short(path: str, name: str, size: int, expected: int) -> None:
-    """A file may rightly end before the last page that LMDB counts: a page that was freed in the
-    transaction that took it is never written. Then what is in use checks out, in a process of its
-    own, and the file is made whole, so that no page is behind its end."""
-    if check_in_child(path):
-        raise Corrupt(
-            f"{name} is cut short: {size} bytes of {expected}; restore the store from a backup",
-            size=size,
-            expected=expected,
-        )
-    with open(name, "r+b") as file:
-        os.posix_fallocate(file.fileno(), expected - 1, 1)  # never overwrites, never shortens
-
-
-def check_in_child(path: str) -> list[str]:
-    """What `verify` finds, run in a process of its own, so that damage cannot end this one."""
-    import subprocess  # rarely needed, and slow to import
-
-    code = "import sys; from diskq.verify import main; sys.exit(main(sys.argv[1]))"
-    command = [sys.executable, "-c", code, path]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    if run.returncode in (0, 5):
-        return run.stdout.splitlines()
-    return [f"checking it ended the process: {run.stderr[-200:] or run.returncode}"]
+        check_short(path, name, size, expected)
 
 
 def _meta(data: bytes, at: int) -> tuple[int, int, int]:

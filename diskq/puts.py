@@ -84,7 +84,8 @@ def store(source: Log, name: str, put: Prepared) -> Sequence[Receipt]:
 def _store_drafts(
     source: Log, name: str, row: TopicRow, drafts: Sequence[Draft]
 ) -> Sequence[Receipt]:
-    known = _known(source, row, drafts)
+    found = {each.digest: dedup.find(source, row, each.digest) for each in drafts if each.digest}
+    known = {digest: receipt for digest, receipt in found.items() if receipt is not None}
     row.last_put_ns = source.now(row)  # what is only scheduled counts for dedup, too
     _check_lanes(name, row, drafts)
     named = {each.digest: each for each in reversed(drafts) if each.digest not in known}
@@ -111,12 +112,6 @@ def _store_drafts(
     if new:
         log.store(source.tx, source.topic_id, row)
     return receipts
-
-
-def _known(source: Log, row: TopicRow, drafts: Sequence[Draft]) -> dict[bytes, Receipt]:
-    """What was put before under the ids of these drafts."""
-    found = {each.digest: dedup.find(source, row, each.digest) for each in drafts if each.digest}
-    return {digest: receipt for digest, receipt in found.items() if receipt is not None}
 
 
 def _check_lanes(name: str, row: TopicRow, drafts: Sequence[Draft]) -> None:

@@ -37,11 +37,6 @@ class Head(NamedTuple):
     put_at_ns: int
 
 
-def settings_of(row: TopicRow) -> TopicSettings:
-    """A topic's settings."""
-    return decode_topic(row.config).settings
-
-
 def trim(source: Log, name: str) -> int:
     """Delete what no group needs or what is over a bound, a bounded part of it; returns how many
     messages went. Group rows must have been stored before."""
@@ -100,7 +95,7 @@ def _over(row: TopicRow, bounds: TopicSettings, count: int, size: int) -> bool:
 def _drop_old(source: Log, row: TopicRow, count: int, size: int) -> int:
     """Drop what is over the topic's age, and, if it prefers new messages, what is in the way of
     `count` more with `size` bytes; returns how many messages went."""
-    bounds = settings_of(row)
+    bounds = decode_topic(row.config).settings
     gone = 0
     if bounds.max_age_seconds is not None:
         since = source.tx.engine.clock.wall_ns() - nanoseconds(bounds.max_age_seconds)
@@ -116,7 +111,7 @@ def _drop_old(source: Log, row: TopicRow, count: int, size: int) -> int:
 
 def _in_the_way(source: Log, row: TopicRow, count: int, size: int) -> Iterator[Head]:
     """The oldest segments, until so much more would fit."""
-    bounds = settings_of(row)
+    bounds = decode_topic(row.config).settings
     messages = row.stored + count - (bounds.max_messages or 2**64)
     too_large = row.bytes + size - (bounds.max_bytes or 2**64)
     for head in _oldest(source, row):

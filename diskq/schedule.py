@@ -13,7 +13,7 @@ from itertools import islice, takewhile
 from typing import NamedTuple
 
 from . import limits, log
-from .codec import SCHEDULE_KEY, U32, TopicRow, decode_topic
+from .codec import SCHEDULE_KEY, U32, TopicRow, checked, decode_topic, unchecked
 from .engine import Tx
 from .log import Log
 from .segment import pack_records
@@ -41,7 +41,7 @@ def add(source: Log, row: TopicRow, due_ns: int, lane: int, flags: int, record: 
     row.scheduled += 1
     key = SCHEDULE_KEY.pack(source.topic_id, due_ns, number)
     tx = source.tx
-    tx.lmdb.put(key, bytes((lane, flags)) + record, db=tx.engine.schedule)
+    tx.lmdb.put(key, checked(bytes((lane, flags)) + record), db=tx.engine.schedule)
     tx.announce(source.topic_id)
     for group_id in decode_topic(row.config).groups:
         tx.wake(group_id, 1)  # one consumer is to wait for it
@@ -84,7 +84,8 @@ def rows(tx: Tx, topic_id: int, due_ns: int = 0, number: int = 0) -> Iterator[Pl
     start = SCHEDULE_KEY.pack(topic_id, due_ns, number)
     for key, value in tx.scan(U32.pack(topic_id), start, tx.engine.schedule):
         _, due, its_number = SCHEDULE_KEY.unpack(key)
-        yield Planned(due, its_number, value[0], value[1], value[2:])
+        lane, flags, *_ = content = unchecked(value)
+        yield Planned(due, its_number, lane, flags, content[2:])
 
 
 def remove(source: Log, row: TopicRow, due_ns: int, number: int) -> bool:

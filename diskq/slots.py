@@ -6,6 +6,7 @@ Nothing in it must last. It has a fixed size and is never truncated or unlinked:
     4       u32: how many slots were ever used; locked by who takes one
     8, 9    locked by who writes to the store, and by who draws a number to wait for that
     12      u32 twice: the number that was served last, and drawn last
+    24      u64: bytes put by all processes since one of them looked at the room left
     64      64 bytes, locked by those who wait and who is served, by their number modulo 64
     4096    WAKE_WORDS times u32, see wake.py
     20480   MAX_CONSUMERS slots of 168 bytes: owner u64 (odd; 0: free), group u32, pid u32,
@@ -36,6 +37,8 @@ from .wake import ALL, Words
 
 _USED_AT, _WRITER, _COUNTER, _TURNS_AT = 4, 8, 9, 12
 _TURN, _TURN_BYTES = 64, 64
+_PUT_BYTES = 24
+_PATIENCE_SECONDS = 0.1
 _TURNS = struct.Struct("=II")
 _REPEATS = 8
 _WORDS = 4096
@@ -44,6 +47,7 @@ _SLOT = struct.Struct("=QIIQQBB128s6x")
 _USED = struct.Struct("=I")
 _OWNER = struct.Struct("=QI")
 _HANDLING, _HANDED, _WAITING = 16, 24, 32  # in a slot
+SEVERAL = 2**64 - 2  # in the place of an offset: several are handled, and nobody knows which
 _WATCHED, _ROOM = 1 << 31, 1 << 30  # in a topic's word
 _END = _SLOTS + MAX_CONSUMERS * _SLOT.size
 _FREE = bytes(_SLOT.size)
@@ -72,6 +76,9 @@ class Slots:
         os.posix_fallocate(self._file, 0, _END)
         self._memory = mmap.mmap(self._file, _END)
         self._words = Words(self._memory, _WORDS, WAKE_WORDS)
+        self._served = Words(self._memory, _TURNS_AT, 1)
+        # One number: bytes that all processes put since one looked at the room; for who writes.
+        self.put_bytes = memoryview(self._memory)[_PUT_BYTES : _PUT_BYTES + 8].cast("Q")
         self._repeats = 0  # writes without waiting while others waited
         self._turn: int | None = None  # the number of the write that waited and goes on
         self._mine: dict[int, int] = {}  # slot -> owner
@@ -89,7 +96,8 @@ class Slots:
         Who has to wait draws a number, holds its byte, and waits for the byte of the one before.
         So processes come in turn, and equal consumers get equal shares: with a plain lock, who
         just gave it back is faster than those it wakes. It may be, `_REPEATS` times: each change
-        of the process costs two switches of the kernel.
+        of the process costs two switches of the kernel. Nobody waits long for one that was stopped
+        while it waited: then the plain lock decides.
         """
         served, drawn = _TURNS.unpack_from(self._memory, _TURNS_AT)
         if (served == drawn or self._repeats < _REPEATS) and self._try_lock(_WRITER):
@@ -97,14 +105,15 @@ class Slots:
             return
         self._repeats = 0
         try:
-            self._wait_for(_COUNTER)
-            (drawn,) = _USED.unpack_from(self._memory, _TURNS_AT + 4)
-            self._turn = (drawn + 1) % 2**32
-            _USED.pack_into(self._memory, _TURNS_AT + 4, self._turn)
-            self._wait_for(_TURN + self._turn % _TURN_BYTES)
-            self._unlock(_COUNTER)
-            self._wait_for(_TURN + drawn % _TURN_BYTES)
-            self._unlock(_TURN + drawn % _TURN_BYTES)
+            if self._wait_briefly(_COUNTER):
+                (drawn,) = _USED.unpack_from(self._memory, _TURNS_AT + 4)
+                turn = (drawn + 1) % 2**32
+                _USED.pack_into(self._memory, _TURNS_AT + 4, turn)
+                if self._wait_briefly(_TURN + turn % _TURN_BYTES):
+                    self._turn = turn
+                self._unlock(_COUNTER)
+                if self._wait_briefly(_TURN + drawn % _TURN_BYTES):
+                    self._unlock(_TURN + drawn % _TURN_BYTES)
             self._wait_for(_WRITER)
         except BaseException:
             self._unlock(_COUNTER)
@@ -113,10 +122,10 @@ class Slots:
 
     def end_writing(self) -> None:
         """Give the write lock back."""
-        if self._turn is not None:
-            _USED.pack_into(self._memory, _TURNS_AT, self._turn)
-            self._unlock(_TURN + self._turn % _TURN_BYTES)
-            self._turn = None
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            self._unlock(_TURN + turn % _TURN_BYTES)
+            self._served.wake(0, turn, ALL)
         self._unlock(_WRITER)
 
     # Wake words
@@ -285,6 +294,18 @@ class Slots:
                 if error.errno != errno.EDEADLK:
                     raise
                 time.sleep(0.001)
+
+    def _wait_briefly(self, byte: int) -> bool:
+        """Lock a byte that is free as soon as a process moved on; False if none did for long."""
+        until = time.monotonic() + _PATIENCE_SECONDS
+        seen = self._served.read(0)
+        while not self._try_lock(byte):
+            left = until - time.monotonic()
+            if left <= 0:
+                return False
+            self._served.wait(0, seen, min(left, _PATIENCE_SECONDS / 20))
+            seen = self._served.read(0)
+        return True
 
     def _try_lock(self, byte: int) -> bool:
         try:

@@ -20,6 +20,7 @@ from .codec import (
 from .engine import Engine, Tx
 from .errors import NotFound
 from .model import ConsumerInfo, GroupStats, PendingMessage, StoreStats, TopicStats
+from .slots import SEVERAL
 
 
 def group_stats(tx: Tx, group_id: int, name: str) -> GroupStats:
@@ -65,7 +66,8 @@ def consumers(tx: Tx) -> Iterator[ConsumerInfo]:
         except NotFound:
             continue  # it learns soon
         where = topic.name, group.name
-        yield ConsumerInfo(slot.name, slot.pid, *where, slot.waiting, slot.handling)
+        handling = None if slot.handling == SEVERAL else slot.handling
+        yield ConsumerInfo(slot.name, slot.pid, *where, slot.waiting, handling)
 
 
 def store_stats(engine: Engine) -> StoreStats:

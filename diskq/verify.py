@@ -1,25 +1,30 @@
 """Every invariant of a store, as a generator of findings: for tests, for tools and for users.
 
 It reads all of a store in one snapshot and recounts what the commits counted. Of a damaged file,
-LMDB itself can end the process; `files.check_in_child` survives that.
+LMDB itself can end the process; `check_in_child` survives that.
 """
 
 from __future__ import annotations
 
+import os
+import struct
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain
 
-from . import admin, held, keys, leases, schedule
+from . import admin, dedup, held, keys, leases, schedule
 from .changes import DELETED_GROUP
 from .codec import (
     BURIED,
     DEAD,
+    DEDUP_KEY,
     HELD,
     ID_KEY,
     LEASED,
     LIVE,
     META_KEY,
+    PARKED,
     TIME_KEY,
     U32,
     WAITING,
@@ -29,13 +34,13 @@ from .codec import (
     decode_group,
     decode_topic,
 )
-from .engine import Engine, Tx
+from .engine import TOKEN_BITS, Engine, Tx
 from .environment import Database
 from .errors import Corrupt
 from .limits import MIB
 from .log import Log
 from .model import LANE_BITS, Finding
-from .segment import LOG_KEY, Segment, head_of
+from .segment import LOG_KEY, Segment, decode_record, head_of
 
 
 def check_store(engine: Engine) -> list[Finding]:
@@ -61,6 +66,32 @@ def main(path: str) -> int:
     return 5 if found else 0
 
 
+def check_short(path: str, name: str, size: int, expected: int) -> None:
+    """A file may rightly end before the last page that LMDB counts: a page that was freed in the
+    transaction that took it is never written. Then what is in use checks out, in a process of its
+    own, and the file is made whole, so that no page is behind its end."""
+    if check_in_child(path):
+        raise Corrupt(
+            f"{name} is cut short: {size} bytes of {expected}; restore the store from a backup",
+            size=size,
+            expected=expected,
+        )
+    with open(name, "r+b") as file:
+        os.posix_fallocate(file.fileno(), expected - 1, 1)  # never overwrites, never shortens
+
+
+def check_in_child(path: str) -> list[str]:
+    """What `verify` finds, run in a process of its own, so that damage cannot end this one."""
+    import subprocess  # rarely needed, and slow to import
+
+    code = "import sys; from diskq.verify import main; sys.exit(main(sys.argv[1]))"
+    command = [sys.executable, "-c", code, path]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode in (0, 5):
+        return run.stdout.splitlines()
+    return [f"checking it ended the process: {run.stderr[-200:] or run.returncode}"]
+
+
 class _Undo(Exception):
     """Ends a transaction without a trace."""
 
@@ -79,17 +110,38 @@ def _check(tx: Tx, logs: dict[int, Database]) -> Iterator[Finding]:
         where = f"topic {decode_topic(topic.config).name}"
         source = Log(tx, logs.get(topic_id), topic_id)
         yield from _check_log(source, where, topic)
-        planned = sum(1 for _ in schedule.rows(tx, topic_id))
-        yield from _compare(where, scheduled=(topic.scheduled, planned))
+        yield from _guarded(where, _check_schedule(tx, where, topic_id, topic))
         for group_id in decode_topic(topic.config).groups:
             if group_id in groups:
                 group = groups[group_id]
                 place = f"{where}, group {decode_group(group.config).name}"
-                yield from _check_group(tx, place, group_id, group)
+                yield from _guarded(place, _check_group(tx, place, group_id, group))
                 yield from _check_needs(source, place, group_id, topic, group)
-                if decode_group(group.config).settings.ordering == "key":
-                    yield from _check_keys(source, place, group_id)
+                keyed = decode_group(group.config).settings.ordering == "key"
+                yield from _guarded(place, _check_keys(source, place, group_id, keyed))
     yield from _check_owners(tx, set(topics), set(groups))
+
+
+def _guarded(where: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    """What cannot be read is a finding too."""
+    try:
+        yield from findings
+    except (Corrupt, IndexError, ValueError, struct.error) as error:
+        yield Finding(where, str(error))
+
+
+def _check_schedule(tx: Tx, where: str, topic_id: int, topic: TopicRow) -> Iterator[Finding]:
+    """Scheduled messages are as many as the row counts, and can be put."""
+    planned = 0
+    for each in schedule.rows(tx, topic_id):
+        planned += 1
+        decode_record(each.record, each.flags)
+        if each.lane >= len(topic.next) or each.number >= topic.numbered:
+            yield Finding(where, f"what is scheduled for {each.due_ns} has no lane, or no number")
+    yield from _compare(where, scheduled=(topic.scheduled, planned))
+    for key, value in tx.scan(U32.pack(topic_id), database=tx.engine.dedup):
+        if len(key) != DEDUP_KEY.size or len(value) != dedup.ROW.size:
+            yield Finding(where, f"the receipt of dedup_id {key.hex()} cannot be read")
 
 
 def _check_needs(
@@ -174,8 +226,8 @@ def _check_group(tx: Tx, where: str, group_id: int, group: GroupRow) -> Iterator
     ready = leased = 0
     leased_held = set()
     for row in leases.rows(tx, group_id):
-        if row.settled >> row.count or not row.unsettled:
-            yield Finding(where, f"the lease at {row.first} has nothing unsettled")
+        if row.settled >> row.count or not row.unsettled or row.token >> TOKEN_BITS > tx.commit_id:
+            yield Finding(where, f"the lease at {row.first} has nothing unsettled, or an odd token")
         ready += row.unsettled if not row.deadline_ns else 0
         leased += row.unsettled if row.deadline_ns else 0
         if row.flags & HELD:
@@ -185,7 +237,8 @@ def _check_group(tx: Tx, where: str, group_id: int, group: GroupRow) -> Iterator
             if offset in taken or not _is_passed(group, offset):
                 yield Finding(where, f"the lease of {offset} overlaps another, or the cursor")
             taken.add(offset)
-    waiting = dict(_due(tx, group_id))
+    due = list(_due(tx, group_id))
+    waiting = dict(due)
     counts = {WAITING: 0, LEASED: 0, BURIED: 0}
     for kind in (LIVE, DEAD):
         for offset, message in held.rows(tx, group_id, kind):
@@ -210,7 +263,7 @@ def _check_group(tx: Tx, where: str, group_id: int, group: GroupRow) -> Iterator
         leased=(group.leased, leased),
         leased_held=(len(leased_held), counts[LEASED]),
         waiting=(group.waiting, counts[WAITING]),
-        due=(len(waiting), counts[WAITING]),
+        due=(len(due), counts[WAITING]),
         parked=(group.parked, len(parked)),
         dead=(group.dead, counts[BURIED]),
         passed=(sum(group.next), group.skipped + here + gone),
@@ -222,11 +275,11 @@ def _is_passed(group: GroupRow, offset: int) -> bool:
     return lane < len(group.next) and offset < group.offset(lane)
 
 
-def _check_keys(source: Log, where: str, group_id: int) -> Iterator[Finding]:
+def _check_keys(source: Log, where: str, group_id: int, keyed: bool) -> Iterator[Finding]:
     """Of each key one message is in flight, it has the key, and nothing is parked without one."""
     tx = source.tx
     found: dict[int, int] = {}
-    in_flight = chain(_leased(source, group_id), _waiting(tx, group_id))
+    in_flight = chain(_leased(source, group_id), _waiting(tx, group_id)) if keyed else ()
     for offset, record, flags in in_flight:
         key = keys.hash_of(record, flags)
         if key is not None and found.setdefault(key, offset) != offset:
@@ -235,7 +288,8 @@ def _check_keys(source: Log, where: str, group_id: int) -> Iterator[Finding]:
     if found != holders:
         yield Finding(where, f"the holders of keys are {holders}, those in flight are {found}")
     for key, offset, row in keys.parked(tx, group_id):
-        if key not in holders or keys.hash_of(row.record, row.flags) != key:
+        its_key = keys.hash_of(row.record, row.flags)
+        if key not in holders or its_key != key or row.state != PARKED:
             yield Finding(where, f"message {offset} is parked behind nobody")
 
 

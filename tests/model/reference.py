@@ -528,7 +528,8 @@ class ModelGroup:
         leases = [lease for lease in self.leases if lease.consumer == consumer]
         several = sum(len(lease.offsets) for lease in leases) > 1
         for lease in leases:
-            blamed, unknown = handled, handled is None and not lease.prefetched
+            blamed = handled
+            unknown = handled == "several" or (handled is None and not lease.prefetched)
             if unknown and len(lease.offsets) == 1 and (lease.solo or not several):
                 blamed = lease.offsets[0]
             if blamed in lease.offsets:

@@ -498,6 +498,8 @@ class QueueMachine(RuleBasedStateMachine):
             member.handling = offset
             if offset in lease.offsets:
                 found.append((offset, lease))
+        if len(found) > 1:
+            member.handling = "several"
         return found
 
     @rule(pick=PICK)
