@@ -360,8 +360,9 @@ class Delivery(Settling):
         waits = [limits.WAIT_SECONDS]
         if room and row.waiting and (due := held.next_due(self.tx, self.id)):
             waits.append((due[0] - self.clock.wall_ns()) / NS)
-        if room and self.topic.scheduled and (due_ns := schedule.next_due(self.log)):
-            waits.append((due_ns - self.clock.wall_ns()) / NS)
+        if room and self.topic.scheduled:
+            planned = next(schedule.rows(self.tx, self.at.topic_id))
+            waits.append((planned.due_ns - self.clock.wall_ns()) / NS)
         if row.leased and (first := next(self.leased(), None)):
             waits.append((first.deadline_ns - self.clock.monotonic_ns()) / NS)
             if any(self._dead()) or self._may_steal(member):

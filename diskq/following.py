@@ -56,9 +56,10 @@ def _promote(topic: Topic, database: Database) -> float:
     engine = topic.store.engine
 
     def seconds(tx: Tx) -> float:
-        due_ns = schedule.next_due(Log(tx, database, topic.id))
-        left = limits.WAIT_SECONDS if due_ns is None else (due_ns - engine.clock.wall_ns()) / NS
-        return min(left, limits.WAIT_SECONDS)
+        planned = next(schedule.rows(tx, topic.id), None)
+        if planned is None:
+            return limits.WAIT_SECONDS
+        return min((planned.due_ns - engine.clock.wall_ns()) / NS, limits.WAIT_SECONDS)
 
     def promote(tx: Tx) -> None:
         schedule.promote(Log(tx, database, topic.id), log.load(tx, topic.id, topic.name))

@@ -72,13 +72,6 @@ def promote(source: Log, row: TopicRow) -> None:
     log.store(tx, source.topic_id, row)
 
 
-def next_due(source: Log) -> int | None:
-    """When the next one is due."""
-    for each in rows(source.tx, source.topic_id):
-        return each.due_ns
-    return None
-
-
 def rows(tx: Tx, topic_id: int, due_ns: int = 0, number: int = 0) -> Iterator[Planned]:
     """The scheduled messages of a topic from these on, in order of time."""
     start = SCHEDULE_KEY.pack(topic_id, due_ns, number)
