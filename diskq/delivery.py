@@ -60,8 +60,7 @@ class Delivery(Settling):
             if self.clock.monotonic_ns() - looked_ns > nanoseconds(limits.LOOK_SECONDS):
                 self._reap()
         topic = self.topic = self.load_topic()
-        if topic.scheduled:
-            schedule.promote(self.log, topic)
+        schedule.promote(self.log, topic)
         grants = self._grant_all(member, limit)
         if not grants and self.row.leased and self._reap():
             grants = self._grant_all(member, limit)
@@ -361,8 +360,7 @@ class Delivery(Settling):
         if room and row.waiting and (due := held.next_due(self.tx, self.id)):
             waits.append((due[0] - self.clock.wall_ns()) / NS)
         if room and self.topic.scheduled:
-            planned = next(schedule.rows(self.tx, self.at.topic_id))
-            waits.append((planned.due_ns - self.clock.wall_ns()) / NS)
+            waits.append((schedule.next_due(self.tx, self.at.topic_id) - self.clock.wall_ns()) / NS)
         if row.leased and (first := next(self.leased(), None)):
             waits.append((first.deadline_ns - self.clock.monotonic_ns()) / NS)
             if any(self._dead()) or self._may_steal(member):

@@ -56,10 +56,10 @@ def _promote(topic: Topic, database: Database) -> float:
     engine = topic.store.engine
 
     def seconds(tx: Tx) -> float:
-        planned = next(schedule.rows(tx, topic.id), None)
-        if planned is None:
+        if not log.load(tx, topic.id, topic.name).scheduled:
             return limits.WAIT_SECONDS
-        return min((planned.due_ns - engine.clock.wall_ns()) / NS, limits.WAIT_SECONDS)
+        left_ns = schedule.next_due(tx, topic.id) - engine.clock.wall_ns()
+        return min(left_ns / NS, limits.WAIT_SECONDS)
 
     def promote(tx: Tx) -> None:
         schedule.promote(Log(tx, database, topic.id), log.load(tx, topic.id, topic.name))

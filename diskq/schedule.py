@@ -52,6 +52,8 @@ def promote(source: Log, row: TopicRow) -> None:
     """Put what is due, at most MAX_DUE_MESSAGES, and store the topic's row."""
     tx = source.tx
     now = tx.engine.clock.wall_ns()
+    if not row.scheduled or next_due(tx, source.topic_id) > now:
+        return
     found = takewhile(lambda each: each.due_ns <= now, rows(tx, source.topic_id))
     due, size = [], 0
     for each in islice(found, limits.MAX_DUE_MESSAGES):
@@ -59,8 +61,6 @@ def promote(source: Log, row: TopicRow) -> None:
         size += len(each.record)
         if size >= tx.engine.bulk_bytes:
             break
-    if not due:
-        return
     for lane in sorted({each.lane for each in due}):
         mine = [each for each in due if each.lane == lane]
         flags = 0
@@ -70,6 +70,13 @@ def promote(source: Log, row: TopicRow) -> None:
     for each in due:
         remove(source, row, each.due_ns, each.number)
     log.store(tx, source.topic_id, row)
+
+
+def next_due(tx: Tx, topic_id: int) -> int:
+    """When the first one is due, if there is one."""
+    cursor = tx.lmdb.cursor(tx.engine.schedule)
+    cursor.set_range(U32.pack(topic_id))
+    return int(SCHEDULE_KEY.unpack(cursor.key())[1])
 
 
 def rows(tx: Tx, topic_id: int, due_ns: int = 0, number: int = 0) -> Iterator[Planned]:
