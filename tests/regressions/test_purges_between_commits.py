@@ -91,24 +91,3 @@ def test_messages_that_fall_due_while_their_key_is_purged_are_not_delivered(
     topic.purge(key="secret")
     assert topic.stats().scheduled == 0
     assert [message for message in consumer.get_many(9, timeout=0) if message.key == "secret"] == []
-
-
-def test_messages_that_fall_due_in_a_lane_that_was_purged_already_are_not_delivered(
-    topic, consumer, clock, before_commit, monkeypatch
-):
-    monkeypatch.setattr(limits, "MAX_TRIM_SEGMENTS", 1)
-    topic.update(priorities=2)
-    for _ in range(3):
-        topic.put(b"planned", key="secret", delay_seconds=5)
-    topic.put(b"low", key="other")
-    for _ in range(3):
-        topic.put(b"high", key="other", priority=1)
-
-    def fall_due():
-        clock.advance(5)
-        consumer.get_many(1, timeout=0)
-
-    before_commit(3, fall_due)  # the second was in the upper lane already
-    topic.purge(key="secret")
-    assert topic.stats().scheduled == 0
-    assert b"planned" not in bodies(consumer.get_many(9, timeout=0))
