@@ -106,7 +106,7 @@ class Consumer:
     ) -> list[Message]:
         """Lease up to `limit` messages, and ack `done` in the same commit; wait for them."""
         if self._fetched:
-            self._check_open()
+            self.check_open()
             if done is not None:
                 self.ack_many([done])
                 done = None
@@ -120,7 +120,7 @@ class Consumer:
             return at.take(self._member, max(limit, self._prefetch))
 
         while True:
-            self._check_open()
+            self.check_open()
             seen = self._engine.slots.word(self.group.id)
             grants = self.in_group(take, settles=done is not None)
             if done is not None:
@@ -171,7 +171,7 @@ class Consumer:
         slots.set_waiting(self._member.slot, True)
         try:
             while slots.word(group_id) == seen:
-                self._check_open()
+                self.check_open()
                 seconds = self._engine.read(lambda tx: Delivery(tx, self.place).look(self._member))
                 if seconds <= 0:
                     break
@@ -205,6 +205,7 @@ class Consumer:
 
         Raises: LeaseLost, AlreadySettled, Closed, WrongProcess.
         """
+        self.check_open()
         messages = list(messages)
         by_lease: dict[LeaseRow, list[int]] = {}
         for message in messages:
@@ -222,6 +223,7 @@ class Consumer:
 
     def settle(self, message: Message, action: Action, settled: bool) -> None:
         """For Message: run an action on a message of this consumer in one commit."""
+        self.check_open()
         self.check_unsettled(message)
         self._settle([message], action)
         message.settled = settled
@@ -308,7 +310,8 @@ class Consumer:
     def __repr__(self) -> str:
         return f"<Consumer {self.name} of {self.group.topic.name}/{self.group.name}>"
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """For diskq's own use. Raises: Closed, WrongProcess."""
         if self._generation != self._engine.generation:
             raise errors.WrongProcess(
                 f"consumer {self.name!r} belongs to the process that forked this one; make another"
@@ -317,10 +320,9 @@ class Consumer:
             raise errors.Closed(f"consumer {self.name!r} is closed; make another")
 
     def check_unsettled(self, message: Message) -> None:
-        """For diskq's own use. Raises: AlreadySettled, Closed, WrongProcess."""
+        """For diskq's own use. Raises: AlreadySettled, TypeError, ValueError."""
         if not isinstance(message, Message):
             raise TypeError(f"expected a Message, not {type(message).__name__}")
-        self._check_open()
         if message.consumer is not self:
             raise ValueError(f"message {message.offset} was leased by another consumer")
         if message.settled:

@@ -86,7 +86,7 @@ class Delivery(Settling):
                 grants.append(grant)
                 alone = grant.lease.flags & SOLO or (grant.lease.flags & HELD and member.prefetch)
                 limit -= limit if alone else len(grant.messages)
-            if self._passed > limits.MAX_PARKED_MESSAGES:
+            if self._passed > limits.MAX_COPIED_MESSAGES:
                 break
         return grants
 
@@ -169,7 +169,7 @@ class Delivery(Settling):
             else:
                 parked = HeldRow(message.record, message.flags, message.put_at_ns)
                 keys.park(self.tx, self.id, self.row, key, message.offset, parked)
-                most, room = limits.MAX_PARKED_MESSAGES, self.tx.engine.bulk_bytes
+                most, room = limits.MAX_COPIED_MESSAGES, self.tx.engine.bulk_bytes
                 self._passed += 1 + most * len(message.record) // room
                 if self._passed > most:
                     return admitted, passed + 1
@@ -257,7 +257,7 @@ class Delivery(Settling):
         prefetched, behind the one being handled, is not charged."""
         now = self.clock.monotonic_ns()
         passed = takewhile(lambda lease: lease.deadline_ns <= now, self.leased())
-        left = limits.MAX_EXPIRED_MESSAGES
+        left = limits.MAX_COPIED_MESSAGES
         for lease in list(islice(passed, limits.MAX_EXPIRED_LEASES)):
             name = self._holder_name(lease)
             untouched = set(self._untouched(lease))

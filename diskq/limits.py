@@ -19,7 +19,6 @@ MAX_PUT_MESSAGES = 100_000
 MAX_PUT_BYTES = 256 * MIB
 MAX_GET_MESSAGES = 10_000
 MAX_EXPIRED_LEASES = 64  # lease rows past their deadline that one get takes back
-MAX_EXPIRED_MESSAGES = 1_000  # ... and messages of them
 MAX_DEAD_OWNERS_LEASES = 1_000  # lease rows of dead processes that one get takes back
 MAX_REDRIVE_MESSAGES = 1_000  # dead letters that one transaction gives back
 MAX_TRIM_SEGMENTS = 1_000  # segments that one transaction deletes
@@ -28,7 +27,7 @@ MAX_PURGE_SEGMENTS = 100  # segments that one transaction reads to purge a key
 MAX_DEDUP_BYTES = 1024  # of a dedup_id
 MAX_PRIORITIES = 10
 MAX_DUE_MESSAGES = 1_000  # scheduled messages that one transaction gives their offsets
-MAX_PARKED_MESSAGES = 1_000  # messages of busy keys that one transaction parks
+MAX_COPIED_MESSAGES = 1_000  # messages that one get copies out of the log: parked, expired
 
 # Names of topics, groups and consumers.
 MAX_NAME_BYTES = 128

@@ -72,6 +72,7 @@ class Transaction:
     def _settle(self, message: Message, action: Callable[[Message], Action]) -> None:
         if not isinstance(message, Message):
             raise TypeError(f"expected a Message, not {type(message).__name__}")
+        message.consumer.check_open()
         message.consumer.check_unsettled(message)
         if message.consumer.group.topic.store.engine is not self._store.engine:
             raise ValueError(f"message {message.offset} is in another store than the transaction")

@@ -122,7 +122,7 @@ def test_parked_messages_come_in_order_after_the_holder_of_their_key_died(store,
 
 def test_cold_messages_scattered_through_the_backlog_of_a_hot_key_all_come(tmp_path):
     """Some of them are read by the very get that has parked all that one commit may."""
-    backlog = [Outgoing(b"hot", key="hot")] * (limits.MAX_PARKED_MESSAGES + 10)
+    backlog = [Outgoing(b"hot", key="hot")] * (limits.MAX_COPIED_MESSAGES + 10)
     with diskq.open(tmp_path / "store", durability="process") as store:
         topic = store.topic("t")
         with topic.group("g", ordering="key").consumer() as consumer:

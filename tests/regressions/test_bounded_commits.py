@@ -51,7 +51,7 @@ def take_all(consumer, count):
 def test_of_a_large_batch_that_expired_a_commit_takes_back_a_part(
     topic, clock, per_commit, monkeypatch
 ):
-    monkeypatch.setattr(limits, "MAX_EXPIRED_MESSAGES", 10)
+    monkeypatch.setattr(limits, "MAX_COPIED_MESSAGES", 10)
     group = topic.group("slow", lease_seconds=10, backoff=diskq.Backoff(100))
     topic.put_many([b"x"] * 35)
     late, other = group.consumer(), group.consumer()

@@ -188,7 +188,7 @@ def test_a_ttl_begins_when_a_scheduled_message_is_put(topic, consumer, clock):
 def test_more_expired_ones_than_one_commit_passes_do_not_hide_the_living_one(
     topic, group, consumer, clock
 ):
-    count = 2 * limits.MAX_PARKED_MESSAGES + 500
+    count = 2 * limits.MAX_COPIED_MESSAGES + 500
     topic.put_many([Outgoing(b"", ttl_seconds=1)] * count)
     topic.put(b"living")
     clock.advance(1)
@@ -199,7 +199,7 @@ def test_more_expired_ones_than_one_commit_passes_do_not_hide_the_living_one(
 def test_more_waiting_ones_that_expired_than_one_commit_passes_do_not_hide_the_living_one(
     topic, group, consumer, clock
 ):
-    count = limits.MAX_PARKED_MESSAGES + 10
+    count = limits.MAX_COPIED_MESSAGES + 10
     topic.put_many([Outgoing(b"", ttl_seconds=1)] * count)
     for message in consumer.get_many(count):
         message.nack()
@@ -214,7 +214,7 @@ def test_a_large_batch_with_many_expired_ones_loses_none_of_the_living(tmp_path,
     with diskq.open(tmp_path / "another", clock=clock, durability="process") as store:
         topic = store.topic("t")
         consumer = topic.group("g", ordering=ordering).consumer()
-        topic.put_many([Outgoing(b"", ttl_seconds=1)] * (limits.MAX_PARKED_MESSAGES + 1))
+        topic.put_many([Outgoing(b"", ttl_seconds=1)] * (limits.MAX_COPIED_MESSAGES + 1))
         topic.put_many([b"living"] * 5)
         clock.advance(1)
         assert ready(consumer) == [b"living"] * 5
