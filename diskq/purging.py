@@ -48,13 +48,18 @@ def purge(topic: Topic, before: Start | None, key: bytes | None) -> int:
 
     def step(tx: Tx) -> tuple[int, int | None]:
         if key is None:
-            return _purge_below(source(tx), topic.name, floors, before is None)
+            return _purge_below(source(tx), topic.name, floors)
         return _purge_key(source(tx), topic.name, floors, key, at or 0)
 
+    total = 0
+    more = before is None and key is None
+    while more:  # the schedule first: what falls due meanwhile is below the floors read after it
+        count = topic.store.commit(lambda tx: _purge_scheduled(source(tx), topic.name))
+        total += count
+        more = count == limits.MAX_TRIM_SEGMENTS
     floors = topic.store.engine.read(find)
     if before is None and key is not None:
         floors = [2**64] * len(floors)  # what is scheduled may get its offset meanwhile
-    total = 0
     at: int | None = 0
     while at is not None:
         count, at = topic.store.commit(step)
@@ -62,11 +67,17 @@ def purge(topic: Topic, before: Start | None, key: bytes | None) -> int:
     return total
 
 
-def _purge_below(
-    source: Log, name: str, floors: Sequence[int], everything: bool
-) -> tuple[int, int | None]:
-    """Purge some of what is below these offsets, one of each lane; and of what is scheduled, if
-    `everything` is to go. Returns how many messages went, and 0 if there is more."""
+def _purge_scheduled(source: Log, name: str) -> int:
+    """Purge some of what is scheduled; returns how many messages."""
+    row = log.load(source.tx, source.topic_id, name)
+    gone = _erase_scheduled(source, row, limits.MAX_TRIM_SEGMENTS)
+    log.store(source.tx, source.topic_id, row)
+    return gone
+
+
+def _purge_below(source: Log, name: str, floors: Sequence[int]) -> tuple[int, int | None]:
+    """Purge some of what is below these offsets, one of each lane. Returns how many messages went,
+    and 0 if there is more."""
     row = log.load(source.tx, source.topic_id, name)
     reached = [_reach(source, row, lane, floor) for lane, floor in enumerate(floors)]
     done = reached == list(floors)
@@ -76,11 +87,9 @@ def _purge_below(
             _withdraw_held(group, reached)
         group.store()
     gone = sum(_cut(source, row, lane, floor) for lane, floor in enumerate(reached))
-    if everything:
-        gone += _erase_scheduled(source, row, limits.MAX_TRIM_SEGMENTS)
     log.store(source.tx, source.topic_id, row)
     source.tx.announce(source.topic_id)
-    return gone, None if done and not (everything and row.scheduled) else 0
+    return gone, None if done else 0
 
 
 def _reach(source: Log, row: TopicRow, lane: int, floor: int) -> int:
@@ -110,18 +119,20 @@ def _purge_key(
     purged only in the log: it may still ack it, but it does not come again."""
     row = log.load(source.tx, source.topic_id, name)
     gone = _erase_scheduled(source, row, limits.MAX_TRIM_SEGMENTS, key)
-    more = gone == limits.MAX_TRIM_SEGMENTS
     at: int | None = None
-    for segment in list(islice(source.segments(start), limits.MAX_PURGE_SEGMENTS)):
-        gone += _purge_from(source, row, segment, floors[segment.first >> LANE_BITS], key)
-        at = segment.first + segment.count
+    if gone == limits.MAX_TRIM_SEGMENTS:
+        at = start  # first all of the schedule: what falls due may go to a lane passed already
+    else:
+        for segment in list(islice(source.segments(start), limits.MAX_PURGE_SEGMENTS)):
+            gone += _purge_from(source, row, segment, floors[segment.first >> LANE_BITS], key)
+            at = segment.first + segment.count
     if at is None:  # the log has none any more, so nobody copies another one
         for group in groups_of(source, row):
             _withdraw_held(group, floors, key)
             group.store()
     log.store(source.tx, source.topic_id, row)
     source.tx.announce(source.topic_id)
-    return gone, at if at is not None or not more else start + 1
+    return gone, at
 
 
 def _purge_from(source: Log, row: TopicRow, segment: Segment, floor: int, key: bytes) -> int:

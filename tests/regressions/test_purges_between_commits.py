@@ -1,5 +1,5 @@
-"""A purge of a key takes several commits. Each test does between two of them what moves a message
-of the key to another place."""
+"""A purge takes several commits. Each test does before one of them what moves a message to another
+place."""
 
 from __future__ import annotations
 
@@ -91,3 +91,39 @@ def test_messages_that_fall_due_while_their_key_is_purged_are_not_delivered(
     topic.purge(key="secret")
     assert topic.stats().scheduled == 0
     assert [message for message in consumer.get_many(9, timeout=0) if message.key == "secret"] == []
+
+
+def test_messages_that_fall_due_in_a_lane_that_was_purged_already_are_not_delivered(
+    topic, consumer, clock, before_commit, monkeypatch
+):
+    monkeypatch.setattr(limits, "MAX_TRIM_SEGMENTS", 1)
+    topic.update(priorities=2)
+    for _ in range(3):
+        topic.put(b"planned", key="secret", delay_seconds=5)
+    topic.put(b"low", key="other")
+    for _ in range(3):
+        topic.put(b"high", key="other", priority=1)
+
+    def fall_due():
+        clock.advance(5)
+        consumer.get_many(1, timeout=0)
+
+    before_commit(3, fall_due)  # the second was in the upper lane already
+    topic.purge(key="secret")
+    assert topic.stats().scheduled == 0
+    assert b"planned" not in bodies(consumer.get_many(9, timeout=0))
+
+
+def test_a_message_that_falls_due_before_all_are_purged_is_not_delivered(
+    topic, consumer, clock, before_commit
+):
+    topic.put(b"planned", delay_seconds=5)
+    topic.put(b"now")
+
+    def fall_due():
+        clock.advance(5)
+        consumer.get_nowait().release()
+
+    before_commit(1, fall_due)
+    assert topic.purge() == 2
+    assert consumer.get_many(2, timeout=0) == []
