@@ -848,7 +848,7 @@ RUN = settings(
     stateful_step_count=30,
     deadline=None,
     print_blob=True,
-    derandomize=False,
+    derandomize="MODEL_EXAMPLES" not in os.environ,  # the same every time, unless one hunts
     suppress_health_check=list(HealthCheck),
 )
 HUNT = settings(RUN, phases=[Phase.generate], database=None, print_blob=False)
