@@ -46,7 +46,7 @@ def update_topic(tx: Tx, topic_id: int, name: str, given: Given) -> TopicSetting
         group = leases.load(tx, group_id, "")
         group.next += [0] * more
         leases.store(tx, group_id, group)
-    tx.announce(topic_id)
+    tx.announced.add(topic_id)
     return settings
 
 
@@ -164,7 +164,7 @@ def delete_topic(engine: Engine, name: str) -> None:
             _take_away(tx, topic_id, group_id, "")
         tx.delete(b"N" + name.encode())
         tx.delete(ID_KEY.pack(b"T", topic_id))
-        tx.announce(topic_id)
+        tx.announced.add(topic_id)
         tx.put(_deleted(DELETED_TOPIC, topic_id), b"")
 
     engine.commit(operation)

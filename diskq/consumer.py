@@ -171,7 +171,6 @@ class Consumer:
         slots.set_waiting(self._member.slot, True)
         try:
             while slots.word(group_id) == seen:
-                self.check_open()
                 seconds = self._engine.read(lambda tx: Delivery(tx, self.place).look(self._member))
                 if seconds <= 0:
                     break
@@ -192,6 +191,7 @@ class Consumer:
         slots, group_id = self._engine.slots, self.group.id
         end = time.monotonic() + seconds
         while slots.word(group_id) == seen and (left := end - time.monotonic()) > 0:
+            self.check_open()  # who closes it wakes us, but leaves the word alone
             others, dead = slots.peers(group_id)
             if dead:
                 return dead

@@ -60,7 +60,8 @@ class Delivery(Settling):
             if self.clock.monotonic_ns() - looked_ns > nanoseconds(limits.LOOK_SECONDS):
                 self._reap()
         topic = self.topic = self.load_topic()
-        schedule.promote(self.log, topic)
+        if topic.scheduled:
+            schedule.promote(self.log, topic)
         grants = self._grant_all(member, limit)
         if not grants and self.row.leased and self._reap():
             grants = self._grant_all(member, limit)

@@ -55,7 +55,7 @@ class Tx:
         self.commit_id = txn.id() + engine.meta.commit_base
         self.tokens = self.commit_id << TOKEN_BITS  # the next one
         self.wakes: dict[int, int] = {}
-        self.announced: set[int] = set()  # topics
+        self.announced: set[int] = set()  # topics that got messages, or room: wake who watches
         self.after: list[Callable[[], None]] = []  # to be called once this is committed
 
     def scan(
@@ -83,10 +83,6 @@ class Tx:
     def wake(self, group: int, count: int) -> None:
         """After the commit, wake up to `count` consumers blocked on the group."""
         self.wakes[group] = self.wakes.get(group, 0) + count
-
-    def announce(self, topic: int) -> None:
-        """After the commit, wake whoever watches the topic: it got messages, or room."""
-        self.announced.add(topic)
 
 
 class _Pending:

@@ -62,7 +62,9 @@ def _promote(topic: Topic, database: Database) -> float:
         return min(left_ns / NS, limits.WAIT_SECONDS)
 
     def promote(tx: Tx) -> None:
-        schedule.promote(Log(tx, database, topic.id), log.load(tx, topic.id, topic.name))
+        row = log.load(tx, topic.id, topic.name)
+        if row.scheduled:
+            schedule.promote(Log(tx, database, topic.id), row)
 
     while (wait := engine.read(seconds)) <= 0:
         topic.store.commit(promote)

@@ -72,7 +72,7 @@ class Log:
         row.segments += len(packed)
         for group_id in decode_topic(row.config).groups:
             self.tx.wake(group_id, offset - first)
-        self.tx.announce(self.topic_id)
+        self.tx.announced.add(self.topic_id)
         return first
 
     def now(self, row: TopicRow) -> int:

@@ -49,6 +49,6 @@ def cancel(topic: Topic, schedule_id: str) -> None:
                 schedule_id=schedule_id,
             )
         log.store(tx, topic.id, row)
-        tx.announce(topic.id)
+        tx.announced.add(topic.id)
 
     topic.store.commit(operation)

@@ -88,7 +88,7 @@ def _purge_below(source: Log, name: str, floors: Sequence[int]) -> tuple[int, in
         group.store()
     gone = sum(_cut(source, row, lane, floor) for lane, floor in enumerate(reached))
     log.store(source.tx, source.topic_id, row)
-    source.tx.announce(source.topic_id)
+    source.tx.announced.add(source.topic_id)
     return gone, None if done else 0
 
 
@@ -131,7 +131,7 @@ def _purge_key(
             _withdraw_held(group, floors, key)
             group.store()
     log.store(source.tx, source.topic_id, row)
-    source.tx.announce(source.topic_id)
+    source.tx.announced.add(source.topic_id)
     return gone, at
 
 

@@ -69,7 +69,8 @@ def _draft(message: bytes | Outgoing) -> Draft:
 def store(source: Log, name: str, put: Prepared) -> Sequence[Receipt]:
     """Store messages, all or none. Raises: Full, MessageTooLarge, ValueError, NotFound."""
     row = log.load(source.tx, source.topic_id, name)
-    schedule.promote(source, row)
+    if row.scheduled:
+        schedule.promote(source, row)
     if put.drafts:
         return _store_drafts(source, name, row, put.drafts)
     retention.make_room(source, name, row, put.messages, put.size)

@@ -44,7 +44,7 @@ def trim(source: Log, name: str) -> int:
     gone = _drop_old(source, row, 0, 0) + _trim_passed(source, row)
     if gone:
         log.store(source.tx, source.topic_id, row)
-        source.tx.announce(source.topic_id)
+        source.tx.announced.add(source.topic_id)
     return gone
 
 

@@ -42,17 +42,18 @@ def add(source: Log, row: TopicRow, due_ns: int, lane: int, flags: int, record: 
     key = SCHEDULE_KEY.pack(source.topic_id, due_ns, number)
     tx = source.tx
     tx.lmdb.put(key, checked(bytes((lane, flags)) + record), db=tx.engine.schedule)
-    tx.announce(source.topic_id)
+    tx.announced.add(source.topic_id)
     for group_id in decode_topic(row.config).groups:
         tx.wake(group_id, 1)  # one consumer is to wait for it
     return number
 
 
 def promote(source: Log, row: TopicRow) -> None:
-    """Put what is due, at most MAX_DUE_MESSAGES, and store the topic's row."""
+    """Put what is due, at most MAX_DUE_MESSAGES, and store the topic's row. Only if something is
+    scheduled."""
     tx = source.tx
     now = tx.engine.clock.wall_ns()
-    if not row.scheduled or next_due(tx, source.topic_id) > now:
+    if next_due(tx, source.topic_id) > now:
         return
     found = takewhile(lambda each: each.due_ns <= now, rows(tx, source.topic_id))
     due, size = [], 0

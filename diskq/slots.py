@@ -160,16 +160,16 @@ class Slots:
 
     def watched(self, topic: int) -> bool:
         """Whether somebody waits for something to happen in the topic."""
-        return self._words.read(WAKE_WORDS - 1 - topic % WAKE_WORDS) >= _WATCHED
+        return self._words.read(_word_of(topic)) >= _WATCHED
 
     def room_wanted(self, topic: int) -> bool:
         """Whether somebody waits for room in the topic."""
-        word = self._words.read(WAKE_WORDS - 1 - topic % WAKE_WORDS)
+        word = self._words.read(_word_of(topic))
         return word >= _WATCHED and bool(word & _ROOM)
 
     def announce(self, topic: int, value: int) -> None:
         """Wake whoever watches the topic."""
-        if self.watched(topic):
+        if self._words.read(_word_of(topic)) >= _WATCHED:
             self._words.wake(_word_of(topic), value & ~(_WATCHED | _ROOM), ALL)
 
     def wait_for_topic(self, topic: int, seen: int, seconds: float) -> None:
