@@ -1,57 +1,85 @@
-"""Creating a store: it is there and complete, or not at all. Imported on demand."""
+"""Creating a store, new, as a backup or out of a damaged one: it is there and complete, or not at
+all. Imported on demand."""
 
 from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import lmdb
 
 from . import files, limits
 from .clock import Clock
-from .codec import META_KEY, new_meta
+from .codec import DURABILITIES, META_KEY, Meta, new_meta
 from .environment import translate
+from .errors import NotAStore
 
 
 def create_store(path: str, durability: str, max_bytes: int, clock: Clock) -> None:
-    """Create a store: it is there and complete, or not at all, whenever the power fails.
+    """Create an empty store, unless another process is faster: its store is as good."""
+    row = new_meta(durability, max_bytes, os.urandom(16), clock.boot_id(), clock.wall_ns())
+    with suppress(NotAStore), building(path) as place:
+        create_in(place, row)
+
+
+@contextmanager
+def building(path: str) -> Iterator[str]:
+    """Build a store in the directory that this gives, which becomes `path` at the end, whenever the
+    power fails: there is all of it, or nothing.
 
     LMDB flushes neither a new file's name nor, before its first commit, the file; so build it under
     another name, flush, rename, flush the parent.
+
+    Raises: NotAStore if something is at `path` already; Full, DiskFailed, ReadOnly.
     """
     path = os.path.abspath(path)
     parent, name = os.path.split(path)
-    temporary = os.path.join(parent, f".{name}.{os.getpid()}.{os.urandom(4).hex()}")
-    row = new_meta(durability, max_bytes, os.urandom(16), clock.boot_id(), clock.wall_ns())
+    place = os.path.join(parent, f".{name}.{os.getpid()}.{os.urandom(4).hex()}")
     try:
-        os.mkdir(temporary)
-        with lmdb.open(
-            os.fsencode(temporary),
-            max_dbs=8,
-            max_readers=limits.MAX_READERS,
-            mode=0o664,
-            lib_version=0,
-        ) as env:
-            with env.begin(write=True) as txn:
-                for database in (b"held", b"schedule", b"dedup"):
-                    env.open_db(database, txn)
-                txn.put(META_KEY, row, db=env.open_db(b"state", txn))
-            env.sync(True)
-        _fill(os.path.join(temporary, files.LOCK))
-        _flush(os.path.join(temporary, files.DATA))
-        _flush(temporary)
+        os.mkdir(place)
+        yield place
+        _fill(os.path.join(place, files.LOCK))
+        for each in sorted(os.listdir(place)):
+            _flush(os.path.join(place, each))
+        _flush(place)
         try:
-            os.rename(temporary, path)
+            os.rename(place, path)
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
-            # Another process was faster; its store is as good.
-        _flush(parent)
+            raise NotAStore(f"{path} exists; choose a new path") from error
+        finally:
+            _flush(parent)
     except (OSError, lmdb.Error) as error:
         raise translate(error, path) from error
     finally:
-        _remove(temporary)
+        _remove(place)
+
+
+def create_in(place: str, row: bytes) -> None:
+    """Make an empty store in an empty directory."""
+    with lmdb.open(
+        os.fsencode(place),
+        max_dbs=8,
+        max_readers=limits.MAX_READERS,
+        mode=0o664,
+        lib_version=0,
+    ) as env:
+        write_meta(env, place, row)
+
+
+def write_meta(env: lmdb.Environment, place: str, row: bytes) -> None:
+    """Write the row of a store that is being built, and what it needs besides."""
+    with env.begin(write=True) as txn:
+        for database in (b"held", b"schedule", b"dedup"):
+            env.open_db(database, txn)
+        txn.put(META_KEY, row, db=env.open_db(b"state", txn))
+    meta = Meta(row)
+    if DURABILITIES[meta.durability] == "process":
+        with open(os.path.join(place, files.BOOT), "w", encoding="ascii") as file:
+            file.write(meta.boot_id.hex())
 
 
 def _flush(path: str) -> None:
@@ -72,6 +100,6 @@ def _fill(path: str) -> None:
 
 def _remove(path: str) -> None:
     """Remove a store, if it is there."""
-    for name in (files.DATA, files.LOCK, files.SLOTS, ""):
+    for name in (files.DATA, files.LOCK, files.SLOTS, files.BOOT, ""):
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(path, name)) if name else os.rmdir(path)

@@ -123,6 +123,10 @@ class Engine:
         self._reset()
         if not suspect:
             files.check_data(path)
+            if os.path.exists(os.path.join(path, files.BOOT)):
+                from .verify import check_boot
+
+                check_boot(path, clock.boot_id())
         self._open()
 
     def _reset(self) -> None:
@@ -276,22 +280,26 @@ class Engine:
         self.slots.put_bytes[0] += size + limits.PAGE_BYTES
         if self._looked and self.slots.put_bytes[0] < self._reserve // 16:
             return
-        info = self._live().info()
+        env = self._live()
+        env.reader_check()  # who died while reading keeps freed pages
+        info, disk = env.info(), os.statvfs(self.path)
         limit = self.meta.max_bytes or info["map_size"]
         high_water = (info["last_pgno"] + 1) * limits.PAGE_BYTES
         wanted = size + self._reserve
-        if high_water + wanted > limit:
-            self._live().reader_check()  # who died while reading keeps freed pages
-        if high_water + wanted > limit and self.used_bytes(tx) + wanted > limit:
-            raise full(self.path, f"of {limit} bytes, {self._reserve} are kept for settling")
-        disk = os.statvfs(self.path)
-        if disk.f_bavail * disk.f_frsize < wanted and self.used_bytes(tx) + wanted > high_water:
-            raise full(self.path, f"its disk has less than {wanted} bytes left")
+        disk_full = disk.f_bavail * disk.f_frsize < wanted
+        if disk_full or high_water + wanted > limit:
+            from .readers import blame, pinned_bytes
+
+            used = self.used_bytes(tx) + pinned_bytes(env, self.path)
+            if used + wanted > limit:
+                why = f"of {limit} bytes, {self._reserve} are kept for settling{blame(env)}"
+                raise full(self.path, why)
+            if disk_full and used + wanted > high_water:
+                raise full(self.path, f"its disk has less than {wanted} bytes left{blame(env)}")
         self.slots.put_bytes[0], self._looked = 0, True
 
     def used_bytes(self, tx: Tx) -> int:
-        """Bytes in use, but for LMDB's list of free pages and what an open reader pins; the room
-        kept for settling is meant to be larger than both."""
+        """Bytes in use, but for LMDB's list of free pages and what an open reader pins."""
         pages = 2
         env = self._live()
         for name in env.dbs(tx.lmdb):
@@ -299,15 +307,10 @@ class Engine:
             pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
         return pages * limits.PAGE_BYTES
 
-    def info(self) -> dict[str, int]:
-        """LMDB's figures, the number of `readers`, and the transaction id `oldest_reader` sees."""
+    def look(self, look: Callable[[lmdb.Environment], T]) -> T:
+        """What the environment says of itself; for numbers."""
         with self._reader:
-            env = self._live()
-            figures = env.info()
-            lines = [line.split() for line in env.readers().splitlines()[1:]]
-        pinned = [int(line[2]) for line in lines if len(line) == 3 and line[2].isdigit()]
-        oldest = min(pinned, default=figures["last_txnid"])
-        return {**figures, "oldest_reader": oldest, "readers": len(pinned)}  # type: ignore[dict-item]
+            return look(self._live())
 
     def _grow(self, env: lmdb.Environment) -> bool:
         """Let the map grow; False if it cannot. Another process may have grown it already."""
@@ -354,8 +357,8 @@ class Engine:
             self.slots = Slots(os.path.join(self.path, files.SLOTS))
         self._env = self._open_as("commit")
         durability = DURABILITIES[self.meta.durability]
-        if durability != "commit":
-            self._env.close()
+        if durability != "commit" or f" {os.getpid()} " in self._env.readers():
+            self._env.close()  # with the rows that a dead process of this pid left among readers
             self._env = self._open_as(durability)
         if not self.readonly and self.meta.next_group + self.meta.next_topic >= limits.WAKE_WORDS:
             self.slots.share_words()

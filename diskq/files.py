@@ -8,18 +8,31 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
+from typing import NamedTuple
 
 from .errors import Corrupt, NotAStore, NotFound, Unsupported
 
 DATA, LOCK, SLOTS = "data.mdb", "lock.mdb", "slots"
+BOOT = "boot"  # only where commits are not flushed: the boot that last found the store sound
 
 # POSIX locks or shared maps do not reach all users of a file there; see "Caveats" in lmdb.h.
 _REFUSED = {"nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "afs", "ceph", "lustre", "fuse"}
 
-# mdb.c, MDB_page header and MDB_meta: magic, version, address, map size, the free list's database
+# mdb.c, MDB_page header and MDB_meta: magic, version, address, map size, the tree of free pages
 # (which begins with the page size), the main one, last page, transaction id.
-_META_PAGE = struct.Struct("=10xH4xIIQQI44s48sQQ")
+_META_PAGE = struct.Struct("=10xH4xIIQQ48s48sQQ")
 _META_FLAG, _MAGIC = 0x08, 0xBEEFC0DE
+
+
+class MetaPage(NamedTuple):
+    """What a meta page says of the commit that wrote it."""
+
+    txn_id: int
+    last_page: int
+    page_bytes: int
+    free: bytes
+    main: bytes
 
 
 def is_store(path: str) -> bool:
@@ -49,31 +62,35 @@ def check_data(path: str) -> None:
     """
     name = os.path.join(path, DATA)
     with open(name, "rb") as file:
-        start = file.read(2 * 65536)
-    if not start:
-        raise Corrupt(f"{name} is empty, it was damaged; restore the store from a backup")
-    metas = [_meta(start, 0)]
-    metas.append(_meta(start, metas[0][2] or 4096))
-    _, last_page, page_bytes = max(metas)
-    if not page_bytes:
-        raise NotAStore(f"{name} is not an LMDB file, or its first pages are damaged")
-    expected = (last_page + 1) * page_bytes
+        found = meta_pages(file.fileno())
     size = os.stat(name).st_size
+    if not size:
+        raise Corrupt(f"{name} is empty, it was damaged; restore the store from a backup")
+    if not found:
+        raise NotAStore(f"{name} is not an LMDB file, or its first pages are damaged")
+    latest = max(found)
+    expected = (latest.last_page + 1) * latest.page_bytes
     if size < expected:
         from .verify import check_short
 
         check_short(path, name, size, expected)
 
 
-def _meta(data: bytes, at: int) -> tuple[int, int, int]:
-    """Transaction id, last page and page size of the meta page at `at`; zeros if there is none."""
-    if len(data) >= at + _META_PAGE.size:
-        flags, magic, _, _, _, page_bytes, _, _, last_page, txn_id = _META_PAGE.unpack_from(
-            data, at
-        )
-        if flags & _META_FLAG and magic == _MAGIC:
-            return txn_id, last_page, page_bytes
-    return 0, 0, 0
+def meta_pages(file: int) -> list[MetaPage]:
+    """The two meta pages of an open data file, without those that are damaged."""
+    start = os.pread(file, 2 * 65536, 0)
+    first = _meta_page(start, 0)
+    second = _meta_page(start, first.page_bytes if first else 4096)
+    return [page for page in (first, second) if page is not None]
+
+
+def _meta_page(data: bytes, at: int) -> MetaPage | None:
+    if len(data) < at + _META_PAGE.size:
+        return None
+    flags, magic, _, _, _, free, main, last_page, txn_id = _META_PAGE.unpack_from(data, at)
+    if not flags & _META_FLAG or magic != _MAGIC:
+        return None
+    return MetaPage(txn_id, last_page, int.from_bytes(free[:4], sys.byteorder), free, main)
 
 
 def _check_file_system(path: str) -> None:

@@ -239,8 +239,9 @@ class TopicStats(NamedTuple):
 class StoreStats(NamedTuple):
     """A store in numbers, from one snapshot. `file_bytes` is the size of data.mdb, `used_bytes`
     what of it is in use, `limit_bytes` where puts begin to be refused (0: only by the disk).
-    `oldest_reader_lag` counts the commits since the oldest read transaction began: a large number
-    keeps freed space from being reused."""
+    `oldest_reader_pid` is the process with the oldest read transaction (0: nobody reads), and
+    `oldest_reader_lag` the commits since that began: while it lasts, no freed space is used again.
+    """
 
     path: str
     store_id: str
@@ -251,6 +252,7 @@ class StoreStats(NamedTuple):
     used_bytes: int
     limit_bytes: int
     readers: int
+    oldest_reader_pid: int
     oldest_reader_lag: int
     topics: tuple[TopicStats, ...]
     consumers: tuple[ConsumerInfo, ...]

@@ -54,6 +54,12 @@ def close_engine(engine: Engine) -> None:
             engine.close()
 
 
+def is_open(path: str) -> bool:
+    """Whether this process has the store at `path` open."""
+    with _registry:
+        return any(os.path.samefile(path, engine.path) for engine in _engines.values())
+
+
 def _before_fork() -> None:
     _registry.acquire()
     for engine in _engines.values():

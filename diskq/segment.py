@@ -180,9 +180,9 @@ def is_purged(record: bytes, flags: int) -> bool:
     return bool(flags & PURGED) and _RECORD.unpack_from(record)[2] == _GONE
 
 
-def purged_record(key: bytes) -> bytes:
+def purged_record(key: bytes | None) -> bytes:
     """What is left of a purged message with this key."""
-    return _RECORD.pack(len(key) + 1, 0, _GONE) + key
+    return _RECORD.pack(0 if key is None else len(key) + 1, 0, _GONE) + (key or b"")
 
 
 def encode_headers(headers: Mapping[str, str]) -> bytes:

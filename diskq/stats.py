@@ -20,6 +20,7 @@ from .codec import (
 from .engine import Engine, Tx
 from .errors import NotFound
 from .model import ConsumerInfo, GroupStats, PendingMessage, StoreStats, TopicStats
+from .readers import open_reads
 from .slots import SEVERAL
 
 
@@ -72,7 +73,7 @@ def consumers(tx: Tx) -> Iterator[ConsumerInfo]:
 
 def store_stats(engine: Engine) -> StoreStats:
     """A store in numbers."""
-    info = engine.info()
+    reads = engine.look(open_reads)
     file_bytes = os.stat(os.path.join(engine.path, files.DATA)).st_size
 
     def snapshot(tx: Tx) -> StoreStats:
@@ -86,8 +87,9 @@ def store_stats(engine: Engine) -> StoreStats:
             file_bytes=file_bytes,
             used_bytes=engine.used_bytes(tx),
             limit_bytes=meta.max_bytes,
-            readers=info["readers"],
-            oldest_reader_lag=info["last_txnid"] - info["oldest_reader"],
+            readers=len(reads),
+            oldest_reader_pid=reads[0].pid if reads else 0,
+            oldest_reader_lag=reads[0].lag if reads else 0,
             topics=tuple(topic_stats(tx, number, name) for name, number in admin.topic_ids(tx)),
             consumers=tuple(consumers(tx)),
         )

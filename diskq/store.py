@@ -193,6 +193,20 @@ class Store:
 
         return iter(check_store(self.engine))
 
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Make a copy of the store at `path`, which must not exist: a store that is as this one was
+        at one commit, compact, flushed, and there as a whole or not at all. Others go on meanwhile,
+        but until it is done no page that they free is used again: the file may grow.
+
+        In the copy no lease is valid, and its tokens are larger than any given out here. To
+        restore it, put the directory in the place of the store while nobody uses that.
+
+        Raises: NotAStore (something is at `path`), Full (its disk), NotFound, DiskFailed, Closed.
+        """
+        from . import backup
+
+        backup.copy_store(self.path, os.path.abspath(os.fsdecode(path)))
+
     def adopt(self, consumer: Consumer) -> None:
         """For diskq's own use: close this consumer with the store."""
         self._consumers.add(consumer)

@@ -1,19 +1,21 @@
 """Every invariant of a store, as a generator of findings: for tests, for tools and for users.
 
-It reads all of a store in one snapshot and recounts what the commits counted. Of a damaged file,
-LMDB itself can end the process; `check_in_child` survives that.
+It reads all of a store in one snapshot and recounts what the commits counted. LMDB can end a
+process that reads damaged pages, so pages.py looks at them first; `check_in_child` survives all.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain
+from pathlib import Path
 
-from . import admin, dedup, held, keys, leases, schedule
+from . import admin, dedup, files, held, keys, leases, schedule
 from .changes import DELETED_GROUP
 from .codec import (
     BURIED,
@@ -40,6 +42,7 @@ from .errors import Corrupt
 from .limits import MIB
 from .log import Log
 from .model import LANE_BITS, Finding
+from .pages import check_pages
 from .segment import LOG_KEY, Segment, decode_record, head_of
 
 
@@ -47,18 +50,27 @@ def check_store(engine: Engine) -> list[Finding]:
     """Everything that is wrong in a store; empty if it is sound."""
     topics = engine.read(lambda tx: list(admin.topic_ids(tx)))
     logs = {topic_id: engine.log(topic_id) for _, topic_id in topics}
-    return engine.read(lambda tx: list(_check(tx, logs)))
+
+    def check(tx: Tx) -> list[Finding]:
+        """The pages first: if they are sound, LMDB can read them. While the snapshot is open, no
+        commit uses a page again that a later one has."""
+        pages = [Finding("store", problem) for problem in check_pages(engine.path)]
+        return pages or list(_check(tx, logs))
+
+    return engine.read(check)
 
 
 def main(path: str) -> int:
     """Print the findings of a suspect store, one per line; exit code 5 if there are any."""
     from .clock import Clock
 
+    found = [Finding("store", problem) for problem in check_pages(path)]
     try:
-        engine = Engine(path, readonly=False, clock=Clock(), suspect=True)
-        found = check_store(engine)
-        with suppress(_Undo):
-            engine.commit(_read_free_list)
+        if not found:  # then LMDB may map it
+            engine = Engine(path, readonly=False, clock=Clock(), suspect=True)
+            found = check_store(engine)
+            with suppress(_Undo):
+                engine.commit(_read_free_list)
     except Corrupt as error:
         found = [Finding("store", str(error))]
     for finding in found:
@@ -80,6 +92,29 @@ def check_short(path: str, name: str, size: int, expected: int) -> None:
         os.posix_fallocate(file.fileno(), expected - 1, 1)  # never overwrites, never shortens
 
 
+def check_boot(path: str, boot_id: bytes) -> None:
+    """A store that is not flushed may be damaged when the power failed. So who opens it first after
+    a boot reads all of it, in ways that damage cannot turn against its process.
+
+    Raises: Corrupt.
+    """
+    name = os.path.join(path, files.BOOT)
+    boot = boot_id.hex()
+    if boot == Path(name).read_text("ascii", "replace"):
+        return
+    with open(name, "r+", encoding="ascii", errors="replace") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # nobody writes to the store while it is read
+        if file.read() != boot:
+            if found := check_in_child(path):
+                raise Corrupt(
+                    f"store {path} was in use when the power failed, its commits are not flushed,"
+                    f" and it is damaged ({found[0]}); 'diskq -s {path} salvage NEW' copies what is"
+                    " sound to a new store"
+                )
+            file.seek(0)
+            file.write(boot)
+
+
 def check_in_child(path: str) -> list[str]:
     """What `verify` finds, run in a process of its own, so that damage cannot end this one."""
     import subprocess  # rarely needed, and slow to import
@@ -88,7 +123,7 @@ def check_in_child(path: str) -> list[str]:
     command = [sys.executable, "-c", code, path]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode in (0, 5):
-        return run.stdout.splitlines()
+        return [line.replace("\t", ": ") for line in run.stdout.splitlines()]
     return [f"checking it ended the process: {run.stderr[-200:] or run.returncode}"]
 
 
@@ -115,11 +150,18 @@ def _check(tx: Tx, logs: dict[int, Database]) -> Iterator[Finding]:
             if group_id in groups:
                 group = groups[group_id]
                 place = f"{where}, group {decode_group(group.config).name}"
-                yield from _guarded(place, _check_group(tx, place, group_id, group))
-                yield from _check_needs(source, place, group_id, topic, group)
-                keyed = decode_group(group.config).settings.ordering == "key"
-                yield from _guarded(place, _check_keys(source, place, group_id, keyed))
+                yield from check_group(source, place, group_id, topic, group)
     yield from _check_owners(tx, set(topics), set(groups))
+
+
+def check_group(
+    source: Log, where: str, group_id: int, topic: TopicRow, group: GroupRow
+) -> Iterator[Finding]:
+    """Everything that is wrong with a group."""
+    yield from _guarded(where, _check_group(source.tx, where, group_id, group))
+    yield from _check_needs(source, where, group_id, topic, group)
+    keyed = decode_group(group.config).settings.ordering == "key"
+    yield from _guarded(where, _check_keys(source, where, group_id, keyed))
 
 
 def _guarded(where: str, findings: Iterator[Finding]) -> Iterator[Finding]:
@@ -199,13 +241,10 @@ def _check_log(source: Log, where: str, topic: TopicRow) -> Iterator[Finding]:
         segments += 1
         size += len(value)
         try:
-            segment = Segment(key, value)
+            segment = sound_segment(key, value)
         except Corrupt as error:
             yield Finding(where, str(error))
             continue
-        stops = list(segment.ends)
-        if not stops or stops != sorted(stops) or segment.start + stops[-1] != len(value):
-            yield Finding(where, f"the segment at offset {offset} has wrong ends")
         if not last_ns.get(lane, 0) <= segment.put_at_ns <= topic.last_put_ns:
             yield Finding(where, f"time goes back at offset {offset}")
         last_ns[lane] = segment.put_at_ns
@@ -218,6 +257,15 @@ def _check_log(source: Log, where: str, topic: TopicRow) -> Iterator[Finding]:
         bytes=(topic.bytes, size),
         segments=(topic.segments, segments),
     )
+
+
+def sound_segment(key: bytes, value: bytes) -> Segment:
+    """A segment whose messages fill it. Raises: Corrupt."""
+    segment = Segment(key, value)
+    stops = list(segment.ends)
+    if not stops or stops != sorted(stops) or segment.start + stops[-1] != len(value):
+        raise Corrupt(f"the segment at offset {segment.first} has wrong ends")
+    return segment
 
 
 def _check_group(tx: Tx, where: str, group_id: int, group: GroupRow) -> Iterator[Finding]:

@@ -45,6 +45,8 @@ VERBS = {  # verb: its module and name there, and what it does
     "trim": ("care.trim", "Delete what no group of a topic needs any more."),
     "purge": ("care.purge", "Delete messages of a topic."),
     "verify": ("store.verify", "Check every invariant of the store."),
+    "backup": ("recovery.backup", "Copy the store while it is in use."),
+    "salvage": ("recovery.salvage", "Copy what is sound of a damaged store."),
     "demo": ("demo.demo", "Watch a store at work, and killed in the middle of it."),
 }
 
@@ -151,7 +153,11 @@ def _report(error: Exception) -> int:
 def _text(error: Exception) -> str:
     match error:
         case click.NoSuchOption(option_name="-s" | "--store"):
-            return f"{error.message} here; it goes before the verb: diskq -s STORE put ..."
+            text = error.message.rstrip(".")
+            return f"{text} here; it goes before the verb: diskq -s STORE put ..."
+        case click.NoSuchOption(option_name=str(name)) if name[1:2].isdigit():
+            text = error.message.rstrip(".")
+            return f"{text}; write -- before what begins with a minus: diskq put TOPIC -- {name}"
         case click.UsageError():
             text = error.format_message().rstrip(".")
             return f"{text}; see '{error.ctx.command_path} --help'" if error.ctx else text

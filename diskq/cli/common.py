@@ -84,12 +84,19 @@ def removal_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def may_remove(
-    what: str, loss: str, *, yes: bool, dry_run: bool, verb: str = "remove", to: str = ""
+    what: str,
+    loss: str,
+    *,
+    yes: bool,
+    dry_run: bool,
+    verb: str = "remove",
+    to: str = "",
+    then: str = "",
 ) -> bool:
     """Say what will be lost if `what` is removed, or what the verb says, and whether the user
     wants that."""
     if dry_run:
-        output.line(f"would {verb} {what}{to} and lose {loss}")
+        output.line(f"would {verb} {what}{to} and lose {loss}{then}")
         return False
     if yes:
         return True
@@ -100,13 +107,19 @@ def may_remove(
     return True
 
 
-def open_store(*, create: bool = False, readonly: bool = False) -> Store:
-    """The store that the command line or the environment names."""
+def store_path() -> str:
+    """Where the store is that the command line or the environment names."""
     path = click.get_current_context().obj
     if not path:
         raise click.UsageError(
             "no store was named; give -s STORE before the verb, or set DISKQ_STORE"
         )
+    return str(path)
+
+
+def open_store(*, create: bool = False, readonly: bool = False) -> Store:
+    """That store."""
+    path = store_path()
     try:
         return diskq.open(path, create=create, readonly=readonly)
     except NotFound:

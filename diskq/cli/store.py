@@ -8,6 +8,7 @@ import signal
 import click
 
 from diskq import Corrupt, Finding
+from diskq.readers import NOTICED_LAG
 
 from . import output
 from .common import die_of, json_option, open_store, open_to_look
@@ -35,6 +36,11 @@ def info(as_json: bool) -> None:
         output.record(stats)
         return
     output.fields({**stats._asdict(), "limit_bytes": stats.limit_bytes or None})
+    if stats.oldest_reader_lag >= NOTICED_LAG:
+        output.line(
+            f"process {stats.oldest_reader_pid} has been reading for {stats.oldest_reader_lag}"
+            " commits; until it goes on or ends, no freed space is used again"
+        )
     groups = [group for topic in stats.topics for group in topic.groups]
     for items, names in (
         (stats.topics, TOPIC_COLUMNS),

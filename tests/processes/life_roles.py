@@ -247,6 +247,18 @@ def hold_one(path: str, topic: str) -> None:
         told()
 
 
+def read_on(path: str) -> None:
+    """Begin to read, and do not end it before the test says so."""
+    with diskq.open(path) as store:
+
+        def read(_: object) -> None:
+            tell("reading")
+            told()
+
+        store.engine.read(read)
+        tell("done")
+
+
 ROLES: dict[str, Callable[..., Any]] = {
     role.__name__: role
     for role in (
@@ -259,6 +271,7 @@ ROLES: dict[str, Callable[..., Any]] = {
         drain,
         put_and_tell,
         hold_one,
+        read_on,
     )
 }
 

@@ -1,0 +1,63 @@
+"""A copy of a store that is in use. Imported on demand."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import lmdb
+
+from . import errors, files
+from .codec import META_KEY, Meta
+from .creation import building, write_meta
+from .environment import adopting, open_environment, read_row, translate
+
+COPY = b"\xff" * 16  # a boot that never was: whoever opens the copy voids the leases in it
+_TOKENS_APART = 1 << 24  # commits
+_YEAR_2020 = 1_577_836_800
+
+
+def copy_store(source: str, path: str) -> None:
+    """Make a compact copy of a store at `path`, as of one commit: all of it, flushed, or nothing.
+
+    In a process of its own: its read transaction is open all the while, and no other one may be,
+    in the process that lets the map grow.
+
+    Raises: NotAStore if something is at `path`; Full, DiskFailed, ReadOnly, NotFound.
+    """
+    if files.is_store(path):
+        raise errors.NotAStore(f"{path} exists; choose a new path for the copy")
+    code = "import sys; from diskq.backup import main; sys.exit(main(*sys.argv[1:]))"
+    with building(path) as place:
+        command = [sys.executable, "-c", code, source, place]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        if run.returncode:
+            kind, _, text = run.stderr.strip().rpartition("\n")[2].partition(": ")
+            raise getattr(errors, kind, errors.DiskqError)(text or f"copying ended: {run}")
+
+
+def main(source: str, place: str) -> int:
+    """Copy into an empty directory; an error is one line on stderr."""
+    try:
+        with open_environment(source, "commit", readonly=True) as env:
+            adopting(env, lambda: env.copy(os.fsencode(place), compact=True))  # type: ignore[arg-type]
+            last = env.info()["last_txnid"]
+        with open_environment(place, "commit", readonly=False) as env:
+            row = adopting(env, lambda: read_row(env, b"state", META_KEY))
+            meta = Meta(row or b"")
+            meta.boot_id, meta.commit_base = COPY, later(meta.commit_base + last)
+            write_meta(env, place, meta.pack())
+    except (errors.DiskqError, OSError, lmdb.Error) as error:
+        error = error if isinstance(error, errors.DiskqError) else translate(error, place)
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def later(commit_id: int) -> int:
+    """A commit id to go on from in a copy, such that the copied store, which goes on too, never
+    comes there: tokens are made of commit ids. Nobody makes a thousand commits a second for years,
+    so the milliseconds since 2020 are ahead of it, whatever was copied of copies before."""
+    return max(commit_id + _TOKENS_APART, int((time.time() - _YEAR_2020) * 1000))

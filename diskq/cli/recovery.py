@@ -1,0 +1,52 @@
+"""backup and salvage: another store, as this one is, or with what is still to be had of it."""
+
+from __future__ import annotations
+
+import click
+
+from . import output
+from .common import open_to_look, plural, store_path
+
+_DAMAGE_FOUND = 5
+_SHOWN = 20  # findings
+_COLUMNS = "topic", "stored", "lost", "scheduled", "restarted"
+
+
+@click.command()
+@click.argument("new", metavar="NEW", type=click.Path())
+def backup(new: str) -> None:
+    """Copy the store, as it is at this moment, to NEW, which must not exist. Others may go on using
+    the store. The copy is compact, flushed to its disk, and there as a whole or not at all.
+
+    \b
+    diskq backup /backup/queue-$(date +%F)
+    """
+    with open_to_look() as store:
+        store.backup(new)
+    output.line(f"copied {store_path()} to {new}")
+
+
+@click.command()
+@click.argument("new", metavar="NEW", type=click.Path())
+def salvage(new: str) -> None:
+    """Copy what is sound of a damaged store to NEW, which must not exist. Nobody may use the store
+    meanwhile; it is not changed. Exit code 5 if damage was found.
+
+    Offsets stay what they are, and groups know what they were done with. A group whose rows are
+    damaged starts again at the oldest message that is stored.
+
+    \b
+    diskq salvage /var/lib/my/queue-new
+    """
+    from diskq.salvage import salvage as salvage_store
+
+    topics, findings = salvage_store(store_path(), new)
+    output.show(topics, _COLUMNS)
+    for finding in findings[:_SHOWN]:
+        output.line(f"found: {finding}")
+    if len(findings) > _SHOWN:
+        output.line(f"found: {len(findings) - _SHOWN} more such things")
+    kept = plural(sum(topic.stored for topic in topics), "message")
+    output.line(f"copied {kept} to {new}, {sum(topic.lost for topic in topics)} lost")
+    if findings:
+        click.get_current_context().exit(_DAMAGE_FOUND)

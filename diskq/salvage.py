@@ -1,0 +1,448 @@
+"""Out of a damaged store, a sound one with all that is still to be had. Imported on demand.
+
+The damaged file is read as bytes, see pages.py. What has a checksum, messages, is copied if it is
+right. Offsets are kept: what is missing between two messages becomes purged ones, so that what
+groups know of offsets stays true. Rows without a checksum are copied and then checked by how they
+add up; a group that does not starts again at the oldest message.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import NamedTuple, TypeAlias
+
+from . import admin, check, codec, dedup, errors, files, limits, log, verify
+from .backup import COPY, later
+from .clock import Clock
+from .codec import (
+    DEAD,
+    HELD,
+    HELD_KEY,
+    ID_KEY,
+    KEY_KEY,
+    TIME_KEY,
+    U32,
+    GroupRow,
+    Meta,
+    TopicRow,
+    decode_group,
+    decode_held,
+    decode_lease,
+    decode_topic,
+    unchecked,
+)
+from .creation import building, create_in
+from .engine import Engine, Tx
+from .environment import Database
+from .log import Log
+from .model import LANE_BITS, TopicSettings
+from .pages import Snapshot, snapshots
+from .segment import (
+    LOG_KEY,
+    PURGED,
+    RICH,
+    encode_segment,
+    pack_run,
+    purged_record,
+)
+
+Put: TypeAlias = tuple[Database, bytes, bytes]
+_WRONG = (errors.DiskqError, ValueError, LookupError, TypeError, struct.error)
+_RUN = 1_000  # purged messages in a segment
+_MAX_GAP = 1_000_000  # more cannot be missing: the number is damaged
+_BATCH_BYTES = 16 * limits.MIB
+
+
+class Salvaged(NamedTuple):
+    """What became of a topic: messages stored and scheduled, messages of the log that are lost, and
+    the groups that start again at the oldest message."""
+
+    topic: str
+    stored: int
+    lost: int
+    scheduled: int
+    restarted: tuple[str, ...]
+
+
+class Outcome(NamedTuple):
+    """All that was salvaged, and what is wrong with the damaged store."""
+
+    topics: list[Salvaged]
+    findings: list[str]
+
+
+def salvage(path: str | os.PathLike[str], to: str | os.PathLike[str]) -> Outcome:
+    """Copy what is sound of the store at `path`, which nobody may use meanwhile, to a new store at
+    `to`, which must not exist. The old store is not changed. No lease is valid in the new one.
+
+    Raises: NotFound, NotAStore, Corrupt (nothing is left), Unsupported (it is in use), Full.
+    """
+    source, target = os.path.abspath(os.fsdecode(path)), os.path.abspath(os.fsdecode(to))
+    if not files.is_store(source):
+        raise errors.NotFound(f"there is no store at {source}; check the path")
+    if files.is_store(target):
+        raise errors.NotAStore(f"{target} exists; choose a new path for what is salvaged")
+    _check_unused(source)
+    with open(os.path.join(source, files.DATA), "rb") as file, building(target) as place:
+        return _Salvage(*_choose(file.fileno()), place).run()
+
+
+def _choose(file: int) -> tuple[Snapshot, Snapshot | None]:
+    """The state to go on from: of those that can be read a sound one, then a late one. If that is
+    not the latest, also the latest, whose pages are to be searched for newer messages.
+
+    Raises: Corrupt.
+    """
+    found = snapshots(file)
+    if not found:
+        raise errors.Corrupt("both of its meta pages are damaged, nothing can be found")
+    damaged = [bool(each.check()) for each in found]
+    lost = [codec.META_KEY not in _state(each) for each in snapshots(file)]
+    best = min(range(len(found)), key=lambda at: (lost[at], damaged[at], at))
+    searched = lost[best] or best > 0
+    return snapshots(file)[best], snapshots(file)[0] if searched else None
+
+
+def _state(snapshot: Snapshot) -> dict[bytes, bytes]:
+    tree = snapshot.databases().get(b"state")
+    return {} if tree is None else dict(snapshot.items(b"state", tree))
+
+
+def _check_unused(path: str) -> None:
+    """Raises: Unsupported if a process has the store open; LMDB holds a lock then."""
+    from .registry import is_open
+
+    name = os.path.join(path, files.LOCK)
+    if is_open(path):
+        raise errors.Unsupported(f"store {path} is open in this process; close it first")
+    with suppress(FileNotFoundError), open(name, "r+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+        except OSError as error:
+            raise errors.Unsupported(f"store {path} is in use; end its users first") from error
+
+
+class _Salvage:
+    """The way from a snapshot to a store that is being built in `place`."""
+
+    engine: Engine
+    rowless: bool  # no tree leads to the row of the store
+
+    def __init__(self, snapshot: Snapshot, searched: Snapshot | None, place: str) -> None:
+        self.snapshot = snapshot
+        self.searched = searched
+        self.place = place
+        self.findings = snapshot.findings
+        self.databases = snapshot.databases()
+        self.state = dict(self._items(b"state"))
+        self.logs = {name: self._items(name) for name in self.databases if name[:3] == b"log"}
+        self.topics: dict[int, TopicRow] = {}
+        self.groups: dict[int, GroupRow] = {}
+        self.broken: set[int] = set()  # groups
+        self.lost: dict[int, int] = {}  # messages, by topic
+        self.floors: dict[tuple[int, int], int] = {}  # by topic and lane, the first one needed
+        self.ends: dict[tuple[int, int], int] = {}  # the same, how far it is copied
+
+    def run(self) -> Outcome:
+        self.rowless = codec.META_KEY not in self.state
+        if self.rowless:
+            self._take_rows()
+        self._read_topics()
+        self._read_groups()
+        self._create()
+        self.engine = Engine(self.place, readonly=False, clock=Clock(), suspect=True)
+        try:
+            for name in sorted(self.logs):
+                self._put_all(self._log_rows(self.logs[name]))
+            if self.searched is not None:
+                self._put_all(self._log_rows(self._newer_segments(self.searched)))
+            if self.rowless and not self.ends:
+                raise errors.Corrupt("no message of diskq is in it")
+            self._put_all(self._rest_of_logs())
+            self._put_all(self._group_rows())
+            self._put_all(self._topic_rows())
+            databases = {topic_id: self.engine.log(topic_id) for topic_id in self.topics}
+            self.engine.commit(self._write_heads)
+            restarted = self.engine.commit(lambda tx: self._restart_groups(tx, databases))
+            self.findings += map("\t".join, verify.check_store(self.engine))
+            return Outcome(self._report(restarted), self.findings)
+        finally:
+            self.engine.close()
+
+    # What there is
+
+    def _items(self, name: bytes) -> Iterator[tuple[bytes, bytes]]:
+        tree = self.databases.get(name)
+        return iter(()) if tree is None else self.snapshot.items(name, tree)
+
+    def _take_rows(self) -> None:
+        """No tree leads to the rows of the store: take the latest ones of topics, and the names of
+        groups, from whatever page they are on."""
+        self.findings.append("no tree leads to the rows of the store: all its pages were searched")
+        for key, value in self.searched.scan() if self.searched else ():
+            if len(key) == ID_KEY.size:
+                with suppress(*_WRONG):
+                    if key[:1] == b"T":
+                        rows = self.state.get(key, value), value
+                        self.state[key] = max(rows, key=lambda data: TopicRow(data).last_put_ns)
+                    elif key[:1] == b"G":
+                        self.state[key] = value
+                        self.broken.add(ID_KEY.unpack(key)[1])
+
+    def _newer_segments(self, searched: Snapshot) -> Iterator[tuple[bytes, bytes]]:
+        """What any page has of the messages behind those that were copied. All in memory."""
+        self.findings.append("the latest commit cannot be read: newer messages were searched for")
+        found: dict[bytes, bytes] = {}
+        for key, value in searched.scan():
+            with suppress(*_WRONG):
+                segment = verify.sound_segment(key, value)
+                place = LOG_KEY.unpack(key)[0], segment.first >> LANE_BITS
+                row = self.topics.get(place[0])
+                known = row.offset(place[1]) if row and place[1] < len(row.next) else 0
+                if segment.first >= self.ends.get(place, 0 if self.rowless else known):
+                    found[key] = value
+        yield from sorted(found.items())
+
+    def _state_rows(self, kind: bytes, size: int) -> Iterator[tuple[bytes, bytes]]:
+        for key, value in self.state.items():
+            if key[:1] == kind and len(key) == size:
+                yield key, value
+
+    def _read_topics(self) -> None:
+        names: set[str] = set()
+        for key, value in self._state_rows(b"T", ID_KEY.size):
+            with self._noting("a topic"):
+                row = TopicRow(value)
+                config = decode_topic(row.config)
+                if len(row.next) != config.settings.priorities or config.name in names:
+                    raise ValueError(f"the row of {config.name!r} does not add up")
+                names.add(check.name("topic", config.name))
+                self.topics[ID_KEY.unpack(key)[1]] = row
+
+    def _read_groups(self) -> None:
+        """The groups, and in each lane how far back one of them still needs messages."""
+        for key, value in self._state_rows(b"G", ID_KEY.size):
+            with self._noting("a group"):
+                row = GroupRow(value)
+                config = decode_group(row.config)
+                check.name("group", config.name)
+                if config.topic_id in self.topics:
+                    self.groups[ID_KEY.unpack(key)[1]] = row
+        for key, value in self._state_rows(b"L", TIME_KEY.size):
+            with self._noting("a lease"):
+                lease = decode_lease(key, value)
+                if not lease.flags & HELD:
+                    self._need(ID_KEY.unpack_from(key)[1], lease.next_unsettled)
+        for group_id, group in self.groups.items():
+            for lane in range(len(group.next)):
+                self._need(group_id, group.offset(lane))
+
+    def _need(self, group_id: int, offset: int) -> None:
+        if group_id in self.groups:
+            topic_id = decode_group(self.groups[group_id].config).topic_id
+            place = topic_id, offset >> LANE_BITS
+            self.floors[place] = min(offset, self.floors.get(place, offset))
+
+    @contextmanager
+    def _noting(self, where: str) -> Iterator[None]:
+        try:
+            yield
+        except _WRONG as error:
+            self.findings.append(f"{where}: {error}")
+
+    # The log
+
+    def _log_rows(self, items: Iterator[tuple[bytes, bytes]]) -> Iterator[Put]:
+        """The sound segments of a log, and purged messages in place of the others."""
+        for key, value in items:
+            try:
+                segment = verify.sound_segment(key, value)
+            except _WRONG as error:
+                self.findings.append(str(error))
+                continue
+            topic_id, first = LOG_KEY.unpack(key)
+            row = self._topic(topic_id)
+            place = topic_id, first >> LANE_BITS
+            row.next += [0] * (place[1] + 1 - len(row.next))
+            end = self.ends.get(place, min(first, self.floors.get(place, first)))
+            if end > first:
+                self.findings.append(f"two segments have offset {first} of topic {topic_id}")
+                continue
+            if end < first - _MAX_GAP:
+                end = first
+            yield from self._purged(topic_id, end, first, segment.put_at_ns)
+            yield self._placed(topic_id, key, value, segment.count, segment.put_at_ns)
+
+    def _rest_of_logs(self) -> Iterator[Put]:
+        """What is missing between the last messages found and the end of each lane."""
+        for topic_id, row in self.topics.items():
+            for lane in range(len(row.next)):
+                place = topic_id, lane
+                end = self.ends.get(place, self.floors.get(place, row.offset(lane)))
+                if not end <= row.offset(lane) <= end + _MAX_GAP:
+                    row.next[lane] = end - (lane << LANE_BITS)
+                yield from self._purged(topic_id, end, row.offset(lane), row.last_put_ns)
+
+    def _topic(self, topic_id: int) -> TopicRow:
+        """The topic's row, its counters to be counted anew; one of its own if it is lost."""
+        if topic_id not in self.topics:
+            name = f"salvaged-{topic_id}"
+            self.topics[topic_id] = TopicRow(codec.new_topic(name, TopicSettings()))
+        row = self.topics[topic_id]
+        if topic_id not in self.lost:
+            self.lost[topic_id] = row.stored = row.segments = row.bytes = row.scheduled = 0
+        return row
+
+    def _purged(self, topic_id: int, first: int, stop: int, put_at_ns: int) -> Iterator[Put]:
+        record = purged_record(None)
+        for at in range(first, stop, _RUN):
+            count = min(_RUN, stop - at)
+            key = LOG_KEY.pack(topic_id, at)
+            value = encode_segment(key, pack_run([record] * count, RICH | PURGED), put_at_ns)
+            yield self._placed(topic_id, key, value, count, put_at_ns)
+            self.lost[topic_id] += count
+
+    def _placed(self, topic_id: int, key: bytes, value: bytes, count: int, put_at_ns: int) -> Put:
+        row, first = self._topic(topic_id), LOG_KEY.unpack(key)[1]
+        self.ends[topic_id, first >> LANE_BITS] = first + count
+        row.stored += count
+        row.segments += 1
+        row.bytes += len(value)
+        row.last_put_ns = max(row.last_put_ns, put_at_ns)
+        return self.engine.log(topic_id), key, value
+
+    # The other rows
+
+    def _group_rows(self) -> Iterator[Put]:
+        """Leases, due times, keys and held messages of the groups that are there."""
+        for kind, size in ((b"L", TIME_KEY.size), (b"D", TIME_KEY.size), (b"K", KEY_KEY.size)):
+            for key, value in self._state_rows(kind, size):
+                if ID_KEY.unpack_from(key)[1] in self.groups:
+                    yield self.engine.state, key, value
+        for key, value in self._items(b"held"):
+            with self._noting("held messages"):
+                decode_held(value)
+                if U32.unpack_from(key)[0] in self.groups:
+                    yield self.engine.held, key, value
+
+    def _topic_rows(self) -> Iterator[Put]:
+        """Scheduled messages and receipts of the topics that are there."""
+        for key, value in self._items(b"schedule"):
+            with self._noting("scheduled messages"):
+                unchecked(value)
+                topic_id, _, number = codec.SCHEDULE_KEY.unpack(key)
+                if topic_id in self.topics:
+                    row = self._topic(topic_id)
+                    row.scheduled += 1
+                    row.numbered = max(row.numbered, number + 1)
+                    yield self.engine.schedule, key, value
+        for key, value in self._items(b"dedup"):
+            whole = len(key) == codec.DEDUP_KEY.size and len(value) == dedup.ROW.size
+            if whole and U32.unpack_from(key)[0] in self.topics:
+                yield self.engine.dedup, key, value
+
+    # The new store
+
+    def _create(self) -> None:
+        """An empty store, like the old one, whose tokens go on behind those of the old one."""
+        meta = Meta(codec.new_meta("commit", 0, os.urandom(16), COPY, Clock.wall_ns()))
+        with self._noting("the row of the store"):
+            old = Meta(self.state[codec.META_KEY])
+            if old.format_version == codec.FORMAT_VERSION and old.durability < 3:
+                meta = old
+        meta.boot_id = COPY
+        meta.commit_base = later(meta.commit_base + self.snapshot.txn_id)
+        create_in(self.place, meta.pack())
+
+    def _put_all(self, puts: Iterator[Put]) -> None:
+        """Write rows, in commits of bounded size."""
+        while batch := list(_some(puts)):
+            self.engine.commit(partial(_put_batch, batch=batch))
+
+    def _write_heads(self, tx: Tx) -> None:
+        """The rows of topics and groups, their names, and the ids to go on with."""
+        meta = admin.load_meta(tx)
+        for topic_id, row in self.topics.items():
+            self._topic(topic_id)
+            config = decode_topic(row.config)
+            ids = [at for at, group in self.groups.items() if self._topic_of(group) == topic_id]
+            settings = config.settings._replace(priorities=len(row.next))
+            row.config = config._replace(settings=settings, groups=tuple(ids)).encode()
+            log.store(tx, topic_id, row)
+            tx.put(b"N" + config.name.encode(), U32.pack(topic_id))
+            meta.next_topic = max(meta.next_topic, topic_id + 1)
+        for group_id, group in self.groups.items():
+            name = decode_group(group.config).name
+            tx.put(ID_KEY.pack(b"G", group_id), group.encode())
+            tx.put(admin.group_name(self._topic_of(group), name), U32.pack(group_id))
+            meta.next_group = max(meta.next_group, group_id + 1)
+        admin.store_meta(tx, meta)
+
+    @staticmethod
+    def _topic_of(group: GroupRow) -> int:
+        return decode_group(group.config).topic_id
+
+    def _restart_groups(self, tx: Tx, databases: dict[int, Database]) -> dict[int, list[str]]:
+        """Let the groups whose rows do not add up start again; their names, by topic."""
+        restarted: dict[int, list[str]] = {}
+        for group_id, group in self.groups.items():
+            topic_id, name = decode_group(group.config)[:2]
+            source, topic = Log(tx, databases[topic_id], topic_id), self.topics[topic_id]
+            broken = group_id in self.broken
+            if broken or any(verify.check_group(source, "", group_id, topic, group)):
+                _restart(source, topic, group_id, group)
+                restarted.setdefault(topic_id, []).append(name)
+        return restarted
+
+    def _report(self, restarted: dict[int, list[str]]) -> list[Salvaged]:
+        return [
+            Salvaged(
+                decode_topic(row.config).name,
+                row.stored - self.lost[topic_id],
+                self.lost[topic_id],
+                row.scheduled,
+                tuple(restarted.get(topic_id, ())),
+            )
+            for topic_id, row in self.topics.items()
+        ]
+
+
+def _some(puts: Iterator[Put]) -> Iterator[Put]:
+    size = 0
+    for put in puts:
+        yield put
+        size += len(put[2])
+        if size > _BATCH_BYTES:
+            return
+
+
+def _put_batch(tx: Tx, batch: list[Put]) -> None:
+    for database, key, value in batch:
+        tx.lmdb.put(key, value, db=database)
+
+
+def _restart(source: Log, topic: TopicRow, group_id: int, group: GroupRow) -> None:
+    """Forget what a group had in flight; it reads all that is stored. Dead letters of what is no
+    longer stored stay."""
+    tx = source.tx
+    for kind in (b"L", b"D", b"K"):
+        for key in [key for key, _ in tx.scan(ID_KEY.pack(kind, group_id))]:
+            tx.delete(key)
+    cursor = admin.positions(source, topic, "earliest", "")
+    dead = 0
+    for key in [key for key, _ in tx.scan(U32.pack(group_id), database=tx.engine.held)]:
+        _, kind, offset = HELD_KEY.unpack_from(key)
+        if kind == DEAD and offset < (cursor + [0] * 256)[offset >> LANE_BITS]:
+            dead += 1
+        else:
+            tx.lmdb.delete(key, db=tx.engine.held)
+    counts = [offset - (lane << LANE_BITS) for lane, offset in enumerate(cursor)]
+    row = GroupRow(codec.new_group(decode_group(group.config), counts))
+    row.dead = dead
+    row.skipped -= dead
+    tx.put(ID_KEY.pack(b"G", group_id), row.encode())
