@@ -35,8 +35,8 @@ ORDER = (
 
 # What few programs need is loaded when it is used, and not part of the core.
 ON_DEMAND = (
-    *("creation", "backup", "stats", "options", "changes", "pages", "verify", "salvage"),
-    *("purging", "planned", "letters", "following", "heartbeat", "transaction"),
+    *("creation", "backup", "pages", "readers", "stats", "options", "changes", "verify"),
+    *("salvage", "purging", "planned", "letters", "following", "heartbeat", "transaction"),
 )
 
 # What takes long to import stays out of `import diskq`, so that each cron job starts fast.
