@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    from .options import Settings
+
 # An offset, "earliest", "latest", or when the first message was put.
 Start: TypeAlias = "int | str | datetime"
 Given: TypeAlias = "Mapping[str, object]"  # settings by name; None: not given
@@ -71,7 +73,7 @@ def make_topic(tx: Tx, name: str, given: Given) -> int:
     found = find_topic(tx, name, given)
     if found is not None:
         return found
-    settings = check.settings(TopicSettings(), given)
+    settings = _checked(TopicSettings(), given)
     meta = load_meta(tx)
     topic_id: int = meta.next_topic
     meta.next_topic += 1
@@ -90,19 +92,28 @@ def find_group(tx: Tx, topic_id: int, name: str, given: Given) -> int | None:
     if data is None:
         return None
     group_id = int(U32.unpack(data)[0])
-    stored = decode_group(leases.load(tx, group_id, name).config).settings
-    _check_equal("group", name, stored, given)
+    if given:
+        stored = decode_group(leases.load(tx, group_id, name).config).settings
+        _check_equal("group", name, stored, given)
     return group_id
 
 
-def _check_equal(kind: str, name: str, stored: check.Settings, given: Given) -> None:
-    wanted = check.settings(stored, given)
+def _check_equal(kind: str, name: str, stored: Settings, given: Given) -> None:
+    wanted = _checked(stored, given)
     for field, old, new in zip(stored._fields, stored, wanted, strict=True):
         if old != new:
             raise ConfigConflict(
                 f"{kind} {name!r} has {field}={old!r}, not {new!r}; leave the setting out to take"
-                f" what is stored, or change it with '{kind} set'"
+                f" what is stored, or change it with {kind}.update() or 'diskq {kind} set'"
             )
+
+
+def _checked(settings: Settings, given: Given) -> Settings:
+    if not given:  # most do without the import
+        return settings
+    from . import options
+
+    return options.settings(settings, given)
 
 
 def make_group(tx: Tx, source: Log, topic_name: str, name: str, start: Start, given: Given) -> int:
@@ -111,8 +122,8 @@ def make_group(tx: Tx, source: Log, topic_name: str, name: str, start: Start, gi
     found = find_group(tx, source.topic_id, name, given)
     if found is not None:
         return found
-    settings = check.settings(GroupSettings(), given)
-    cursor = _counts(positions(source, topic, start, "start"))
+    settings = _checked(GroupSettings(), given)
+    cursor = _counts(places(source, topic, start, "start"))
     config = GroupConfig(source.topic_id, name, settings)
     return add_group(source, topic, name, new_group(config, cursor))
 
@@ -132,6 +143,17 @@ def add_group(source: Log, topic: TopicRow, name: str, row: bytes) -> int:
     return group_id
 
 
+def places(source: Log, topic: TopicRow, to: Start, what: str) -> list[int]:
+    """`positions` to go on from, which must not be beyond the end of the topic."""
+    cursor = positions(source, topic, to, what)
+    if isinstance(to, int):
+        end = topic.offset(min(to >> LANE_BITS, len(cursor) - 1))
+        if to > end:
+            name = decode_topic(topic.config).name
+            raise ValueError(f"offset {to} is beyond the end of topic {name!r}, which is {end}")
+    return cursor
+
+
 def positions(source: Log, topic: TopicRow, to: Start, what: str) -> list[int]:
     """The offsets, one of each lane, that "earliest", "latest", an offset or a time mean. With
     priorities, an offset also means the time of its message, for the other lanes."""
@@ -140,10 +162,11 @@ def positions(source: Log, topic: TopicRow, to: Start, what: str) -> list[int]:
         return [source.first(topic, lane) for lane in lanes]
     if to == "latest":
         return [topic.offset(lane) for lane in lanes]
+    kinds = "'earliest', 'latest', an offset or a datetime"
     if isinstance(to, str):
-        raise ValueError(f"{what} must be 'earliest', 'latest', an offset or a time, not {to!r}")
+        raise ValueError(f"{what} must be {kinds}, not {to!r}")
     if not isinstance(to, int):
-        when_ns = check.wall_ns(what, to)
+        when_ns = check.wall_ns(what, to, kinds)
         return [source.offset_at(topic, lane, when_ns) for lane in lanes]
     offset = check.count(what, to, 0, 2**64 - 1)
     mine = min(offset >> LANE_BITS, lanes[-1])

@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 
 import lmdb
 
 from . import errors, files
 from .codec import META_KEY, Meta
-from .creation import building, write_meta
+from .creation import building, later, write_meta
 from .environment import adopting, open_environment, read_row, translate
 
 COPY = b"\xff" * 16  # a boot that never was: whoever opens the copy voids the leases in it
-_TOKENS_APART = 1 << 24  # commits
-_YEAR_2020 = 1_577_836_800
 
 
 def copy_store(source: str, path: str) -> None:
@@ -54,10 +51,3 @@ def main(source: str, place: str) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def later(commit_id: int) -> int:
-    """A commit id to go on from in a copy, such that the copied store, which goes on too, never
-    comes there: tokens are made of commit ids. Nobody makes a thousand commits a second for years,
-    so the milliseconds since 2020 are ahead of it, whatever was copied of copies before."""
-    return max(commit_id + _TOKENS_APART, int((time.time() - _YEAR_2020) * 1000))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from . import admin, check, codec, held, keys, leases, limits, log, retention
+from . import admin, codec, held, keys, leases, limits, log, options, retention
 from .codec import DEAD, HELD, ID_KEY, LIVE, U32, WAITING, decode_group, decode_topic
 from .engine import Engine, Tx
 from .environment import Database
@@ -22,6 +22,7 @@ from .settle import Place, Settling
 
 if TYPE_CHECKING:
     from .admin import Given, Start
+    from .group import Group
 
 DELETED_TOPIC, DELETED_GROUP = 0, 1  # kinds of 'X' rows
 
@@ -33,7 +34,7 @@ def update_topic(tx: Tx, topic_id: int, name: str, given: Given) -> TopicSetting
     """
     row = log.load(tx, topic_id, name)
     config = decode_topic(row.config)
-    settings = check.changes(config.settings, given)
+    settings = options.changes(config.settings, given)
     if settings.dedup_seconds != config.settings.dedup_seconds:
         raise _fixed("dedup_seconds", "topic", name)
     more = settings.priorities - len(row.next)
@@ -54,7 +55,7 @@ def update_group(tx: Tx, at: Place, given: Given) -> GroupSettings:
     """Change settings of a group; returns all of them. Raises: as update_topic."""
     row = leases.load(tx, at.group_id, at.group)
     config = decode_group(row.config)
-    settings = check.changes(config.settings, given)
+    settings = options.changes(config.settings, given)
     if settings.ordering != config.settings.ordering:
         raise _fixed("ordering", "group", at.group)
     row.config = config._replace(settings=settings).encode()
@@ -78,9 +79,27 @@ def _fixed(what: str, kind: str, name: str) -> ConfigConflict:
 def seek_group(tx: Tx, at: Place, to: Start) -> None:
     """See Group.seek."""
     group = Settling(tx, at)
-    _seek(group, admin.positions(group.log, group.load_topic(), to, "to"))
+    _seek(group, admin.places(group.log, group.load_topic(), to, "to"))
     group.store()
     retention.trim(group.log, at.topic)
+
+
+def messages_from(group: Group, to: Start) -> tuple[int, bool]:
+    """How many messages would come after a seek; and whether it asks for some that are gone, or at
+    a time for some that may be."""
+    place = group.place
+
+    def look(tx: Tx) -> tuple[int, bool]:
+        source, topic = Log(tx, place.database, place.topic_id), log.load(tx, place.topic_id, "")
+        cursor = admin.places(source, topic, to, "to")
+        count, less = 0, False
+        for lane, offset in enumerate(cursor):
+            count += topic.offset(lane) - offset
+            begin = to if isinstance(to, int) and to >> LANE_BITS == lane else lane << LANE_BITS
+            less |= begin < offset == source.first(topic, lane)
+        return count, less and to != "latest"
+
+    return group.topic.store.engine.read(look)
 
 
 def _seek(group: Settling, cursor: Sequence[int]) -> None:
@@ -158,7 +177,9 @@ def delete_topic(engine: Engine, name: str) -> None:
     def operation(tx: Tx) -> None:
         topic_id = admin.find_topic(tx, name)
         if topic_id is None:
-            raise NotFound(f"there is no topic {name!r}; see 'diskq topic ls'", topic=name)
+            raise NotFound(
+                f"there is no topic {name!r}; see store.topics() or 'diskq topic ls'", topic=name
+            )
         topic = log.load(tx, topic_id, name)
         for group_id in decode_topic(topic.config).groups:
             _take_away(tx, topic_id, group_id, "")
@@ -227,11 +248,16 @@ def _erase(tx: Tx, prefix: bytes, database: Database = None) -> bool:
 
 
 def note_boot(tx: Tx) -> None:
-    """Void all leases if the machine was started anew; nobody is charged for that."""
+    """Void all leases if the machine was started anew; nobody is charged for that. Where nothing is
+    flushed, tokens may have been given out that the store does not know of: go on behind them."""
     meta = admin.load_meta(tx)
     boot_id = tx.engine.clock.boot_id()
     if meta.boot_id != boot_id:
         meta.boot_id = boot_id
+        if codec.DURABILITIES[meta.durability] == "process":
+            from .creation import later
+
+            meta.commit_base += later(tx.commit_id) - tx.commit_id
         admin.store_meta(tx, meta)
         for key, value in list(tx.scan(b"G")):
             row = codec.GroupRow(value)
@@ -240,6 +266,7 @@ def note_boot(tx: Tx) -> None:
             group = Settling(tx, at, row)
             group.release_owned(None)
             group.store()
+    tx.after.append(lambda: setattr(tx.engine, "meta", meta))
 
 
 def _deleted(kind: int, number: int) -> bytes:

@@ -1,20 +1,21 @@
 """Arguments, checked before anything is touched: each has one clear error, in one place.
 
 A wrong type is a TypeError, a value out of range a ValueError, a message over its size limit
-MessageTooLarge.
+MessageTooLarge. What a setting may be is in options.py.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from . import limits
-from .clock import NS, nanoseconds
-from .codec import DISCARDS, ORDERINGS, RETENTIONS
 from .errors import MessageTooLarge
-from .model import Backoff, Outgoing
+from .model import Outgoing
+
+if TYPE_CHECKING:
+    from .options import PutOptions
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -39,16 +40,28 @@ def text(what: str, value: object) -> str:
     return value
 
 
-def seconds(what: str, value: object, least: float, most: float) -> float:
-    """A duration in seconds between two bounds, both allowed."""
+def utf8(what: str, value: object) -> bytes:
+    """A str as it is stored."""
+    try:
+        return text(what, value).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} {value!r} is not text in UTF-8") from None
+
+
+def seconds(what: str, value: object, least: float, most: float, unit: str = " seconds") -> float:
+    """A duration in seconds, or another number, between two bounds, both allowed."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{what} must be a number of seconds, not {type(value).__name__}")
+        of_unit = unit and f" of{unit}"
+        raise TypeError(f"{what} must be a number{of_unit}, not {type(value).__name__}")
     try:
         found = float(value)
     except OverflowError:
         found = float("inf") if value > 0 else float("-inf")
     if not least <= found <= most or (isinstance(value, int) and abs(found) == float("inf")):
-        raise ValueError(f"{what} must be between {least:g} and {most:g} seconds, not {found!r}")
+        bounds = f"between {least:g} and {most:.10g}"
+        if most == float("inf"):
+            bounds = f"at least {least:g}"
+        raise ValueError(f"{what} must be {bounds}{unit}, not {found!r}")
     return found
 
 
@@ -64,6 +77,20 @@ def count(what: str, value: object, least: int, most: int) -> int:
     if not least <= value <= most:
         raise ValueError(f"{what} must be between {least} and {most}, not {value}")
     return value
+
+
+def unknown(kind: str, given: Collection[str], known: Collection[str]) -> TypeError:
+    """The error for a keyword that does not exist."""
+    what = next(what for what in given if what not in known)
+    return TypeError(f"there is no {kind} {what!r}; there are {', '.join(known)}")
+
+
+def outgoing(body: bytes, options: PutOptions) -> Outgoing:
+    """A message of a body and options of a put, to be checked."""
+    try:
+        return Outgoing(body, **options)
+    except TypeError:
+        raise unknown("option", options, Outgoing._fields[1:]) from None
 
 
 def message(value: object) -> bytes | Outgoing:
@@ -85,11 +112,10 @@ def _outgoing(value: Outgoing) -> bytes | Outgoing:
         raise TypeError("a message body must be bytes, not Outgoing")
     if value == Outgoing(value.body):
         return body
-    if value.key is not None:
-        _size("key", len(text("key", value.key).encode()), limits.MAX_KEY_BYTES)
-    if value.dedup_id is not None:
-        _size("dedup_id", len(text("dedup_id", value.dedup_id).encode()), limits.MAX_DEDUP_BYTES)
-    _headers({} if value.headers is None else value.headers)
+    _label("key", value.key, limits.MAX_KEY_BYTES)
+    _label("dedup_id", value.dedup_id, limits.MAX_DEDUP_BYTES)
+    if value.headers is not None:
+        _headers(value.headers)
     count("priority", value.priority, 0, limits.MAX_PRIORITIES - 1)
     if value.delay_seconds is not None:
         seconds("delay_seconds", value.delay_seconds, 0, limits.MAX_DELAY_SECONDS)
@@ -103,12 +129,21 @@ def _outgoing(value: Outgoing) -> bytes | Outgoing:
     return value._replace(body=body)
 
 
-def wall_ns(what: str, when: object) -> int:
+def _label(what: str, value: object, most: int) -> None:
+    """A key or an id, if there is one; an empty one is a mistake, and would make all the same."""
+    if value is None:
+        return
+    _size(what, len(utf8(what, value)), most)
+    if not value:
+        raise ValueError(f"{what} must not be empty; leave it out")
+
+
+def wall_ns(what: str, when: object, kinds: str = "a datetime") -> int:
     """A datetime as nanoseconds since 1970; a naive one is local time."""
     from datetime import UTC, datetime, timedelta  # slow to import
 
     if not isinstance(when, datetime):
-        raise TypeError(f"{what} must be a datetime, not {type(when).__name__}")
+        raise TypeError(f"{what} must be {kinds}, not {type(when).__name__}")
     try:
         since = when.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
     except (OverflowError, ValueError, OSError):
@@ -121,9 +156,9 @@ def wall_ns(what: str, when: object) -> int:
 
 def messages(values: object) -> Sequence[bytes | Outgoing]:
     """The messages of one put_many."""
-    if isinstance(values, (bytes, str)):
-        raise TypeError(f"put_many takes a list of bodies, not one {type(values).__name__}")
-    found: list[bytes | Outgoing] = list(values)  # type: ignore[call-overload]
+    if isinstance(values, (bytes, str, Outgoing)) or not hasattr(values, "__iter__"):
+        raise TypeError(f"put_many takes a list of bodies, not {type(values).__name__}")
+    found: list[bytes | Outgoing] = list(values)
     _size("batch", len(found), limits.MAX_PUT_MESSAGES, "messages")
     if set(map(type, found)) != {bytes} or max(map(len, found)) > limits.MAX_BODY_BYTES:
         found = [message(value) for value in found]
@@ -132,87 +167,11 @@ def messages(values: object) -> Sequence[bytes | Outgoing]:
     return found
 
 
-Settings = TypeVar("Settings", bound=NamedTuple)
-
-
-def settings(stored: Settings, given: Mapping[str, object]) -> Settings:
-    """`stored`, with each given setting that is not None checked and put in its place."""
-    for what in given:
-        if what not in stored._fields:
-            raise TypeError(f"there is no setting {what!r}; there are {', '.join(stored._fields)}")
-    checked = {
-        what: _SETTINGS[what](what, value) for what, value in given.items() if value is not None
-    }
-    return stored._replace(**checked)
-
-
-def changes(stored: Settings, given: Mapping[str, object]) -> Settings:
-    """`stored` with changes; None takes a bound away, where there may be none."""
-    for what, value in given.items():
-        if value is None and stored._field_defaults.get(what) is not None:
-            raise TypeError(f"{what} must have a value, not None")
-    gone = {what: None for what, value in given.items() if value is None}
-    return settings(stored, given)._replace(**gone)
-
-
-def _backoff(what: str, value: object) -> Backoff:
-    if not isinstance(value, Backoff):
-        raise TypeError(f"{what} must be a diskq.Backoff, not {type(value).__name__}")
-    most = limits.MAX_DELAY_SECONDS
-    return Backoff(
-        seconds("backoff base_seconds", value.base_seconds, 0, most),
-        seconds("backoff factor", value.factor, 1, 1000),
-        seconds("backoff max_seconds", value.max_seconds, 0, most),
-    )
-
-
-def _boolean(what: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{what} must be bool, not {type(value).__name__}")
-    return value
-
-
-def _counted(least: int, most: int) -> Callable[[str, object], object]:
-    return lambda what, value: count(what, value, least, most)
-
-
-def _timed(least: float, most: float) -> Callable[[str, object], object]:
-    return lambda what, value: nanoseconds(seconds(what, value, least, most)) / NS
-
-
-def _one_of(*choices: str) -> Callable[[str, object], object]:
-    def check(what: str, value: object) -> object:
-        if value not in choices:
-            raise ValueError(f"{what} must be one of {', '.join(choices)}, not {value!r}")
-        return value
-
-    return check
-
-
-_SETTINGS: dict[str, Callable[[str, object], object]] = {
-    "retention": _one_of(*RETENTIONS),
-    "max_age_seconds": _timed(limits.MIN_AGE_SECONDS, limits.MAX_DELAY_SECONDS),
-    "max_bytes": _counted(limits.PAGE_BYTES, limits.TIB),
-    "max_messages": _counted(1, limits.MAX_TOPIC_MESSAGES),
-    "discard": _one_of(*DISCARDS),
-    "dedup_seconds": _timed(limits.MIN_AGE_SECONDS, limits.MAX_DEDUP_SECONDS),
-    "priorities": _counted(1, limits.MAX_PRIORITIES),
-    "lease_seconds": _timed(limits.MIN_LEASE_SECONDS, limits.MAX_LEASE_SECONDS),
-    "max_deliveries": _counted(1, limits.MAX_DELIVERIES),
-    "backoff": _backoff,
-    "ordering": _one_of(*ORDERINGS),
-    "max_in_flight": _counted(1, limits.MAX_IN_FLIGHT),
-    "keep_expired": _boolean,
-}
-
-
 def _headers(value: object) -> None:
     if not isinstance(value, Mapping):
         raise TypeError(f"headers must be a mapping of str to str, not {type(value).__name__}")
-    for item in (*value, *value.values()):
-        text("a header's name and value", item)
+    size = sum(len(utf8("a header's name or value", item)) for item in (*value, *value.values()))
     _size("headers", len(value), limits.MAX_HEADERS, "headers")
-    size = sum(len(item.encode()) for item in (*value, *value.values()))
     _size("headers", size, limits.MAX_HEADERS_BYTES)
 
 

@@ -71,6 +71,8 @@ class Consumer:
         """
         messages = self._take(1, check.timeout(timeout) if block else 0)
         if not messages:
+            if self._engine.read(lambda tx: Delivery(tx, self.place).paused):
+                raise errors.Empty(f"group {self.group.name!r} is paused; resume() lets it go on")
             raise errors.Empty(f"no message is ready in group {self.group.name!r}; try again later")
         return messages[0]
 
@@ -148,7 +150,8 @@ class Consumer:
 
     def _hand_out(self, limit: int) -> list[Message]:
         """The next prefetched messages that nobody took back meanwhile. They are named as handled
-        before that is looked up: who takes one after that is told by the fence."""
+        before that is looked up, so nobody takes them after that; behind whoever may be taking them
+        right now, it is looked up in a commit."""
         found: list[Message] = []
         while len(found) < limit:
             try:
@@ -158,7 +161,9 @@ class Consumer:
             self._handed = max(self._handed, message.token)
             self._engine.slots.hand_out(self._member.slot, self._handed)
             self.name_handled(message.offset)
-            if self._engine.read(lambda tx: _is_held(tx, message)):  # noqa: B023
+            stealing = self._engine.slots.stealing(self.group.id)
+            look = self._engine.commit if stealing else self._engine.read
+            if look(lambda tx: _is_held(tx, message)):  # noqa: B023
                 found.append(message)
         if len(found) > 1:
             self.name_handled(SEVERAL)
@@ -283,10 +288,17 @@ class Consumer:
         if self._heartbeat is not None:
             self._heartbeat.stop()
         self._acked = limits.TRIM_MESSAGES
-        with suppress(errors.NotFound):  # the group was deleted, and its leases with it
+        clean = False  # then others find it dead, and take back what it held
+        try:
             self.in_group(lambda at: at.release_owned(self._member.owner))
-        self._engine.slots.nudge(self.group.id)
-        self._engine.slots.release(self._member.slot, clean=True)
+            clean = True
+        except errors.NotFound:
+            clean = True  # the group was deleted, and its leases with it
+        except (errors.Full, errors.DiskFailed):
+            pass
+        finally:
+            self._engine.slots.nudge(self.group.id)
+            self._engine.slots.release(self._member.slot, clean=clean)
 
     @property
     def usable(self) -> bool:
@@ -327,7 +339,8 @@ class Consumer:
             raise ValueError(f"message {message.offset} was leased by another consumer")
         if message.settled:
             raise errors.AlreadySettled(
-                f"message {message.offset} was settled before; settle each delivery once",
+                f"message {message.offset} was settled before, or given to a transaction; settle"
+                " each delivery once",
                 offset=message.offset,
             )
 

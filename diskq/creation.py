@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -15,6 +16,9 @@ from .clock import Clock
 from .codec import DURABILITIES, META_KEY, Meta, new_meta
 from .environment import translate
 from .errors import NotAStore
+
+_TOKENS_APART = 1 << 24  # commits
+_YEAR_2020 = 1_577_836_800
 
 
 def create_store(path: str, durability: str, max_bytes: int, clock: Clock) -> None:
@@ -80,6 +84,14 @@ def write_meta(env: lmdb.Environment, place: str, row: bytes) -> None:
     if DURABILITIES[meta.durability] == "process":
         with open(os.path.join(place, files.BOOT), "w", encoding="ascii") as file:
             file.write(meta.boot_id.hex())
+
+
+def later(commit_id: int) -> int:
+    """A commit id to go on from where commits may be forgotten, or made again elsewhere: in a copy
+    of a store that goes on too, and after a power cut where nothing is flushed. Tokens are made of
+    commit ids, and must not repeat. Nobody makes a thousand commits a second for years, so the
+    milliseconds since 2020 are ahead of what is forgotten, whatever was copied of copies before."""
+    return max(commit_id + _TOKENS_APART, int((time.time() - _YEAR_2020) * 1000))
 
 
 def _flush(path: str) -> None:

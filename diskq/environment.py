@@ -91,9 +91,7 @@ def read_row(env: lmdb.Environment, database: bytes, key: bytes) -> bytes | None
 
 def full(path: str, why: str) -> errors.Full:
     """The error of a put that has no room."""
-    return errors.Full(
-        f"store {path} is full: {why}; consume messages, or give it more room", path=path
-    )
+    return errors.Full(f"store {path} is full: {why}; consume messages, trim or purge", path=path)
 
 
 def translate(error: Exception, path: str) -> errors.DiskqError:
@@ -107,15 +105,16 @@ def translate(error: Exception, path: str) -> errors.DiskqError:
     if code == errno.EIO or isinstance(error, lmdb.PanicError):
         return errors.DiskFailed(
             f"writing to {path} failed ({error}); check the disk, reopen the store and run"
-            " 'diskq verify'"
+            " store.verify() or 'diskq verify'"
         )
     if isinstance(error, lmdb.LockError):
         return errors.Unsupported(
-            f"store {path} is used from another PID namespace, where LMDB's reader table cannot"
-            " work; use it from one container only"
+            f"store {path} is used by a process of another PID namespace with the number of this"
+            f" one, {os.getpid()}, and LMDB tells processes by it; let the containers share their"
+            " PID namespace, or use the store from one of them"
         )
     if isinstance(error, _DAMAGE):
-        return errors.Corrupt(f"store {path} is damaged ({error}); restore it from a backup")
+        return errors.Corrupt(f"store {path} is damaged ({error}); {errors.WAY_OUT}")
     return errors.DiskqError(f"store {path}: {error}")
 
 

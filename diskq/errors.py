@@ -42,13 +42,15 @@ class LeaseLost(DiskqError):
 
 
 class AlreadySettled(DiskqError):
-    """Raised when a message is settled twice in one process. Settle each delivery once."""
+    """Raised when a message is settled twice in one process, or after it was given to a
+    transaction. Settle each delivery once."""
 
     offset: int
 
 
 class Closed(DiskqError):
-    """Raised when a closed store or consumer is used. Open a new one."""
+    """Raised when a closed store or consumer is used, or a transaction that is over. Make a new
+    one."""
 
 
 class WrongProcess(DiskqError):
@@ -60,7 +62,8 @@ class ConfigConflict(DiskqError):
 
 
 class NotFound(DiskqError):
-    """Raised when a store, topic, group or dead letter does not exist. Check the name."""
+    """Raised when a store, topic, group, dead letter or scheduled message does not exist. Check
+    the name."""
 
 
 class NotAStore(DiskqError):
@@ -75,7 +78,11 @@ class WrongFormat(DiskqError):
 
 
 class Corrupt(DiskqError):
-    """Raised when stored bytes fail their check. Run `diskq verify`; restore from a backup."""
+    """Raised when stored bytes fail their check. Run `diskq verify`; restore a backup, or run
+    `diskq salvage`."""
+
+
+WAY_OUT = "restore it from a backup, or copy what is sound with 'diskq salvage'"
 
 
 class MessageTooLarge(DiskqError):

@@ -11,7 +11,7 @@ import struct
 import sys
 from typing import NamedTuple
 
-from .errors import Corrupt, NotAStore, NotFound, Unsupported
+from .errors import WAY_OUT, Corrupt, NotAStore, NotFound, Unsupported
 
 DATA, LOCK, SLOTS = "data.mdb", "lock.mdb", "slots"
 BOOT = "boot"  # only where commits are not flushed: the boot that last found the store sound
@@ -45,7 +45,8 @@ def is_store(path: str) -> bool:
         return True
     if os.path.lexists(path):
         if not os.path.isdir(path):
-            raise NotAStore(f"{path} is a file; a store is a directory, choose another path")
+            what = "a file" if os.path.exists(path) else "a symbolic link to what is not there"
+            raise NotAStore(f"{path} is {what}; a store is a directory, choose another path")
         if os.listdir(path):
             raise NotAStore(f"{path} is a directory of other files; choose a new or empty one")
     parent = os.path.dirname(os.path.abspath(path))
@@ -65,7 +66,7 @@ def check_data(path: str) -> None:
         found = meta_pages(file.fileno())
     size = os.stat(name).st_size
     if not size:
-        raise Corrupt(f"{name} is empty, it was damaged; restore the store from a backup")
+        raise Corrupt(f"{name} is empty, it was damaged; {WAY_OUT}")
     if not found:
         raise NotAStore(f"{name} is not an LMDB file, or its first pages are damaged")
     latest = max(found)

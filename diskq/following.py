@@ -1,4 +1,6 @@
-"""Following a topic: its messages as they are put. Imported on demand."""
+"""Looking at the messages of a topic without taking them: those stored, and as they are put.
+Imported on demand.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +8,65 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from . import admin, limits, log, schedule
+from . import admin, check, limits, log, schedule
 from .clock import NS
 from .engine import Tx
 from .environment import Database
-from .log import Log
+from .log import Log, Stored, cut
 from .model import LANE_BITS, LogMessage
+from .segment import decode_record, is_purged
 
 if TYPE_CHECKING:
     from .admin import Start
     from .topic import Topic
+
+
+_END = 2**64  # behind every offset
+
+
+def read(
+    topic: Topic, start: int, stop: int | None, limit: int | None, reverse: bool
+) -> Iterator[LogMessage]:
+    """See Topic.read."""
+    low = check.count("start", start, 0, _END)
+    high = _END if stop is None else check.count("stop", stop, 0, _END)
+    left = _END if limit is None else check.count("limit", limit, 0, _END)
+    database = topic.store.engine.log(topic.id)
+    while left and (found := _page(topic, database, low, high, reverse)):
+        messages = [_log_message(each) for each in found if not is_purged(each.record, each.flags)]
+        yield from messages[:left]
+        left -= min(left, len(messages))
+        low, high = (low, found[-1].offset) if reverse else (found[-1].offset + 1, high)
+
+
+def _page(topic: Topic, database: Database, low: int, high: int, reverse: bool) -> list[Stored]:
+    """The messages of one segment."""
+
+    def page(tx: Tx) -> list[Stored]:
+        log.load(tx, topic.id, topic.name)
+        source = Log(tx, database, topic.id)
+        segment = source.before(high) if reverse else next(source.segments(low), None)
+        found = cut(segment, low, high) if segment else []
+        return found[::-1] if reverse else found
+
+    return topic.store.engine.read(page) if low < high else []
+
+
+def _log_message(stored: Stored) -> LogMessage:
+    offset, record, flags, put_at_ns = stored
+    body, key, headers, _ = decode_record(record, flags)
+    return LogMessage(offset, body, key, headers, put_at_ns)
+
+
+def offset_at(topic: Topic, when_ns: int) -> int:
+    """See Topic.offset_at."""
+    database = topic.store.engine.log(topic.id)
+
+    def find(tx: Tx) -> int:
+        row = log.load(tx, topic.id, topic.name)
+        return Log(tx, database, topic.id).offset_at(row, 0, when_ns)
+
+    return topic.store.engine.read(find)
 
 
 def follow(topic: Topic, start: Start, timeout: float | None) -> Iterator[LogMessage]:
@@ -24,7 +75,7 @@ def follow(topic: Topic, start: Start, timeout: float | None) -> Iterator[LogMes
 
     def begin(tx: Tx) -> list[int]:
         row = log.load(tx, topic.id, topic.name)
-        return admin.positions(Log(tx, database, topic.id), row, start, "start")
+        return admin.places(Log(tx, database, topic.id), row, start, "start")
 
     return _follow(topic, database, topic.store.engine.read(begin), timeout)
 

@@ -107,6 +107,10 @@ class Group:
         loses it; what waits or is parked is forgotten, and so are dead letters from there on. One
         commit, which is long if very much waits.
 
+        Only what is stored comes again. With `retention="interest"`, the default, a topic keeps
+        what some group has not settled; with "limits" it keeps more. An offset may be at most the
+        end of the topic, the one that is put next.
+
         Raises: NotFound, ReadOnly, Closed, TypeError, ValueError.
         """
         from . import changes
@@ -164,7 +168,7 @@ class Group:
 
     @property
     def place(self) -> Place:
-        """The group and its topic's log, as transactions address them."""
+        """For diskq's own use: the group and its topic's log, as transactions address them."""
         return self._place._replace(database=self.topic.store.engine.log(self.topic.id))
 
     def __repr__(self) -> str:

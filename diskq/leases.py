@@ -25,7 +25,10 @@ def load(tx: Tx, group_id: int, name: str) -> GroupRow:
     """
     data = tx.get(ID_KEY.pack(b"G", group_id))
     if data is None:
-        raise NotFound(f"group {name!r} does not exist any more; see 'diskq group ls'", group=name)
+        raise NotFound(
+            f"group {name!r} does not exist any more; see topic.groups() or 'diskq group ls'",
+            group=name,
+        )
     return GroupRow(data)
 
 

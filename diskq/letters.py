@@ -109,7 +109,10 @@ def _exhume(at: Settling, offset: int) -> HeldRow:
     """Take a message out of the dead ones. Raises: NotFound."""
     row = held.get(at.tx, at.id, DEAD, offset)
     if row is None:
-        raise NotFound(f"no dead letter has offset {offset}; see 'diskq dead ls'", offset=offset)
+        raise NotFound(
+            f"no dead letter has offset {offset}; see group.dead() or 'diskq dead ls'",
+            offset=offset,
+        )
     held.drop(at.tx, at.id, offset, DEAD)
     at.row.dead -= 1
     return row

@@ -13,7 +13,7 @@ from . import limits
 from .codec import ID_KEY, TopicRow, decode_topic
 from .engine import Tx
 from .environment import Database
-from .errors import Corrupt, NotFound
+from .errors import WAY_OUT, Corrupt, NotFound
 from .model import LANE_BITS
 from .segment import LOG_KEY, Packed, Segment, encode_segment, head_of
 
@@ -36,7 +36,10 @@ def load(tx: Tx, topic_id: int, name: str) -> TopicRow:
     """
     data = tx.get(ID_KEY.pack(b"T", topic_id))
     if data is None:
-        raise NotFound(f"topic {name!r} does not exist any more; see 'diskq topic ls'", topic=name)
+        raise NotFound(
+            f"topic {name!r} does not exist any more; see store.topics() or 'diskq topic ls'",
+            topic=name,
+        )
     return TopicRow(data)
 
 
@@ -104,7 +107,7 @@ class Log:
             if segment is None or segment.first > first:
                 raise Corrupt(
                     f"offset {first} of topic {self.topic_id} is missing from its log; run"
-                    " 'diskq verify' and restore the store from a backup",
+                    f" 'diskq verify', then {WAY_OUT}",
                     offset=first,
                 )
             if row and segment.count > 1 and len(segment.data) <= _CACHED_BYTES:

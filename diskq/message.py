@@ -97,14 +97,14 @@ class Message:
             seconds = check.seconds("seconds", seconds, *bounds)
         self.consumer.settle(self, lambda at: at.extend(self.lease, self.offset, seconds), False)
 
-    # What a transaction does with it, for diskq's own use: to be run inside of a commit.
+    # What a transaction does with it, to be run inside of a commit.
 
     def acking(self) -> Action:
-        """The action of `ack`."""
+        """For diskq's own use: the action of `ack`."""
         return lambda at: at.ack(self.lease, [self.offset])
 
     def nacking(self, delay_seconds: float | None, error: str | None) -> Action:
-        """The action of `nack`."""
+        """For diskq's own use: the action of `nack`."""
         delay_ns = None
         if delay_seconds is not None:
             most = limits.MAX_DELAY_SECONDS
@@ -112,11 +112,11 @@ class Message:
         return self._failing("nack", check.text("error", error or ""), delay_ns)
 
     def rejecting(self, reason: str) -> Action:
-        """The action of `reject`."""
+        """For diskq's own use: the action of `reject`."""
         return self._failing("reject", check.text("reason", reason), None)
 
     def releasing(self) -> Action:
-        """The action of `release`."""
+        """For diskq's own use: the action of `release`."""
         return lambda at: at.release(self.lease, self.offset)
 
     def _failing(self, cause: str, error: str, delay_ns: int | None) -> Action:

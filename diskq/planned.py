@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from . import log, schedule
+from . import check, log, schedule
 from .engine import Tx
 from .errors import NotFound
 from .log import Log
-from .model import ScheduledMessage
+from .model import Receipt, ScheduledMessage
 from .segment import decode_record
 
 if TYPE_CHECKING:
@@ -35,8 +35,11 @@ def scheduled(topic: Topic) -> Iterator[ScheduledMessage]:
         start = found[-1].due_ns, found[-1].number + 1
 
 
-def cancel(topic: Topic, schedule_id: str) -> None:
+def cancel(topic: Topic, schedule_id: object) -> None:
     """See Topic.cancel."""
+    if isinstance(schedule_id, Receipt):
+        raise TypeError("schedule_id must be str, not Receipt; pass receipt.schedule_id")
+    schedule_id = check.text("schedule_id", schedule_id)
     due, _, number = schedule_id.partition("-")
     known = due.isdecimal() and number.isdecimal() and max(int(due), int(number)) < 2**64
 
@@ -45,7 +48,7 @@ def cancel(topic: Topic, schedule_id: str) -> None:
         if not known or not schedule.remove(source, row, int(due), int(number)):
             raise NotFound(
                 f"no message is scheduled as {schedule_id!r}; it fell due or was cancelled, see"
-                " 'diskq schedule ls'",
+                " topic.scheduled() or 'diskq schedule ls'",
                 schedule_id=schedule_id,
             )
         log.store(tx, topic.id, row)

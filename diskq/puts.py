@@ -119,7 +119,7 @@ def _check_lanes(name: str, row: TopicRow, drafts: Sequence[Draft]) -> None:
     if highest >= len(row.next):
         raise ValueError(
             f"priority {highest} is over {len(row.next) - 1}, the highest of topic {name!r};"
-            " give the topic more priorities"
+            f" topic.update(priorities={highest + 1}) gives it more"
         )
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .consumer import Consumer
+from .group import Group
 from .message import Message
-
-if TYPE_CHECKING:
-    from .group import Group
-    from .topic import Topic
+from .topic import Topic
 
 DEFAULT_GROUP = "default"
 
@@ -17,9 +15,12 @@ DEFAULT_GROUP = "default"
 class Queue:
     """A queue on disk; made by `Store.queue`. Each message goes to one of those who get it.
 
-    `put` and `put_many` are the topic's, `consumer` is the group's; see there. The first `get` of a
-    process makes its consumer. Safe across threads and processes.
+    `put` and `put_many` are the topic's, `consumer` is the group's. The first `get` of a process
+    makes its consumer. Safe across threads and processes.
     """
+
+    if not TYPE_CHECKING:  # for help(); each queue has those of its topic and group
+        put, put_many, consumer = Topic.put, Topic.put_many, Group.consumer
 
     def __init__(self, topic: Topic, group: Group) -> None:
         self.topic = topic

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from importlib import import_module
 
 from . import errors, files
 from .clock import Clock
@@ -16,6 +17,11 @@ from .environment import translate
 
 _engines: dict[tuple[int, int], Engine] = {}  # by the identity of their data file
 _registry = threading.RLock()
+ON_DEMAND = (  # modules of diskq that are imported when they are used, by whatever thread
+    *("creation", "backup", "pages", "readers", "stats", "options", "changes", "verify"),
+    *("salvage", "purging", "planned", "letters", "following", "heartbeat", "transaction"),
+)
+_LATE = "ctypes", "datetime", "hashlib", *(f"diskq.{name}" for name in ON_DEMAND)
 
 
 def open_engine(
@@ -61,6 +67,10 @@ def is_open(path: str) -> bool:
 
 
 def _before_fork() -> None:
+    for name in _LATE if _engines else ():
+        # In the middle of an import by another thread, the child would inherit CPython's lock of
+        # that module, which nobody frees there.
+        import_module(name)
     _registry.acquire()
     for engine in _engines.values():
         engine.before_fork()

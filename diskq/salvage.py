@@ -17,7 +17,7 @@ from functools import partial
 from typing import NamedTuple, TypeAlias
 
 from . import admin, check, codec, dedup, errors, files, limits, log, verify
-from .backup import COPY, later
+from .backup import COPY
 from .clock import Clock
 from .codec import (
     DEAD,
@@ -36,7 +36,7 @@ from .codec import (
     decode_topic,
     unchecked,
 )
-from .creation import building, create_in
+from .creation import building, create_in, later
 from .engine import Engine, Tx
 from .environment import Database
 from .log import Log

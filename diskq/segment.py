@@ -21,7 +21,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from .clock import nanoseconds
-from .errors import Corrupt
+from .errors import WAY_OUT, Corrupt
 from .limits import SEGMENT_BYTES
 from .model import Outgoing
 
@@ -117,7 +117,7 @@ class Segment:
         if not sound or version != SEGMENT_VERSION:
             raise Corrupt(
                 f"the segment at offset {self.first} of topic {topic_id} fails its checksum; run"
-                " 'diskq verify' and restore the store from a backup",
+                f" 'diskq verify', then {WAY_OUT}",
                 offset=self.first,
             )
         self.start = _SEGMENT.size + _U32.size * self.count

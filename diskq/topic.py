@@ -10,10 +10,9 @@ from . import admin, check, limits, log, puts, retention
 from .admin import Start
 from .codec import decode_topic
 from .engine import Tx
-from .environment import Database
 from .errors import Full
 from .group import Group
-from .log import Log, Stored, cut
+from .log import Log
 from .model import (
     LogMessage,
     Outgoing,
@@ -22,15 +21,12 @@ from .model import (
     TopicSettings,
     TopicStats,
 )
-from .segment import decode_record, is_purged
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from .options import GroupChanges, PutOptions, TopicChanges
     from .store import Store
-
-_END = 2**64  # behind every offset
 
 
 class Topic:
@@ -64,7 +60,7 @@ class Topic:
         Raises: Full, MessageTooLarge, TypeError, ValueError, NotFound (the topic was deleted),
         ReadOnly, Closed.
         """
-        message = check.message(Outgoing(body, **options) if options else body)
+        message = check.message(check.outgoing(body, options) if options else body)
         return self._put([message], block, timeout)[0]
 
     def put_many(
@@ -132,7 +128,7 @@ class Topic:
         """
         from . import planned
 
-        planned.cancel(self, check.text("schedule_id", schedule_id))
+        planned.cancel(self, schedule_id)
 
     def trim(self) -> int:
         """Delete what no group needs any more, and what is over the topic's bounds; returns how
@@ -161,7 +157,7 @@ class Topic:
         """
         from .purging import purge
 
-        return purge(self, before, None if key is None else check.text("key", key).encode())
+        return purge(self, before, None if key is None else check.utf8("key", key))
 
     @property
     def settings(self) -> TopicSettings:
@@ -188,11 +184,12 @@ class Topic:
         for a new group the default.
 
         `start`: where a new group begins: at the "earliest" message stored, the "latest" (only what
-        comes), an offset, or a datetime. `lease_seconds` (30): how long a consumer may handle a
-        message. `max_deliveries` (5): failed deliveries until a message is dead. `backoff`
-        (Backoff(1, 2, 300)): how long a failed message waits. `ordering` ("none"): with "key",
-        messages of one key are delivered one after the other, in order. `max_in_flight` (no bound):
-        messages leased at once. `keep_expired` (False): what outlives its TTL is a dead letter.
+        comes), an offset, not beyond the end, or a datetime. `lease_seconds` (30): how long a
+        consumer may handle a message. `max_deliveries` (5): failed deliveries until a message is
+        dead. `backoff` (Backoff(1, 2, 300)): how long a failed message waits. `ordering` ("none"):
+        with "key", messages of one key are delivered one after the other, in order.
+        `max_in_flight` (no bound): messages leased at once. `keep_expired` (False): what outlives
+        its TTL is a dead letter.
 
         Raises: ConfigConflict if the group has other settings, NotFound, ReadOnly, Closed.
         """
@@ -229,29 +226,9 @@ class Topic:
 
         Raises: Corrupt, NotFound, Closed.
         """
-        low = check.count("start", start, 0, _END)
-        high = _END if stop is None else check.count("stop", stop, 0, _END)
-        left = _END if limit is None else check.count("limit", limit, 0, _END)
-        database = self.store.engine.log(self.id)
-        while left and (found := self._page(database, low, high, reverse)):
-            messages = [
-                _log_message(each) for each in found if not is_purged(each.record, each.flags)
-            ]
-            yield from messages[:left]
-            left -= min(left, len(messages))
-            low, high = (low, found[-1].offset) if reverse else (found[-1].offset + 1, high)
+        from . import following
 
-    def _page(self, database: Database, low: int, high: int, reverse: bool) -> list[Stored]:
-        """The messages of one segment."""
-
-        def page(tx: Tx) -> list[Stored]:
-            log.load(tx, self.id, self.name)
-            source = Log(tx, database, self.id)
-            segment = source.before(high) if reverse else next(source.segments(low), None)
-            found = cut(segment, low, high) if segment else []
-            return found[::-1] if reverse else found
-
-        return self.store.engine.read(page) if low < high else []
+        return following.read(self, start, stop, limit, reverse)
 
     def offset_at(self, when: datetime) -> int:
         """The offset of the first message of the lowest priority put at `when` or later, or the
@@ -259,14 +236,9 @@ class Topic:
 
         Raises: NotFound, Closed, TypeError, ValueError.
         """
-        when_ns = check.wall_ns("when", when)
-        database = self.store.engine.log(self.id)
+        from . import following
 
-        def find(tx: Tx) -> int:
-            row = log.load(tx, self.id, self.name)
-            return Log(tx, database, self.id).offset_at(row, 0, when_ns)
-
-        return self.store.engine.read(find)
+        return following.offset_at(self, check.wall_ns("when", when))
 
     def follow(
         self, start: Start = "latest", *, timeout: float | None = None
@@ -277,10 +249,10 @@ class Topic:
 
         Raises: ReadOnly (waiting needs the store's shared memory), Corrupt, NotFound, Closed.
         """
-        from .following import follow
+        from . import following
 
         self.store.check_writable()
-        return follow(self, start, check.timeout(timeout))
+        return following.follow(self, start, check.timeout(timeout))
 
     def stats(self) -> TopicStats:
         """The topic and its groups in numbers, from one snapshot; the same cost with any backlog.
@@ -293,9 +265,3 @@ class Topic:
 
     def __repr__(self) -> str:
         return f"<Topic {self.name}>"
-
-
-def _log_message(stored: Stored) -> LogMessage:
-    offset, record, flags, put_at_ns = stored
-    body, key, headers, _ = decode_record(record, flags)
-    return LogMessage(offset, body, key, headers, put_at_ns)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Unpack
 
 from . import check, puts
 from .delivery import Delivery
 from .engine import Tx
+from .errors import Closed
 from .log import Log
 from .message import Action, Message
 from .model import Outgoing, Receipt
@@ -27,6 +29,9 @@ class Transaction:
     settled from the moment it was given to the transaction. If one of the leases was lost, the
     commit raises LeaseLost and changes nothing. It does not wait for room: then it raises Full.
 
+    Without a block, call `commit` or `rollback`. After either, or the block, it is over and raises
+    Closed. One that is dropped before, with something in it, is a ResourceWarning.
+
     Read from one topic and write to another, and each input has its effect exactly once, whatever
     dies in between. For one thread at a time.
     """
@@ -35,14 +40,16 @@ class Transaction:
         self._store = store
         self._settled: list[tuple[Message, Action]] = []
         self._puts: list[tuple[Topic, puts.Prepared]] = []
+        self._over = False
         self.receipts: Sequence[Receipt] = ()  # of all puts in order, once it is committed
 
     def put(self, topic: Topic | Queue, body: bytes, **options: Unpack[PutOptions]) -> None:
         """Append a message when this commits; see `Topic.put`."""
-        self.put_many(topic, [Outgoing(body, **options)])
+        self.put_many(topic, [check.outgoing(body, options) if options else body])
 
     def put_many(self, topic: Topic | Queue, messages: Iterable[bytes | Outgoing]) -> None:
         """Append messages when this commits; see `Topic.put_many`."""
+        self._check_open()
         target = topic.topic if isinstance(topic, Queue) else topic
         if not isinstance(target, Topic):
             raise TypeError(f"expected a Topic or Queue, not {type(topic).__name__}")
@@ -70,6 +77,7 @@ class Transaction:
         self._settle(message, Message.releasing)
 
     def _settle(self, message: Message, action: Callable[[Message], Action]) -> None:
+        self._check_open()
         if not isinstance(message, Message):
             raise TypeError(f"expected a Message, not {type(message).__name__}")
         message.consumer.check_open()
@@ -80,10 +88,39 @@ class Transaction:
         message.settled = True
 
     def commit(self) -> None:
-        """Do all of it, durably; called when the block ends. Nothing is done twice.
+        """Do all of it, durably; called when the block ends. Then the transaction is over, also if
+        this raises.
 
-        Raises: LeaseLost, Full, NotFound, ValueError; then nothing was changed.
+        Raises: LeaseLost, Full, NotFound, ValueError; then nothing was changed, as after a
+        `rollback`. Closed if the transaction is over.
         """
+        self._check_open()
+        try:
+            if self._settled or self._puts:
+                self.receipts = self._commit()
+        except BaseException:
+            self.rollback()
+            raise
+        for message, _ in self._settled:
+            message.consumer.count_acked([message])
+        self._end()
+
+    def rollback(self) -> None:
+        """Forget all of it; the messages count as unsettled again. A consumer that iterates does
+        not ack them, since what belongs to them did not happen: nack or release them, or they come
+        again after their deadline. Nothing happens if the transaction is over."""
+        for message, _ in self._settled:
+            message.settled, message.failed = False, True
+        self._end()
+
+    def _end(self) -> None:
+        self._settled, self._puts, self._over = [], [], True
+
+    def _check_open(self) -> None:
+        if self._over:
+            raise Closed("the transaction is over; begin another")
+
+    def _commit(self) -> list[Receipt]:
         logs = {topic.id: self._store.engine.log(topic.id) for topic, _ in self._puts}
 
         def operation(tx: Tx) -> list[Receipt]:
@@ -93,21 +130,7 @@ class Transaction:
             )
             return [receipt for each in found for receipt in puts.store(*each)]
 
-        if self._settled or self._puts:
-            try:
-                self.receipts = self._store.commit(operation)
-            except BaseException:
-                self.rollback()
-                raise
-            self._done()
-
-    def rollback(self) -> None:
-        """Forget all of it; the messages count as unsettled again. A consumer that iterates does
-        not ack them, since what belongs to them did not happen: nack or release them, or they come
-        again after their deadline."""
-        for message, _ in self._settled:
-            message.settled, message.failed = False, True
-        self._settled, self._puts = [], []
+        return self._store.commit(operation)
 
     def _settle_all(self, tx: Tx) -> None:
         groups: dict[int, Delivery] = {}
@@ -122,16 +145,17 @@ class Transaction:
         for consumer in {message.consumer for message, _ in self._settled}:
             consumer.trim(tx)
 
-    def _done(self) -> None:
-        for message, _ in self._settled:
-            message.consumer.count_acked([message])
-        self._settled, self._puts = [], []
-
     def __enter__(self) -> Transaction:
+        self._check_open()
         return self
 
     def __exit__(self, kind: object, _error: object, _trace: object) -> None:
-        if kind is None:
+        if kind is None and not self._over:
             self.commit()
         else:
             self.rollback()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_over", True) and (self._settled or self._puts):
+            text = "a transaction was dropped: nothing of it happened; commit or roll it back"
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)

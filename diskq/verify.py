@@ -38,7 +38,7 @@ from .codec import (
 )
 from .engine import TOKEN_BITS, Engine, Tx
 from .environment import Database
-from .errors import Corrupt
+from .errors import WAY_OUT, Corrupt
 from .limits import MIB
 from .log import Log
 from .model import LANE_BITS, Finding
@@ -84,7 +84,7 @@ def check_short(path: str, name: str, size: int, expected: int) -> None:
     own, and the file is made whole, so that no page is behind its end."""
     if check_in_child(path):
         raise Corrupt(
-            f"{name} is cut short: {size} bytes of {expected}; restore the store from a backup",
+            f"{name} is cut short: {size} bytes of {expected}; {WAY_OUT}",
             size=size,
             expected=expected,
         )

@@ -14,6 +14,7 @@ from __future__ import annotations  # so that an old Python gets as far as being
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,7 @@ TYPES = (["mypy"],)
 def main(verb: str = "help", *options: str) -> int:
     """Run one verb; the exit code is that of the first program that fails."""
     if verb not in ("demo", "test", "check", "lint", "types"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `dev.py help | head` is no error
         print(__doc__)
         return 0 if verb in ("help", "-h", "--help") else 2
     trouble = set_up()

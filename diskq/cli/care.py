@@ -46,7 +46,11 @@ def trim(topic_name: str) -> None:
     callback=parsed(units.parse_place),
     help="Only what is below an offset, or older than a time such as 2026-01-31T08:00.",
 )
-@click.option("--key", help="Only messages of this key, scheduled ones too.")
+@click.option(
+    "--key",
+    callback=parsed(units.parse_text),
+    help="Only messages of this key, scheduled ones too.",
+)
 @removal_options
 def purge(
     *, topic_name: str, before: int | datetime | None, key: str | None, yes: bool, dry_run: bool

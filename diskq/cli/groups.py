@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import click
 
-from diskq import Backoff, Clock, Group, GroupStats
+from diskq import Backoff, Clock, Group, GroupStats, changes, limits
 from diskq.codec import ORDERINGS
 
 from . import output, units
@@ -104,9 +104,15 @@ def group_info(topic_name: str, group_name: str, as_json: bool) -> None:
 def _parse_backoff(text: str) -> Backoff:
     try:
         base, factor, most = text.split(",")
-        return Backoff(units.parse_duration(base), float(factor), units.parse_duration(most))
+        found = Backoff(units.parse_duration(base), float(factor), units.parse_duration(most))
     except ValueError:
         raise ValueError(f"{text!r} is not a backoff; write BASE,FACTOR,MAX: 1s,2,5m") from None
+    longest = limits.MAX_DELAY_SECONDS
+    if max(found.base_seconds, found.max_seconds) > longest or not 1 <= found.factor <= 1000:
+        raise ValueError(
+            f"BASE and MAX of {text} may be up to {units.show_duration(longest)}, FACTOR 1 to 1000"
+        )
+    return found
 
 
 _settings = with_options(
@@ -114,10 +120,14 @@ _settings = with_options(
         "--lease",
         "lease_seconds",
         metavar="DURATION",
-        callback=parsed(units.parse_duration),
+        callback=parsed(units.duration(limits.MIN_LEASE_SECONDS, limits.MAX_LEASE_SECONDS)),
         help="How long a consumer may handle a message.",
     ),
-    click.option("--max-deliveries", type=int, help="Failures until a message is dead."),
+    click.option(
+        "--max-deliveries",
+        type=click.IntRange(1, limits.MAX_DELIVERIES),
+        help="Failures until a message is dead.",
+    ),
     click.option(
         "--backoff",
         metavar="BASE,FACTOR,MAX",
@@ -127,7 +137,7 @@ _settings = with_options(
     click.option(
         "--max-in-flight",
         metavar="N",
-        callback=parsed(or_none(units.parse_count)),
+        callback=parsed(or_none(units.within(units.parse_count, 1, limits.MAX_IN_FLIGHT))),
         help="Messages leased at once; set to none: no bound.",
     ),
     click.option(
@@ -181,16 +191,18 @@ def group_create(
 @topic_argument
 @group_argument
 @_settings
+@click.option("--ordering", type=click.Choice(ORDERINGS), hidden=True)  # to say that it cannot
 def group_set(topic_name: str, group_name: str, **settings: object) -> None:
-    """Change settings of a group, for what is delivered from now on.
+    """Change settings of a group, for what is delivered from now on. Its --ordering cannot change:
+    create another group for that.
 
     \b
     diskq group set mail workers --lease 2m --max-deliveries 10
     diskq group set mail workers --max-in-flight none
     """
-    changes = cast("GroupChanges", changed_settings(settings))
+    given = cast("GroupChanges", changed_settings(settings))
     with open_store() as store:
-        find_group(store, topic_name, group_name).update(**changes)
+        find_group(store, topic_name, group_name).update(**given)
     output.line(f"changed group {group_name} of topic {topic_name}")
 
 
@@ -207,6 +219,10 @@ def group_seek(
     Whoever handles a message of it loses that. What waits is forgotten, and so are dead letters
     from TO on; what the topic still has of them comes again.
 
+    Only what is stored can come again. A topic with --retention interest, the default, keeps what
+    some group has not settled; with --retention limits it keeps more. How many are to come is said,
+    by --dry-run too.
+
     \b
     diskq group seek mail workers earliest --dry-run
     diskq group seek mail workers 2026-01-31T08:00 --yes
@@ -214,13 +230,34 @@ def group_seek(
     with open_store() as store:
         found = find_group(store, topic_name, group_name)
         what = f"group {group_name} of topic {topic_name}"
+        then = _to_come(found, to)
         loss = _lost_by_seek(found, to)
-        where = f" to {to}"
         if may_remove(
-            what, loss, yes=yes or loss == NOTHING, dry_run=dry_run, verb="move", to=where
+            what,
+            loss,
+            yes=yes or loss == NOTHING,
+            dry_run=dry_run,
+            verb="move",
+            to=f" to {to}",
+            then=f"; {then}",
         ):
             found.seek(to)
-            output.line(f"moved {what}: {plural(found.stats().unread, 'message')} to come")
+            output.line(f"moved {what}: {then}")
+
+
+def _to_come(group: Group, to: int | str | datetime) -> str:
+    """How many messages a seek would bring, and why not more if it asked for more."""
+    count, less = changes.messages_from(group, to)
+    text = f"{plural(count, 'message')} to come"
+    if not less:
+        return text
+    name = group.topic.name
+    if group.topic.settings.retention == "limits":
+        return f"{text}; earlier ones are gone, over a bound of topic {name} or purged"
+    return (
+        f"{text}; earlier ones are gone, since topic {name} keeps only what some group has not"
+        f" settled: 'diskq topic set {name} --retention limits' keeps more from now on"
+    )
 
 
 def _lost_by_seek(group: Group, to: int | str | datetime) -> str:
@@ -242,7 +279,7 @@ def _lost_by_seek(group: Group, to: int | str | datetime) -> str:
         case _ if lanes > 1:
             return listed({"unsettled message": stats.lag, "dead letter": stats.dead})
         case int():
-            target = min(to, put)
+            target = to
         case _:
             target = topic.offset_at(cast("datetime", to))
     unread = put - target

@@ -28,14 +28,23 @@ _SHOWN = "topic", "group", "offset", "put_at_ns", "attempt", "token"  # by get a
 Messages = Sequence[bytes | Outgoing]
 
 _message_options = with_options(
-    click.option("--key", help="A key for the message, or for all of them."),
+    click.option(
+        "--key",
+        callback=parsed(units.parse_text),
+        help="A key for the message, or for all of them.",
+    ),
     click.option("--header", "headers", metavar="K=V", multiple=True, help="A header; repeatable."),
-    click.option("--priority", type=int, default=0, help="Higher ones are delivered first."),
+    click.option(
+        "--priority",
+        type=click.IntRange(0, limits.MAX_PRIORITIES - 1),
+        default=0,
+        help="Higher ones are delivered first.",
+    ),
     click.option(
         "--delay",
         "delay_seconds",
         metavar="DURATION",
-        callback=parsed(units.parse_duration),
+        callback=parsed(units.duration(0, limits.MAX_DELAY_SECONDS)),
         help="Put it so much later: 10m, 1h30m.",
     ),
     click.option(
@@ -48,12 +57,13 @@ _message_options = with_options(
         "--ttl",
         "ttl_seconds",
         metavar="DURATION",
-        callback=parsed(units.parse_duration),
+        callback=parsed(units.duration(limits.MIN_AGE_SECONDS, limits.MAX_DELAY_SECONDS)),
         help="Do not deliver it later than so long after it was put.",
     ),
     click.option(
         "--dedup-id",
         metavar="ID",
+        callback=parsed(units.parse_text),
         help="Store nothing if one was put with the same ID within the topic's --dedup time.",
     ),
 )
@@ -90,8 +100,10 @@ def put(
 ) -> None:
     """Store one message, or many. They are safe on the disk when this ends, or before.
 
-    Without BODY, or if it is -, the message is read from stdin, to its last byte. Prints the topic
-    and the offset, or the first and last offset; of a message that is put later its schedule id,
+    Without BODY, or if it is -, the message is read from stdin, to its last byte; if there is none,
+    an empty message is stored. A shell runs both sides of a pipe, so `false | diskq put mail`
+    stores one too: `out=$(command) && diskq put mail "$out"` does not. Prints the topic and the
+    offset, or the first and last offset; of a message that is put later its schedule id,
     and when it is due. If the topic is full the exit code is 75.
 
     With --jsonl a line has "body" or "body_base64", and may have "key", "headers", "priority",
@@ -121,6 +133,7 @@ def put(
     try:
         with open_store(create=create) as store:
             to = store.topic(topic) if create else find_topic(store, topic)
+            _check_priority(to, given["priority"])
             if lines or null or jsonl:
                 make = _JsonLines(to, given) if jsonl else _bodies(given)
                 _put_all(to, b"\0" if null else b"\n", make, wait, as_json)
@@ -134,6 +147,14 @@ def put(
                 f" 'diskq topic create {topic} --priorities {given['priority'] + 1}' does"
             )
         raise
+
+
+def _check_priority(topic: Topic, priority: int) -> None:
+    if priority and priority >= (lanes := topic.settings.priorities):
+        raise ValueError(
+            f"priority {priority} is over {lanes - 1}, the highest of topic {topic.name!r};"
+            f" 'diskq topic set {topic.name} --priorities {priority + 1}' gives it more"
+        )
 
 
 def _parse_headers(pairs: tuple[str, ...]) -> dict[str, str] | None:
@@ -322,10 +343,7 @@ class _JsonLines:
             given.update(at=None, delay_seconds=None)
         message = Outgoing(_body_of(record), **cast("PutOptions", {**given, **own}))
         found = check.message(message)
-        if message.priority and message.priority >= (lanes := self._topic.settings.priorities):
-            raise ValueError(
-                f"priority {message.priority} is over {lanes - 1}, the topic's highest"
-            )
+        _check_priority(self._topic, message.priority)
         return found
 
 
@@ -351,7 +369,7 @@ def _body_of(record: dict[str, Any]) -> bytes:
         raise ValueError("a message must have either 'body' or 'body_base64'")
     text = check.text(names[0], record[names[0]])
     if names[0] == "body":
-        return text.encode()
+        return check.utf8("body", text)
     from base64 import b64decode
 
     try:

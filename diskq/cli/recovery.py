@@ -15,8 +15,8 @@ _COLUMNS = "topic", "stored", "lost", "scheduled", "restarted"
 @click.command()
 @click.argument("new", metavar="NEW", type=click.Path())
 def backup(new: str) -> None:
-    """Copy the store, as it is at this moment, to NEW, which must not exist. Others may go on using
-    the store. The copy is compact, flushed to its disk, and there as a whole or not at all.
+    """Copy the store while it is in use. NEW, which must not exist, becomes a store that is as this
+    one is now: compact, flushed to its disk, and there as a whole or not at all.
 
     \b
     diskq backup /backup/queue-$(date +%F)

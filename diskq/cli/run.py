@@ -22,6 +22,7 @@ from diskq import Closed, Consumer, DiskqError, Empty, LeaseLost, Message
 from . import output
 from .common import Stopped, find_group, group_option, open_store
 
+FAILED = 1
 REJECT, LATER = 65, 75  # exit codes of commands: EX_DATAERR and EX_TEMPFAIL of sysexits.h
 _PAUSE_SECONDS = 1.0  # after a command said later: it is likely to say so again
 _GRACE_SECONDS = 10.0  # from SIGTERM to SIGKILL
@@ -51,7 +52,7 @@ def run(*, topic: str, group: str, jobs: int, once: bool, command: tuple[str, ..
       else, or a signal: failed; it comes again after a while, at last it is a dead letter
 
     Ctrl-C and SIGTERM end the commands, and give their messages back. With --once the exit code is
-    3 if no message was there.
+    3 if no message was there, 75 if a command said later, else 1 if some failed or were rejected.
 
     \b
     diskq run mail -g workers -- ./send-mail.sh
@@ -66,15 +67,21 @@ def run(*, topic: str, group: str, jobs: int, once: bool, command: tuple[str, ..
         os.environ["DISKQ_STORE"] = os.path.abspath(store.path)
         os.environ.pop("DISKQ_KEY", None)
         found = find_group(store, topic, group)
+        failed: set[int] = set()
         workers = [
-            _Worker(found.consumer(f"run-{os.getpid()}-{number}"), command, once)
+            _Worker(found.consumer(f"run-{os.getpid()}-{number}"), command, once, failed)
             for number in range(jobs)
         ]
         _work(workers)
-    if any(worker.said_later for worker in workers) and once:
-        click.get_current_context().exit(LATER)
-    if not any(worker.handled for worker in workers):
+    handled = sum(worker.handled for worker in workers)
+    if not handled:
         raise Empty(f"no message is ready in group {group!r} of {topic!r}")
+    if failed:
+        output.error(f"{len(failed)} of {handled} messages failed or were rejected")
+    if any(worker.said_later for worker in workers):
+        click.get_current_context().exit(LATER)
+    if failed:
+        click.get_current_context().exit(FAILED)
 
 
 def _stop_main_thread(number: int, frame: FrameType | None) -> None:
@@ -107,13 +114,16 @@ def _work(workers: Sequence[_Worker]) -> None:
 class _Worker:
     """Handles one message after the other, in a thread and with a consumer of its own."""
 
-    def __init__(self, consumer: Consumer, command: Sequence[str], once: bool) -> None:
+    def __init__(
+        self, consumer: Consumer, command: Sequence[str], once: bool, failed: set[int]
+    ) -> None:
         self.handled = 0
         self.said_later = False
         self.over = threading.Event()
         self._consumer = consumer
         self._command = command
         self._once = once
+        self._failed = failed  # offsets, of all workers, with `once`
         self._lease_seconds = consumer.group.settings.lease_seconds
         self._stopping = threading.Event()
         self._starting = threading.Lock()  # from looking at _stopping to having a process
@@ -152,7 +162,7 @@ class _Worker:
         later = False
         try:
             with self._consumer.get(block=not self._once) as message:
-                self.handled += 1
+                self.handled += message.offset not in self._failed
                 later = self._handle(message)
         except LeaseLost as error:
             output.error(str(error))
@@ -168,6 +178,7 @@ class _Worker:
         """Run the command and settle the message; whether the command said later."""
         if message.key and "\0" in message.key:
             message.reject("its key has a NUL, which no environment can hold")
+            self._note(message, failed=True)
             return False
         with self._starting:
             if self._stopping.is_set():
@@ -183,14 +194,24 @@ class _Worker:
         why = ": ".join(filter(None, [what, said.decode(errors="replace").strip()]))
         if code == 0:
             message.ack()
+            self._note(message, failed=False)
         elif code == REJECT:
             message.reject(why)
+            self._note(message, failed=True)
         elif code == LATER or self._stopping.is_set():
             message.release()
         else:
             message.nack(error=why)
+            self._note(message, failed=True)
             output.error(f"attempt {message.attempt} of message {message.offset} failed: {what}")
         return code == LATER
+
+    def _note(self, message: Message, *, failed: bool) -> None:
+        """What became of a message, so far: it may be tried again."""
+        if failed and self._once:
+            self._failed.add(message.offset)
+        else:
+            self._failed.discard(message.offset)
 
     def _start(self, message: Message) -> subprocess.Popen[bytes]:
         meta = {

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from diskq import TopicSettings, check
+from diskq import TopicSettings, check, limits, options
 from diskq.codec import DISCARDS, RETENTIONS
 
 from . import output, units
@@ -86,19 +86,21 @@ _settings = with_options(
         "--max-age",
         "max_age_seconds",
         metavar="DURATION",
-        callback=parsed(or_none(units.parse_duration)),
+        callback=parsed(or_none(units.duration(limits.MIN_AGE_SECONDS, limits.MAX_DELAY_SECONDS))),
         help="Older messages go; set to none: never.",
     ),
     click.option(
         "--max-bytes",
         metavar="SIZE",
-        callback=parsed(or_none(units.parse_size)),
+        callback=parsed(
+            or_none(units.within(units.parse_size, limits.PAGE_BYTES, limits.TIB, units.show_size))
+        ),
         help="Of all stored messages: 64MiB; set to none: no bound.",
     ),
     click.option(
         "--max-messages",
         metavar="N",
-        callback=parsed(or_none(units.parse_count)),
+        callback=parsed(or_none(units.within(units.parse_count, 1, limits.MAX_TOPIC_MESSAGES))),
         help="Of stored messages; set to none: no bound.",
     ),
     click.option(
@@ -110,11 +112,13 @@ _settings = with_options(
         "--dedup",
         "dedup_seconds",
         metavar="DURATION",
-        callback=parsed(units.parse_duration),
+        callback=parsed(units.duration(limits.MIN_AGE_SECONDS, limits.MAX_DEDUP_SECONDS)),
         help="How long a --dedup-id of a put is remembered; cannot change.",
     ),
     click.option(
-        "--priorities", type=int, help="How many: with 3 they are 0, 1 and 2; can only grow."
+        "--priorities",
+        type=click.IntRange(1, limits.MAX_PRIORITIES),
+        help="How many: with 3 they are 0, 1 and 2; can only grow.",
     ),
 )
 
@@ -136,7 +140,7 @@ def topic_create(topic_name: str, **settings: object) -> None:
     """
     given = cast("TopicChanges", given_settings(settings))
     check.name("topic", topic_name)  # fail before the store is created
-    check.settings(TopicSettings(), given)
+    options.settings(TopicSettings(), given)
     with open_store(create=True) as store:
         known = any(each.name == topic_name for each in store.topics())
         store.topic(topic_name, **given)

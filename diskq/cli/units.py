@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import datetime
+from typing import TypeVar
+
+Number = TypeVar("Number", int, float)
 
 _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _BYTES = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -44,6 +48,44 @@ def parse_count(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS):
         raise ValueError(f"{text!r} is not a whole number")
     return int(text)
+
+
+def within(
+    parse: Callable[[str], Number], least: float, most: float, show: Callable[[Number], str] = str
+) -> Callable[[str], Number]:
+    """Parse a number that must be within two bounds, both allowed.
+
+    Raises: ValueError.
+    """
+
+    def parse_within(text: str) -> Number:
+        value = parse(text)
+        if value < least:
+            raise ValueError(f"{text} is below {show(type(value)(least))}, the least")
+        if value > most:
+            raise ValueError(f"{text} is over {show(type(value)(most))}, the most")
+        return value
+
+    return parse_within
+
+
+def duration(least: float, most: float) -> Callable[[str], float]:
+    """Parse a duration within two bounds."""
+    return within(parse_duration, least, most, show_duration)
+
+
+def parse_text(text: str) -> str:
+    """A text that is one and not empty.
+
+    Raises: ValueError.
+    """
+    if not text:
+        raise ValueError("it must not be empty; leave it out")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{text!r} is not text in UTF-8") from None
+    return text
 
 
 def parse_time(text: str) -> datetime:

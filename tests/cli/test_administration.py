@@ -116,13 +116,16 @@ def test_a_group_starts_where_it_is_told(shell: Any, start: str, unread: int) ->
     [
         ("--start", "tomorrow", "'tomorrow' is no start"),
         ("--lease", "long", "'long' is not a duration"),
-        ("--lease", "0", "lease_seconds must be between"),
-        ("--lease", "8d", "lease_seconds must be between"),
-        ("--max-deliveries", "0", "max_deliveries must be between"),
+        ("--lease", "0", "Invalid value for '--lease': 0 is below 1ms, the least"),
+        ("--lease", "8d", "Invalid value for '--lease': 8d is over 7d, the most"),
+        ("--max-deliveries", "0", "'--max-deliveries': 0 is not in the range 1<=x<=10000"),
         ("--backoff", "1s,2", "BASE,FACTOR,MAX"),
         ("--backoff", "1s,fast,1h", "BASE,FACTOR,MAX"),
-        ("--backoff", "1s,0.5,1h", "backoff factor must be between"),
-        ("--max-in-flight", "0", "max_in_flight must be between"),
+        ("--backoff", "1s,0.5,1h", "may be up to 3650d, FACTOR 1 to 1000"),
+        ("--backoff", "1s,2,4000d", "may be up to 3650d, FACTOR 1 to 1000"),
+        ("--backoff", "1s,nan,1h", "may be up to 3650d, FACTOR 1 to 1000"),
+        ("--max-in-flight", "0", "'--max-in-flight': 0 is below 1, the least"),
+        ("--start", "1", "offset 1 is beyond the end of topic 'mail', which is 0"),
     ],
 )
 def test_bad_settings_are_usage_errors(shell: Any, option: str, value: str, hint: str) -> None:
@@ -299,7 +302,8 @@ def test_the_option_goes_before_the_environment_and_before_the_verb(shell: Any) 
     shell.run("-s", "elsewhere", "put", "mail", "x")
     assert not shell.store.exists()
     assert shell.out("-s", "elsewhere", "peek", "mail") == "x\n"
-    assert "before the verb" in shell.error("peek", "-s", "elsewhere", "mail", code=2)
+    said = shell.error("peek", "-s", "elsewhere", "mail", code=2)
+    assert "'-s' here; it goes before the verb: diskq -s STORE put" in said
 
 
 @pytest.mark.parametrize(

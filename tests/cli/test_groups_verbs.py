@@ -81,13 +81,12 @@ def test_settings_can_be_changed(shell: Any) -> None:
     ("options", "hint"),
     [
         ([], "nothing was given to be changed"),
-        (["--lease", "0"], "lease_seconds must be between"),
+        (["--lease", "0"], "'--lease': 0 is below 1ms, the least"),
         (["--lease", "none"], "'none' is not a duration"),
         (["--max-deliveries", "none"], "'none' is not a valid integer"),
-        (["--max-in-flight", "0"], "max_in_flight must be between"),
+        (["--max-in-flight", "0"], "'--max-in-flight': 0 is below 1, the least"),
         (["--max-in-flight", "-1"], "'-1' is not a whole number"),
         (["--max-in-flight", "9" * 30], "is not a whole number"),
-        (["--ordering", "key"], "No such option"),
     ],
 )
 def test_bad_changes_are_usage_errors_and_change_nothing(
@@ -97,6 +96,13 @@ def test_bad_changes_are_usage_errors_and_change_nothing(
     before = shell.json("group", "info", "mail", "workers")
     assert hint in shell.error(*SET, *options, code=2)
     assert shell.json("group", "info", "mail", "workers") == before
+
+
+def test_the_ordering_of_a_group_cannot_change_and_set_says_so(shell: Any) -> None:
+    shell.fill()
+    said = shell.error(*SET, "--ordering", "key", code=1)
+    assert said == ("diskq: ordering of group 'workers' cannot change; make a new group for that\n")
+    assert "--ordering" not in shell.out(*SET, "--help").split("Options:")[1]
 
 
 @pytest.mark.parametrize(
@@ -125,7 +131,8 @@ def test_seek_forward_says_what_is_skipped_and_needs_yes(shell: Any) -> None:
     said = shell.error(*SEEK, "3", code=2)
     assert "group workers of topic mail was not moved: 3 unsettled messages would be lost" in said
     said = shell.out(*SEEK, "3", "--dry-run")
-    assert said == "would move group workers of topic mail to 3 and lose 3 unsettled messages\n"
+    assert said.startswith("would move group workers of topic mail to 3 and lose 3 unsettled")
+    assert said.endswith(" messages; 1 message to come\n")
     assert shell.stats().unread == 4
     said = shell.out(*SEEK, "3", "--yes")
     assert said == "moved group workers of topic mail: 1 message to come\n"
@@ -134,7 +141,7 @@ def test_seek_forward_says_what_is_skipped_and_needs_yes(shell: Any) -> None:
 
 @pytest.mark.parametrize(
     ("to", "lost"),
-    [("latest", 4), ("99", 4), ("2100-01-01", 4), ("2", 2), ("1", 1)],
+    [("latest", 4), ("4", 4), ("2100-01-01", 4), ("2", 2), ("1", 1)],
 )
 def test_seek_forward_counts_all_that_is_not_settled_before(shell: Any, to: str, lost: int) -> None:
     shell.fill(b"a", b"b", b"c", b"d")
@@ -152,6 +159,49 @@ def test_seek_back_loses_nothing_if_nothing_was_in_hand(shell: Any) -> None:
     assert get(shell, "-n", "3") == ["b", "c"]
     shell.run(*SEEK, "2000-01-01T00:00Z")
     assert get(shell, "-n", "3") == ["a", "b", "c"]
+
+
+def test_seek_back_says_how_many_come_and_that_others_are_gone(shell: Any) -> None:
+    shell.fill(b"a", b"b", b"c")
+    shell.run("put", "mail", "d")
+    assert get(shell, "-n", "3") == ["a", "b", "c"]
+    shell.run("trim", "mail")
+    gone = (
+        "; earlier ones are gone, since topic mail keeps only what some group has not settled:"
+        " 'diskq topic set mail --retention limits' keeps more from now on\n"
+    )
+    for to in "earliest", "2", "2000-01-01":
+        said = shell.out(*SEEK, to, "--dry-run")
+        what = f"would move group workers of topic mail to {to}"
+        assert said.startswith(what)
+        assert said.endswith(f" and lose nothing; 1 message to come{gone}")
+        assert shell.out(*SEEK, to) == (
+            f"moved group workers of topic mail: 1 message to come{gone}"
+        )
+    said = shell.out(*SEEK, "3", "--dry-run")
+    assert said.endswith("to 3 and lose nothing; 1 message to come\n")
+    assert get(shell, "-n", "3") == ["d"]
+    assert "0 messages to come; earlier ones are gone" in shell.out(*SEEK, "earliest")
+    assert shell.out(*SEEK, "latest").endswith(": 0 messages to come\n")
+
+
+def test_seek_back_in_a_topic_with_bounds_blames_those(shell: Any) -> None:
+    shell.run("topic", "create", "mail", "--retention", "limits", "--max-messages", "1")
+    shell.fill()
+    shell.run("put", "mail", "a")
+    shell.run("put", "mail", "b")
+    said = shell.out(*SEEK, "0", "--dry-run")
+    assert said.endswith(
+        "1 message to come; earlier ones are gone, over a bound of topic mail or purged\n"
+    )
+
+
+def test_seek_beyond_the_end_is_refused(shell: Any) -> None:
+    shell.fill(b"a", b"b")
+    for options in [], ["--dry-run"], ["--yes"]:
+        said = shell.error(*SEEK, "999", *options, code=2)
+        assert said == "diskq: offset 999 is beyond the end of topic 'mail', which is 2\n"
+    assert shell.stats().unread == 2
 
 
 def test_seek_back_names_leased_waiting_and_dead_ones(shell: Any) -> None:

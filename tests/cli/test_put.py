@@ -119,6 +119,7 @@ def test_json_prints_a_receipt_for_each_message(shell: Any) -> None:
         (["mail", "x", "--header", b"a=\xff"], "UTF-8"),
         (["mail", "x", "y"], "unexpected extra argument"),
         (["mail", "x", "--delai", "1"], "No such option"),
+        (["mail", "-5"], "'-5'; write -- before what begins with a minus: diskq put TOPIC -- -5"),
         ([], "Missing argument"),
         (["a/b", "x"], "'a/b'"),
         (["", "x"], "topic name"),
@@ -155,7 +156,8 @@ def test_a_full_store_says_how_many_were_stored_before_and_to_try_later(shell: A
         stored = store.topic("mail").stats().put
     assert 0 < stored < 8000
     assert f"stored before: {stored} messages, the last at offset {stored - 1}" in said
-    assert "full" in shell.error("put", "mail", input=bytes(2**20), code=75)
+    said = shell.error("put", "mail", input=bytes(2**20), code=75)
+    assert "kept for settling; consume messages, trim or purge" in said
 
 
 def test_a_put_does_not_import_what_it_does_not_need(shell: Any) -> None:

@@ -81,7 +81,12 @@ def test_a_put_with_a_priority_creates_nothing_and_says_what_would(shell: Any) -
     assert "'diskq topic create mail --priorities 3'" in said
     assert not shell.store.exists()
     shell.run("topic", "create", "mail")
-    assert "priority 2 is over 0" in shell.error("put", "mail", "x", "--priority", "2", code=2)
+    for how in [], ["--lines"]:
+        said = shell.error("put", "mail", "-", *how, "--priority", "2", input=b"x", code=2)
+        assert said == (
+            "diskq: priority 2 is over 0, the highest of topic 'mail';"
+            " 'diskq topic set mail --priorities 3' gives it more\n"
+        )
     shell.run("topic", "set", "mail", "--priorities", "3")
     shell.run("put", "mail", "x", "--priority", "2")
 
@@ -90,19 +95,23 @@ def test_a_put_with_a_priority_creates_nothing_and_says_what_would(shell: Any) -
     ("options", "hint"),
     [
         (["--delay", "soon"], "'soon' is not a duration"),
-        (["--delay", "4000d"], "delay_seconds must be between"),
-        (["--delay", "9" * 400], "delay_seconds must be between"),
+        (["--delay", "4000d"], "Invalid value for '--delay': 4000d is over 3650d, the most"),
+        (["--delay", "9" * 400], "is over 3650d, the most"),
         (["--at", "tomorrow"], "'tomorrow' is no time"),
         (["--at", "latest"], "'latest' is no time"),
         (["--at", "9999-12-31"], "between the years"),
         (["--at", "1960-01-01T00:00Z"], "between the years"),
         (["--delay", "1s", "--at", "2100-01-01"], "either --delay or --at"),
-        (["--ttl", "0"], "ttl_seconds must be between"),
-        (["--ttl", "4000d"], "ttl_seconds must be between"),
-        (["--priority", "-1"], "priority must be between 0 and 9, not -1"),
-        (["--priority", "10"], "priority must be between 0 and 9, not 10"),
+        (["--ttl", "0"], "'--ttl': 0 is below 1ms, the least"),
+        (["--ttl", "4000d"], "'--ttl': 4000d is over 3650d, the most"),
+        (["--priority", "-1"], "'--priority': -1 is not in the range 0<=x<=9"),
+        (["--priority", "10"], "'--priority': 10 is not in the range 0<=x<=9"),
         (["--priority", "high"], "'high' is not a valid integer"),
-        (["--dedup-id", b"\xff"], "UTF-8"),
+        (["--dedup-id", b"\xff"], "'--dedup-id': '\\udcff' is not text in UTF-8"),
+        (["--key", b"\xff"], "'--key': '\\udcff' is not text in UTF-8"),
+        (["--header", b"a=\xff"], "header's name or value '\\udcff' is not text in UTF-8"),
+        (["--dedup-id", ""], "'--dedup-id': it must not be empty; leave it out"),
+        (["--key", ""], "'--key': it must not be empty; leave it out"),
         (["--wait", "long"], "'long' is not a duration"),
         (["--jsonl"], "only one of"),
     ],
@@ -266,7 +275,9 @@ def test_what_peek_and_get_print_can_be_put_again(shell: Any, verb: list[str]) -
         (b'{"body":"x","body_base64":"eA=="}', "either 'body' or 'body_base64'"),
         (b'{"body":1}', "body must be str, not int"),
         (b'{"body":null}', "body must be str, not NoneType"),
-        (b'{"body":"\\udc80"}', "surrogates"),
+        (b'{"body":"\\udc80"}', "body '\\udc80' is not text in UTF-8"),
+        (b'{"body":"x","key":"\\udc80"}', "key '\\udc80' is not text in UTF-8"),
+        (b'{"body":"x","key":""}', "key must not be empty"),
         (b'{"body_base64":"%%%"}', "Base64"),
         (b'{"body_base64":"gr\xc3\xbc"}', "Base64"),
         (b'{"body":"x","delay":5}', "there is no 'delay' in a message"),

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+import diskq
+
 ONCE = ["run", "mail", "-g", "workers", "--once", "--"]
 
 
@@ -67,7 +69,7 @@ def test_a_command_may_put_into_the_same_store(shell: Any) -> None:
 
 def test_a_failure_comes_again_with_status_and_stderr_in_its_history(shell: Any) -> None:
     shell.fill(b"one", max_deliveries=1)
-    done = shell.run(*ONCE, "sh", "-c", "echo first >&2; echo why >&2; exit 3")
+    done = shell.run(*ONCE, "sh", "-c", "echo first >&2; echo why >&2; exit 3", code=1)
     assert done.stderr.startswith(b"first\nwhy\ndiskq: ")
     [letter] = shell.json("dead", "ls", "mail", "-g", "workers")
     assert letter["error"] == "exit status 3: first\nwhy"
@@ -76,20 +78,20 @@ def test_a_failure_comes_again_with_status_and_stderr_in_its_history(shell: Any)
 
 def test_a_failed_message_waits_for_its_backoff(shell: Any) -> None:
     shell.fill(b"one", b"two")
-    shell.run(*ONCE, "false")
+    shell.run(*ONCE, "false", code=1)
     assert shell.stats().waiting == 2
 
 
 def test_a_command_killed_by_a_signal_failed(shell: Any) -> None:
     shell.fill(b"one", max_deliveries=1)
-    shell.run(*ONCE, "sh", "-c", "kill -9 $$")
+    shell.run(*ONCE, "sh", "-c", "kill -9 $$", code=1)
     assert shell.json("dead", "ls", "mail", "-g", "workers")[0]["error"] == "killed by signal 9"
 
 
 def test_only_the_tail_of_much_stderr_is_kept_and_all_is_passed_on(shell: Any) -> None:
     shell.fill(b"one", max_deliveries=1)
-    done = shell.run(*ONCE, "sh", "-c", "seq 100000 >&2; exit 1")
-    assert done.stderr.count(b"\n") == 100_001
+    done = shell.run(*ONCE, "sh", "-c", "seq 100000 >&2; exit 1", code=1)
+    assert done.stderr.count(b"\n") == 100_002
     error = shell.json("dead", "ls", "mail", "-g", "workers")[0]["error"]
     assert error.endswith("\n99999\n100000")
     assert len(error) < 2000
@@ -97,8 +99,31 @@ def test_only_the_tail_of_much_stderr_is_kept_and_all_is_passed_on(shell: Any) -
 
 def test_exit_65_is_a_dead_letter_at_once(shell: Any) -> None:
     shell.fill(b"one")
-    shell.run(*ONCE, "sh", "-c", "exit 65")
+    shell.run(*ONCE, "sh", "-c", "exit 65", code=1)
     assert shell.json("dead", "ls", "mail", "-g", "workers")[0]["reason"] == "rejected"
+
+
+def test_once_says_how_many_failed_and_ends_with_1(shell: Any) -> None:
+    shell.fill(*[b"%d" % code for code in (0, 65, 0, 3, 0)])
+    said = shell.run(*ONCE, "sh", "-c", "exit $(cat)", code=1).stderr.decode().splitlines()
+    assert said == [
+        "diskq: attempt 1 of message 3 failed: exit status 3",
+        "diskq: 2 of 5 messages failed or were rejected",
+    ]
+    assert (shell.stats().acked, shell.stats().dead, shell.stats().waiting) == (3, 1, 1)
+
+
+def test_once_counts_a_message_that_failed_and_then_was_done_as_done(shell: Any) -> None:
+    shell.fill(b"one", b"two", backoff=diskq.Backoff(0))
+    said = shell.error(*ONCE, "sh", "-c", '[ "$DISKQ_OFFSET$DISKQ_ATTEMPT" != 01 ]', code=0)
+    assert said == "diskq: attempt 1 of message 0 failed: exit status 1\n"
+    assert (shell.stats().acked, shell.stats().failed) == (2, 1)
+
+
+def test_once_ends_with_75_if_a_command_said_later_after_others_failed(shell: Any) -> None:
+    shell.fill(b"65", b"75")
+    said = shell.error(*ONCE, "sh", "-c", "exit $(cat)", code=75)
+    assert said == "diskq: 1 of 2 messages failed or were rejected\n"
 
 
 def test_exit_75_gives_back_uncharged_and_ends_once_with_75(shell: Any) -> None:
@@ -242,7 +267,7 @@ def test_a_key_no_environment_can_hold_is_a_dead_letter_that_says_so(shell: Any)
     shell.fill()
     with shell.open() as store:
         store.topic("mail").put(b"one", key="a\0b")
-    shell.run(*ONCE, "true")
+    shell.run(*ONCE, "true", code=1)
     assert "NUL" in shell.json("dead", "ls", "mail", "-g", "workers")[0]["error"]
 
 

@@ -107,6 +107,7 @@ def test_a_reader_who_has_seen_enough_ends_tail_silently(shell: Any) -> None:
         (["-n", "-1"], "not in the range"),
         (["-n", "1", "--from", "0"], "either -n or --from"),
         (["--from", "tomorrow"], "'tomorrow' is no start"),
+        (["-f", "--from", "2"], "offset 2 is beyond the end of topic 'mail', which is 1"),
     ],
 )
 def test_bad_options_of_tail_are_usage_errors(shell: Any, options: list[str], hint: str) -> None:

@@ -100,6 +100,17 @@ def test_a_count_is_a_whole_number() -> None:
             units.parse_count(text)
 
 
+def test_a_bounded_number_names_the_bound_that_it_is_over_or_below() -> None:
+    parse = units.duration(0.5, 86400)
+    assert (parse("500ms"), parse("1d")) == (0.5, 86400)
+    with pytest.raises(ValueError, match=r"^499ms is below 500ms, the least$"):
+        parse("499ms")
+    with pytest.raises(ValueError, match=r"^25h is over 1d, the most$"):
+        parse("25h")
+    with pytest.raises(ValueError, match=r"^11 is over 10, the most$"):
+        units.within(units.parse_count, 1, 10)("11")
+
+
 def test_no_time_is_a_dash() -> None:
     assert units.show_time(0) == "-"
     assert len(units.show_time(10**18)) == len("2001-09-09 01:46:40")

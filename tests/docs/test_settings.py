@@ -21,6 +21,7 @@ from diskq import (
     TopicSettings,
     check,
     limits,
+    options,
 )
 from diskq.cli import groups, putting, topics, units
 from diskq.options import GroupChanges, PutOptions, TopicChanges
@@ -98,7 +99,7 @@ def test_every_setting_is_there_with_its_default(rows, settings, changes):
 
 def accepts(settings: Any, name: str, value: object) -> bool:
     try:
-        check.settings(settings, {name: value})
+        options.settings(settings, {name: value})
     except ValueError:
         return False
     return True
@@ -110,7 +111,7 @@ def test_a_setting_has_the_limits_that_the_page_says(row):
     if wanted := choices(row.least):
         assert [choice for choice in wanted if accepts(settings, row.name, choice)] == wanted
         with pytest.raises(ValueError, match=f"one of {', '.join(wanted)}, not"):
-            check.settings(settings, {row.name: "neither"})
+            options.settings(settings, {row.name: "neither"})
     elif row.least != "-":
         least, most = amount(row.least), amount(row.most)
         step = 1 if isinstance(least, int) else 0.0005
@@ -175,10 +176,10 @@ def test_a_setting_can_change_if_the_page_says_so(row, store):
     ids=["topic create", "group create", "put"],
 )
 def test_the_command_line_has_an_option_for_each(rows, command, others):
-    options = {param.name: param.opts[0] for param in command.params if param.opts[0][0] == "-"}
+    found = {param.name: param.opts[0] for param in command.params if param.opts[0][0] == "-"}
     for other in others:
-        del options[other]
-    assert {row.name: row.rest[0] for row in rows} == options
+        del found[other]
+    assert {row.name: row.rest[0] for row in rows} == found
 
 
 # Puts and calls
@@ -193,8 +194,10 @@ def test_every_option_of_a_put_is_there_with_its_default():
 def test_an_option_of_a_put_has_the_limits_that_the_page_says(row):
     least, most = amount(row.least), amount(row.most)
 
+    texts = "key", "dedup_id"
+
     def accepted(number: float) -> bool:
-        value = "x" * int(number) if row.name in ("key", "dedup_id") else number
+        value = "x" * int(number) if row.name in texts else number
         try:
             check.message(Outgoing(b"", **{row.name: value}))
         except (ValueError, MessageTooLarge):
@@ -202,8 +205,8 @@ def test_an_option_of_a_put_has_the_limits_that_the_page_says(row):
         return True
 
     assert [accepted(least), accepted(most), accepted(most + 1)] == [True, True, False]
-    if row.name not in ("key", "dedup_id"):
-        assert not accepted(least - (1 if isinstance(least, int) else 0.0005))
+    step = 1 if isinstance(least, int) else 0.0005
+    assert not accepted(least - step)
 
 
 def called(name: str) -> tuple[Any, str]:

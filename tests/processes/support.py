@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class Worker:
             text=True,
             bufsize=1,
             env={**os.environ, "PYTHONPATH": str(PACKAGE)},
+            start_new_session=True,
         )
         self.pid = self._process.pid
         threading.Thread(target=self._listen, daemon=True).start()
@@ -93,10 +95,10 @@ class Worker:
         return self._process.wait(DEADLINE_SECONDS)
 
     def clean_up(self) -> None:
-        """Leave nothing behind."""
-        if self._process.poll() is None:
-            self.wake()
-            self.kill()
+        """Leave nothing behind, of what it forked neither."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait(DEADLINE_SECONDS)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()

@@ -95,9 +95,7 @@ def test_a_backup_keeps_the_durability(open_store, copy, tmp_path):
         assert other.stats().durability == "relaxed"
 
 
-def test_the_backup_of_a_store_that_is_not_flushed_is_checked_when_it_is_opened(
-    store, topic, copy
-):
+def test_the_backup_of_a_store_that_is_not_flushed_is_checked_when_it_is_opened(store, topic, copy):
     topic.put_many([b"x" * 2_000] * 100)
     store.backup(copy)
     size = (copy / "data.mdb").stat().st_size

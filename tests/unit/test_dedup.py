@@ -31,11 +31,19 @@ def test_other_ids_other_topics_and_no_id_are_no_duplicates(store, topic):
     topic.put(b"", dedup_id="x")
     assert not topic.put(b"", dedup_id="X").duplicate
     assert not topic.put(b"", dedup_id="x ").duplicate
-    assert not topic.put(b"", dedup_id="").duplicate
-    assert topic.put(b"", dedup_id="").duplicate
     assert not topic.put(b"").duplicate
     assert not store.topic("other").put(b"", dedup_id="x").duplicate
-    assert topic.stats().stored == 5
+    assert topic.stats().stored == 4
+
+
+def test_an_empty_id_is_refused(store, topic):
+    for call in (
+        lambda: topic.put(b"", dedup_id=""),
+        lambda: topic.put_many([b"", diskq.Outgoing(b"", dedup_id="")]),
+        lambda: store.transaction().put(topic, b"", dedup_id=""),
+    ):
+        with nothing_changes(store), pytest.raises(ValueError, match="must not be empty; leave it"):
+            call()
 
 
 def test_the_default_window_ends_after_two_minutes_to_the_nanosecond(topic, clock):
@@ -115,7 +123,6 @@ def test_ids_of_a_transaction_that_was_undone_are_not_remembered(store, topic):
     transaction = store.transaction()
     transaction.put(topic, b"", dedup_id="x")
     transaction.rollback()
-    transaction.commit()
     assert not topic.put(b"", dedup_id="x").duplicate
 
 

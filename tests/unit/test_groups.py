@@ -29,7 +29,7 @@ def test_a_new_group_starts_at_the_earliest_message_unless_told_otherwise(topic)
     assert taken(latest) == [4]
 
 
-def test_a_start_beyond_the_log_is_moved_into_it(topic):
+def test_a_start_below_the_log_is_its_begin_and_one_beyond_its_end_is_refused(store, topic):
     for _ in range(3):
         topic.put(b"")
     first = topic.group("first").consumer()
@@ -37,10 +37,13 @@ def test_a_start_beyond_the_log_is_moved_into_it(topic):
     first.close()  # the first segment has gone
     assert topic.stats().stored == 2
     assert taken(topic.group("gone", start=0)) == [1, 2]
-    beyond = topic.group("beyond", start=99)
-    assert taken(beyond) == []
+    end = topic.group("end", start=3)
+    assert taken(end) == []
+    text = "offset 4 is beyond the end of topic 'mail', which is 3"
+    with nothing_changes(store), pytest.raises(ValueError, match=text):
+        topic.group("beyond", start=4)
     topic.put(b"")
-    assert taken(beyond) == [3]
+    assert taken(end) == [3]
 
 
 def test_a_start_in_time_takes_what_was_put_then_or_later(topic, clock):

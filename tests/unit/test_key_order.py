@@ -79,14 +79,6 @@ def test_messages_without_a_key_wait_for_nobody(topic, consumer):
     assert ready(consumer) == [b"-1", b"-2", b"a1", b"-3", b"plain"]
 
 
-def test_an_empty_key_is_a_key(topic, consumer):
-    topic.put_many([Outgoing(b"1", ""), Outgoing(b"2", ""), Outgoing(b"3")])
-    first, third = consumer.get_many(9)
-    assert bodies([first, third]) == [b"1", b"3"]
-    first.ack()
-    assert ready(consumer) == [b"2"]
-
-
 def test_one_hot_key_keeps_its_order_and_others_are_not_starved(topic, group, consumer):
     put(topic, *[f"h{number}" for number in range(200)], "a1")
     assert sorted(ready(consumer, 2)) == [b"a1", b"h0"]

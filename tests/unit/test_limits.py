@@ -7,6 +7,7 @@ import inspect
 import math
 import pickle
 import queue
+import re
 
 import pytest
 from helpers import nothing_changes
@@ -46,13 +47,26 @@ def test_a_larger_body_is_refused(store, topic):
 @pytest.mark.parametrize("text", ["k", "\u00e9"])
 def test_a_key_may_have_1024_bytes(store, topic, text):
     most = limits.MAX_KEY_BYTES // len(text.encode())
-    for count in 0, 1, most - 1, most:
+    for count in 1, most - 1, most:
         topic.put(b"", key=text * count)
         assert list(topic.read())[-1].key == text * count
     with nothing_changes(store), pytest.raises(diskq.MessageTooLarge, match="key"):
         topic.put(b"", key=text * (most + 1))
     with nothing_changes(store), pytest.raises(diskq.MessageTooLarge, match="key"):
         topic.put_many([b"", diskq.Outgoing(b"", text * (most + 1))])
+
+
+def test_an_empty_key_is_refused(store, topic):
+    for call in (
+        lambda: topic.put(b"", key=""),
+        lambda: topic.put_many([diskq.Outgoing(b"", key="")]),
+        lambda: store.transaction().put(topic, b"", key=""),
+    ):
+        with (
+            nothing_changes(store),
+            pytest.raises(ValueError, match="key must not be empty; leave"),
+        ):
+            call()
 
 
 def test_a_message_may_have_64_headers(store, topic):
@@ -148,10 +162,50 @@ def test_the_body_of_an_outgoing_may_be_a_bytearray(topic):
     assert [message.body for message in topic.read()] == [b"a", b"b"]
 
 
-@pytest.mark.parametrize("batch", [b"bytes", "text", None, 5, bytearray(b"bytes")])
-def test_a_batch_that_is_no_list_of_bodies_is_refused(store, topic, batch):
-    with nothing_changes(store), pytest.raises(TypeError):
+def test_an_option_that_a_put_has_not_is_refused_with_those_it_has(store, topic):
+    text = (
+        "there is no option 'delay'; there are key, headers, priority, delay_seconds, at,"
+        " ttl_seconds, dedup_id"
+    )
+    for call in topic.put, lambda *a, **options: store.transaction().put(topic, *a, **options):
+        with nothing_changes(store), pytest.raises(TypeError) as refused:
+            call(b"x", key="k", delay=5)
+        assert str(refused.value) == text
+
+
+@pytest.mark.parametrize(
+    ("batch", "text"),
+    [
+        (b"bytes", "put_many takes a list of bodies, not bytes"),
+        ("text", "put_many takes a list of bodies, not str"),
+        (None, "put_many takes a list of bodies, not NoneType"),
+        (5, "put_many takes a list of bodies, not int"),
+        (diskq.Outgoing(b"a"), "put_many takes a list of bodies, not Outgoing"),
+        (bytearray(b"bytes"), "a message body must be bytes, not int"),
+    ],
+)
+def test_a_batch_that_is_no_list_of_bodies_is_refused(store, topic, batch, text):
+    with nothing_changes(store), pytest.raises(TypeError) as refused:
         topic.put_many(batch)
+    assert str(refused.value) == text
+
+
+def test_numbers_out_of_range_are_told_in_plain_figures_with_their_units(topic, consumer):
+    for call, text in (
+        (lambda: consumer.get(timeout=-1), "timeout must be at least 0 seconds, not -1.0"),
+        (
+            lambda: topic.put(b"", delay_seconds=-1),
+            "delay_seconds must be between 0 and 315360000 seconds, not -1.0",
+        ),
+        (
+            lambda: topic.group("g", backoff=diskq.Backoff(1, 0)),
+            "backoff factor must be between 1 and 1000, not 0.0",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+            call()
+    with pytest.raises(TypeError, match="backoff factor must be a number, not str"):
+        topic.group("g", backoff=diskq.Backoff(1, "2"))
 
 
 def test_an_iterable_that_raises_puts_nothing(store, topic):
@@ -178,10 +232,19 @@ def test_headers_that_are_not_str_to_str_are_refused(store, topic, headers):
 
 
 def test_texts_that_are_not_unicode_are_refused(store, topic):
+    odd = "\ud800"
     with nothing_changes(store):
-        for options in {"key": "\ud800"}, {"headers": {"\ud800": ""}}, {"headers": {"": "\ud800"}}:
-            with pytest.raises(ValueError, match="surrogates"):
+        for options, what in (
+            ({"key": odd}, "key"),
+            ({"dedup_id": odd}, "dedup_id"),
+            ({"headers": {odd: ""}}, "a header's name or value"),
+            ({"headers": {"": odd}}, "a header's name or value"),
+        ):
+            text = re.escape(f"{what} {odd!r} is not text in UTF-8")
+            with pytest.raises(ValueError, match=f"^{text}$"):
                 topic.put(b"", **options)
+        with pytest.raises(ValueError, match=r"key .* is not text"):
+            topic.purge(key=odd)
 
 
 # Names
@@ -289,9 +352,14 @@ def test_settings_beyond_their_limits_are_refused(store, topic, name, error, val
             topic.group("g", **{name: value})
 
 
-def test_a_start_may_be_any_offset(topic):
-    for start in 0, 1, 2**56 - 1, 2**64 - 1:
+def test_a_start_may_be_an_offset_up_to_the_end(store, topic):
+    topic.put_many([b"", b""])
+    for start in 0, 1, 2:
         topic.group(f"g{start}", start=start)
+    for start in 3, 2**56 - 1, 2**56, 2**64 - 1:
+        text = f"offset {start} is beyond the end of topic 'mail', which is 2"
+        with nothing_changes(store), pytest.raises(ValueError, match=text):
+            topic.group("g", start=start)
 
 
 @pytest.mark.parametrize("setting", ["retention", "priority", "prefetch"])

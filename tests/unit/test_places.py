@@ -67,7 +67,7 @@ def test_a_file_is_not_a_store(tmp_path):
 
 def test_a_broken_link_is_not_a_store(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    refused(tmp_path / "link", diskq.NotAStore, "link")
+    refused(tmp_path / "link", diskq.NotAStore, "is a symbolic link to what is not there")
 
 
 def test_a_directory_of_other_files_is_not_a_store(tmp_path):

@@ -122,7 +122,15 @@ def test_a_start_by_offset_means_its_time_for_the_other_priorities(lanes, clock)
     high = lanes.group("high", start=(2 << LANE_BITS) + 2).consumer()
     assert ready(high) == [b"2c", b"0c"]
     assert ready(lanes.group("end", start=3).consumer()) == []
-    assert ready(lanes.group("beyond", start=2**64 - 1).consumer()) == []
+    for beyond in 4, (2 << LANE_BITS) + 4, 3 << LANE_BITS, 2**64 - 1:
+        with pytest.raises(ValueError, match=f"offset {beyond} is beyond the end"):
+            lanes.group("beyond", start=beyond)
+
+
+def test_a_priority_over_those_of_the_topic_says_how_to_get_it(lanes):
+    text = r"over 2, the highest of topic '.*'; topic\.update\(priorities=6\) gives it more"
+    with pytest.raises(ValueError, match=text):
+        lanes.put(b"", priority=5)
 
 
 def test_a_start_by_time_is_the_same_in_all_priorities(lanes, clock):

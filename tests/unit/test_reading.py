@@ -200,7 +200,11 @@ def test_follow_without_time_ends_with_what_is_there(ten):
     assert offsets(ten.follow("earliest", timeout=0)) == list(range(10))
     assert offsets(ten.follow(7, timeout=0)) == [7, 8, 9]
     assert offsets(ten.follow(timeout=0)) == []
-    assert offsets(ten.follow(99, timeout=0)) == []
+    assert offsets(ten.follow(10, timeout=0)) == []
+    with pytest.raises(
+        ValueError, match="offset 11 is beyond the end of topic 'mail', which is 10"
+    ):
+        ten.follow(11, timeout=0)
 
 
 def test_follow_starts_where_it_was_called(ten):

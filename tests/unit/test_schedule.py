@@ -165,6 +165,13 @@ def test_what_is_not_scheduled_cannot_be_cancelled(store, topic, consumer, clock
             topic.cancel(odd)
 
 
+def test_a_receipt_is_no_schedule_id_and_the_error_says_which_it_has(store, topic):
+    receipt = topic.put(b"", delay_seconds=60)
+    with nothing_changes(store), pytest.raises(TypeError, match=r"pass receipt\.schedule_id"):
+        topic.cancel(receipt)
+    topic.cancel(receipt.schedule_id)
+
+
 def test_what_is_due_but_not_taken_note_of_can_still_be_cancelled(topic, consumer, clock):
     schedule_id = topic.put(b"", delay_seconds=1).schedule_id
     clock.advance(5)

@@ -7,6 +7,8 @@ import ast
 import pytest
 from helpers import ROOT, run_python
 
+from diskq.registry import ON_DEMAND
+
 CORE = ROOT / "diskq"
 
 # A module imports only from those before it; `docs/explanation/architecture.md` has the same list.
@@ -33,11 +35,7 @@ ORDER = (
     "__init__",
 )
 
-# What few programs need is loaded when it is used, and not part of the core.
-ON_DEMAND = (
-    *("creation", "backup", "pages", "readers", "stats", "options", "changes", "verify"),
-    *("salvage", "purging", "planned", "letters", "following", "heartbeat", "transaction"),
-)
+# What few programs need is loaded when it is used, and not part of the core: ON_DEMAND.
 
 # What takes long to import stays out of `import diskq`, so that each cron job starts fast.
 EXPENSIVE = {

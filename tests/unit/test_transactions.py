@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 from helpers import bodies, commits, nothing_changes, offsets
 
 import diskq
 from diskq import Outgoing
+
+VERBS = "ack", "nack", "release", "reject"
 
 
 @pytest.fixture
@@ -107,26 +111,78 @@ def test_a_transaction_that_does_nothing_makes_no_commit(store, topic):
     assert commits(store) == before
 
 
-def test_nothing_is_done_twice(store, topic):
+ENDS = {
+    "a commit": lambda transaction: transaction.commit(),
+    "a rollback": lambda transaction: transaction.rollback(),
+    "its block": lambda transaction: transaction.__exit__(None, None, None),
+    "an exception in its block": lambda transaction: transaction.__exit__(OSError, None, None),
+}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_after_its_end_a_transaction_does_nothing_any_more(store, topic, consumer, end):
+    topic.put_many([b"in", b"in"])
+    message, other = consumer.get_many(2)
     transaction = store.transaction()
-    transaction.put(topic, b"a")
-    transaction.commit()
-    receipts = list(transaction.receipts)
-    transaction.commit()
-    with transaction:
-        pass
-    transaction.rollback()
+    transaction.put(topic, b"out")
+    transaction.ack(message)
+    end(transaction)
+    before = list(transaction.receipts)
+    with nothing_changes(store):
+        for call in (
+            lambda: transaction.put(topic, b""),
+            lambda: transaction.put_many(topic, [b""]),
+            *(lambda verb=verb: getattr(transaction, verb)(other) for verb in VERBS),
+            transaction.commit,
+            transaction.__enter__,
+        ):
+            with pytest.raises(diskq.Closed) as refused:
+                call()
+            assert str(refused.value) == "the transaction is over; begin another"
+        transaction.rollback()
+    assert list(transaction.receipts) == before
+    assert not other.settled
+
+
+def test_a_commit_or_rollback_inside_of_the_block_ends_it(store, topic):
+    with store.transaction() as transaction:
+        transaction.put(topic, b"a")
+        transaction.commit()
+    with store.transaction() as transaction:
+        transaction.put(topic, b"b")
+        transaction.rollback()
     assert bodies(topic.read()) == [b"a"]
-    assert list(transaction.receipts) == receipts
 
 
-def test_a_transaction_may_be_used_again(store, topic):
+def test_a_commit_that_failed_ends_it(store, topic):
+    full = store.topic("full", max_messages=1)
+    full.put(b"")
+    with store.transaction() as transaction:
+        transaction.put(full, b"")
+        with pytest.raises(diskq.Full):
+            transaction.commit()
+    with pytest.raises(diskq.Closed):
+        transaction.commit()
+
+
+def test_a_transaction_that_is_dropped_with_something_in_it_is_a_warning(store, topic, consumer):
+    topic.put(b"in")
     transaction = store.transaction()
-    for name in b"a", b"b":
-        with transaction:
-            transaction.put(topic, name)
-    assert bodies(topic.read()) == [b"a", b"b"]
-    assert offsets(transaction.receipts) == [1]
+    transaction.put(topic, b"out")
+    with pytest.warns(ResourceWarning, match="dropped: nothing of it happened"):
+        del transaction
+    transaction = store.transaction()
+    transaction.ack(consumer.get_nowait())
+    with pytest.warns(ResourceWarning):
+        del transaction
+    with warnings.catch_warnings(record=True) as caught:
+        store.transaction()
+        transaction = store.transaction()
+        transaction.put(topic, b"out")
+        transaction.rollback()
+        del transaction
+    assert caught == []
+    assert topic.stats().put == 1
 
 
 def test_one_lost_lease_undoes_all_of_it(store, topic, target, group, consumer, clock):
@@ -149,7 +205,7 @@ def test_one_lost_lease_undoes_all_of_it(store, topic, target, group, consumer, 
     assert not target.put(b"out", dedup_id="x").duplicate
 
 
-@pytest.mark.parametrize("verb", ["ack", "nack", "release", "reject"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_is_fenced(store, topic, group, consumer, clock, verb):
     topic.put(b"a")
     lost = consumer.get_nowait()
@@ -199,9 +255,9 @@ def test_a_full_topic_undoes_all_of_it_at_once(store, topic, group, consumer):
         transaction.commit()
     assert not message.settled
     full.purge()
-    transaction.put(full, b"c")
-    transaction.ack(message)
-    transaction.commit()
+    with store.transaction() as transaction:
+        transaction.ack(message)
+        transaction.put(full, b"c")
     assert (group.stats().acked, full.stats().stored, topic.stats().put) == (1, 1, 1)
 
 
@@ -236,7 +292,7 @@ def test_a_message_is_settled_once(store, topic, consumer):
     for again in transaction.ack, transaction.nack, transaction.release, transaction.reject:
         with pytest.raises(diskq.AlreadySettled):
             again(two)
-    with pytest.raises(diskq.AlreadySettled):
+    with pytest.raises(diskq.AlreadySettled, match="settled before, or given to a transaction"):
         two.ack()
     with pytest.raises(diskq.AlreadySettled):
         store.transaction().ack(two)
