@@ -45,15 +45,21 @@ class Delivery(Settling):
     """A group inside one transaction, for who takes messages and settles them."""
 
     topic: TopicRow
+    _frugal = False
     _passed = 0  # messages that were not to be delivered in this transaction; large ones count more
 
     # Taking
 
-    def take(self, member: Member, limit: int) -> list[Grant]:
+    def take(self, member: Member, limit: int, frugal: bool = False) -> list[Grant]:
         """Lease up to `limit` messages. First, now and then, and whenever it finds nothing, it
-        takes back what dead consumers held."""
+        takes back what dead consumers held. If it is to be `frugal`, because nothing has room, it
+        copies no message: what was never delivered is, until one would have to be parked."""
         if self.paused:
             return []
+        self._frugal = frugal
+        if frugal:
+            self.topic = self.load_topic()
+            return self._grant_all(member, limit)
         if self.row.leased:
             self._expire()
             looked_ns = self.tx.engine.looked_ns.get(self.id, 0)
@@ -94,7 +100,7 @@ class Delivery(Settling):
     def _next(self, limit: int, alone: bool, prefetch: bool) -> Grant | None:
         """The next messages in order, out of one place; none if all of them were passed over."""
         row, topic = self.row, self.topic
-        if row.waiting and (alone or not prefetch):
+        if row.waiting and (alone or not prefetch) and not self._frugal:
             retry = self._take_retry(alone)
             if retry is not None:
                 return retry
@@ -167,12 +173,13 @@ class Delivery(Settling):
                 admitted.append(message)
                 if key is not None:
                     keys.take(self.tx, self.id, key, message.offset)
+            elif self._frugal:
+                self._passed += limits.MAX_COPIED_MESSAGES + 1  # nothing may pass it
+                return admitted, passed
             else:
                 parked = HeldRow(message.record, message.flags, message.put_at_ns)
                 keys.park(self.tx, self.id, self.row, key, message.offset, parked)
-                most, room = limits.MAX_COPIED_MESSAGES, self.tx.engine.bulk_bytes
-                self._passed += 1 + most * len(message.record) // room
-                if self._passed > most:
+                if self._copied(len(message.record)):
                     return admitted, passed + 1
         return admitted, len(found)
 
@@ -258,18 +265,19 @@ class Delivery(Settling):
         prefetched, behind the one being handled, is not charged."""
         now = self.clock.monotonic_ns()
         passed = takewhile(lambda lease: lease.deadline_ns <= now, self.leased())
-        left = limits.MAX_COPIED_MESSAGES
         for lease in list(islice(passed, limits.MAX_EXPIRED_LEASES)):
             name = self._holder_name(lease)
             untouched = set(self._untouched(lease))
-            failed = [offset for offset in lease.offsets() if offset not in untouched]
-            for offset in failed[:left]:
-                self._fail(lease, offset, "expired", name, "")
-            if len(failed) > left:  # the rest with the next get
-                leases.update(self.tx, self.id, lease)
-                return
-            left -= len(failed)
+            for offset in [offset for offset in lease.offsets() if offset not in untouched]:
+                if self._copied(self._fail(lease, offset, "expired", name, "")):
+                    leases.update(self.tx, self.id, lease)  # the rest with the next get
+                    return
             self._release_all(lease, solo=False)
+
+    def _copied(self, size: int) -> bool:
+        """Note that a message of so many bytes was copied; whether that is enough for one get."""
+        self._passed += 1 + limits.MAX_COPIED_MESSAGES * size // (self.tx.engine.reserve // 4)
+        return self._passed >= limits.MAX_COPIED_MESSAGES
 
     def _untouched(self, lease: LeaseRow) -> list[int]:
         """What of a prefetched lease its holder has not begun to handle."""

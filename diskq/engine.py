@@ -109,7 +109,6 @@ class Engine:
     dedup: Database
     meta: Meta
     slots: Slots
-    _looked: bool
 
     def __init__(self, path: str, *, readonly: bool, clock: Clock, suspect: bool = False) -> None:
         self.path = path
@@ -189,7 +188,7 @@ class Engine:
         """
         with self._reader:
             for _ in range(8):
-                env = self._live()
+                env = self.live()
                 try:
                     with env.begin(self.state) as txn:
                         return operation(Tx(self, txn))
@@ -219,7 +218,7 @@ class Engine:
         if self.readonly:
             raise errors.ReadOnly(f"store {self.path} is open read-only; open it for writing")
         for _ in range(64):
-            env = self._live()
+            env = self.live()
             self.slots.begin_writing()
             try:
                 tx = self._run(env, batch)
@@ -270,47 +269,10 @@ class Engine:
 
     # Room
 
-    def need_room(self, tx: Tx, size: int) -> None:
-        """Refuse a put of `size` bytes that would touch the room kept for settling.
-
-        It looks at the file and the disk once per sixteenth of that room only.
-
-        Raises: Full.
-        """
-        self.slots.put_bytes[0] += size + limits.PAGE_BYTES
-        if self._looked and self.slots.put_bytes[0] < self._reserve // 16:
-            return
-        env = self._live()
-        env.reader_check()  # who died while reading keeps freed pages
-        info, disk = env.info(), os.statvfs(self.path)
-        limit = self.meta.max_bytes or info["map_size"]
-        high_water = (info["last_pgno"] + 1) * limits.PAGE_BYTES
-        wanted = size + self._reserve
-        disk_full = disk.f_bavail * disk.f_frsize < wanted
-        if disk_full or high_water + wanted > limit:
-            from .readers import blame, pinned_bytes
-
-            used = self.used_bytes(tx) + pinned_bytes(env, self.path)
-            if used + wanted > limit:
-                why = f"of {limit} bytes, {self._reserve} are kept for settling{blame(env)}"
-                raise full(self.path, why)
-            if disk_full and used + wanted > high_water:
-                raise full(self.path, f"its disk has less than {wanted} bytes left{blame(env)}")
-        self.slots.put_bytes[0], self._looked = 0, True
-
-    def used_bytes(self, tx: Tx) -> int:
-        """Bytes in use, but for LMDB's list of free pages and what an open reader pins."""
-        pages = 2
-        env = self._live()
-        for name in env.dbs(tx.lmdb):
-            stat = tx.lmdb.stat(env.open_db(name, tx.lmdb, create=False))
-            pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
-        return pages * limits.PAGE_BYTES
-
     def look(self, look: Callable[[lmdb.Environment], T]) -> T:
         """What the environment says of itself; for numbers."""
         with self._reader:
-            return look(self._live())
+            return look(self.live())
 
     def _grow(self, env: lmdb.Environment) -> bool:
         """Let the map grow; False if it cannot. Another process may have grown it already."""
@@ -334,7 +296,7 @@ class Engine:
         if database is None:
             name = b"log.%d" % topic_id if topic_id < limits.MAX_LOG_DATABASES else b"log"
             with self._writer, self._reader:
-                database = self._logs[topic_id] = self._open_databases(self._live(), name)[0]
+                database = self._logs[topic_id] = self._open_databases(self.live(), name)[0]
         return database
 
     def _open_databases(self, env: lmdb.Environment, *names: bytes) -> list[Database]:
@@ -362,10 +324,8 @@ class Engine:
             self._env = self._open_as(durability)
         if not self.readonly and self.meta.next_group + self.meta.next_topic >= limits.WAKE_WORDS:
             self.slots.share_words()
-        limit = self.meta.max_bytes or self._env.info()["map_size"]
-        self._reserve = min(max(limit // 16, limits.MIN_RESERVE_BYTES), limits.MAX_RESERVE_BYTES)
-        self._looked = False  # at the room: the first put does
-        self.bulk_bytes = self._reserve // 4  # of messages that one commit may copy without a put
+        self.reserve = limits.MIN_RESERVE_BYTES  # bytes kept for settling; see room.py
+        self.looked = False  # at the room: the first put does
 
     def _open_as(self, durability: str) -> lmdb.Environment:
         env = open_environment(self.path, durability, readonly=self.readonly)
@@ -395,8 +355,8 @@ class Engine:
             )
         self.meta = Meta(row)
 
-    def _live(self) -> lmdb.Environment:
-        """The environment, opened anew in a forked child. Called with one of the locks held."""
+    def live(self) -> lmdb.Environment:
+        """The environment, opened anew in a forked child; for who holds one of the locks."""
         if self._env is None:
             with self._opening:
                 if self._env is None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import lmdb
 
-from . import errors, limits
+from . import errors, files, limits
 
 T = TypeVar("T")
 Database = Any  # py-lmdb's handle has no public type
@@ -97,8 +97,7 @@ def full(path: str, why: str) -> errors.Full:
 def translate(error: Exception, path: str) -> errors.DiskqError:
     """The diskq error for an error of LMDB or of the system."""
     code = getattr(error, "code", 0) or getattr(error, "errno", 0)
-    cut_short = code == errno.EIO and _is_disk_full(path)  # LMDB says the same of both
-    if code in _NO_ROOM or cut_short or isinstance(error, lmdb.MapFullError):
+    if is_out_of_room(error, path) or isinstance(error, lmdb.MapFullError):
         return full(path, "its disk has no room left")
     if code in _NO_PERMISSION:
         return errors.ReadOnly(f"no permission to read and write {path}; ask its owner for both")
@@ -118,8 +117,18 @@ def translate(error: Exception, path: str) -> errors.DiskqError:
     return errors.DiskqError(f"store {path}: {error}")
 
 
-def _is_disk_full(path: str) -> bool:
+def is_out_of_room(error: Exception, path: str) -> bool:
+    """Whether the disk of a store, or the size that its files may have, is used up. LMDB says of a
+    write that was cut short by that the same as of a broken disk."""
+    code = getattr(error, "code", 0) or getattr(error, "errno", 0)
+    if code != errno.EIO:
+        return code in _NO_ROOM
+    import resource
+
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     with suppress(OSError):
         disk = os.statvfs(path)
-        return disk.f_bavail * disk.f_frsize < limits.MIN_RESERVE_BYTES
+        size = os.stat(os.path.join(path, files.DATA)).st_size
+        limited = most != resource.RLIM_INFINITY and size + limits.MIB > most
+        return limited or disk.f_bavail * disk.f_frsize < limits.MIN_RESERVE_BYTES
     return False

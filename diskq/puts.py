@@ -1,31 +1,21 @@
 """How messages come in: encoded outside of the lock, stored in one transaction.
 
 Plain ones, without priority, delay or dedup_id, are packed into segments before the transaction
-begins. The others are drafts, since only the transaction knows what becomes of each.
+begins. The others are drafts, see drafts.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from . import check, dedup, log, retention, schedule
-from .clock import nanoseconds
-from .codec import TopicRow
+from . import log, retention, schedule
 from .log import Log
 from .model import Outgoing, Receipt, Receipts
-from .segment import RICH, TTL, Packed, encode_record, pack_messages, pack_records, stored_size
+from .segment import Packed, pack_messages
 
-
-class Draft(NamedTuple):
-    """A message, and when and where it wants to be put; `digest` is empty without a dedup_id."""
-
-    record: bytes
-    flags: int
-    lane: int
-    delay_ns: int
-    at_ns: int
-    digest: bytes
+if TYPE_CHECKING:
+    from .drafts import Draft
 
 
 class Prepared(NamedTuple):
@@ -41,7 +31,9 @@ def prepare(messages: Sequence[bytes | Outgoing]) -> Prepared:
     """Encode checked messages."""
     outgoing = [each for each in messages if not isinstance(each, bytes)]
     if outgoing and any(map(_is_special, outgoing)):
-        drafts = list(map(_draft, messages))
+        from .drafts import draft
+
+        drafts = list(map(draft, messages))
         return Prepared(len(drafts), 0, [], drafts)
     runs = pack_messages(messages, outgoing)
     size = runs[0].size if len(runs) == 1 else sum(run.size for run in runs)
@@ -53,93 +45,18 @@ def _is_special(message: Outgoing) -> bool:
     return bool(priority or delay_seconds) or at is not None or dedup_id is not None
 
 
-def _draft(message: bytes | Outgoing) -> Draft:
-    if isinstance(message, bytes):
-        message = Outgoing(message)
-    return Draft(
-        encode_record(message),
-        RICH if message.ttl_seconds is None else RICH | TTL,
-        message.priority,
-        nanoseconds(message.delay_seconds or 0),
-        0 if message.at is None else check.wall_ns("at", message.at),
-        b"" if message.dedup_id is None else dedup.digest_of(message.dedup_id),
-    )
-
-
 def store(source: Log, name: str, put: Prepared) -> Sequence[Receipt]:
     """Store messages, all or none. Raises: Full, MessageTooLarge, ValueError, NotFound."""
     row = log.load(source.tx, source.topic_id, name)
     if row.scheduled:
         schedule.promote(source, row)
     if put.drafts:
-        return _store_drafts(source, name, row, put.drafts)
+        from .drafts import store_drafts
+
+        return store_drafts(source, name, row, put.drafts)
     retention.make_room(source, name, row, put.messages, put.size)
     first = source.append(row, 0, put.runs)
     log.store(source.tx, source.topic_id, row)
     if put.messages == 1:
         return [Receipt(first, False, None, source.tx.commit_id)]
     return Receipts(range(first, first + put.messages), source.tx.commit_id)
-
-
-def _store_drafts(
-    source: Log, name: str, row: TopicRow, drafts: Sequence[Draft]
-) -> Sequence[Receipt]:
-    found = {each.digest: dedup.find(source, row, each.digest) for each in drafts if each.digest}
-    known = {digest: receipt for digest, receipt in found.items() if receipt is not None}
-    row.last_put_ns = source.now(row)  # what is only scheduled counts for dedup, too
-    _check_lanes(name, row, drafts)
-    named = {each.digest: each for each in reversed(drafts) if each.digest not in known}
-    new = [each for each in drafts if not each.digest or named.get(each.digest) is each]
-    later = [each for each in new if _due_ns(source, each)]
-    if later:
-        source.tx.engine.need_room(source.tx, sum(len(each.record) for each in later))
-    if now := [each for each in new if not _due_ns(source, each)]:
-        size = stored_size([len(each.record) for each in now], len({each.lane for each in now}))
-        retention.make_room(source, name, row, len(now), size)
-    lanes: list[list[Draft]] = [[] for _ in row.next]
-    receipts = []
-    for draft in drafts:
-        receipt = known.get(draft.digest) if draft.digest else None
-        if receipt is None:
-            receipt = _place(source, row, draft, lanes)
-            if draft.digest:
-                known[draft.digest] = receipt._replace(duplicate=True)
-        receipts.append(receipt)
-    for lane, its in enumerate(lanes):
-        if its:
-            flags = RICH | (TTL if any(draft.flags & TTL for draft in its) else 0)
-            source.append(row, lane, pack_records([draft.record for draft in its], flags))
-    if new:
-        log.store(source.tx, source.topic_id, row)
-    return receipts
-
-
-def _check_lanes(name: str, row: TopicRow, drafts: Sequence[Draft]) -> None:
-    highest = max(draft.lane for draft in drafts)
-    if highest >= len(row.next):
-        raise ValueError(
-            f"priority {highest} is over {len(row.next) - 1}, the highest of topic {name!r};"
-            f" topic.update(priorities={highest + 1}) gives it more"
-        )
-
-
-def _due_ns(source: Log, draft: Draft) -> int:
-    """When a draft is to be put, 0 for now."""
-    now_ns = source.tx.engine.clock.wall_ns()
-    due_ns = draft.at_ns or now_ns + draft.delay_ns
-    return due_ns if due_ns > now_ns else 0
-
-
-def _place(source: Log, row: TopicRow, draft: Draft, lanes: list[list[Draft]]) -> Receipt:
-    """Schedule a draft, or give it the next offset of its lane."""
-    commit_id = source.tx.commit_id
-    if due_ns := _due_ns(source, draft):
-        number = schedule.add(source, row, due_ns, draft.lane, draft.flags, draft.record)
-        if draft.digest:
-            dedup.note(source, row, draft.digest, due_ns, number)
-        return Receipt(None, False, schedule.schedule_id(due_ns, number), commit_id)
-    offset = row.offset(draft.lane) + len(lanes[draft.lane])
-    lanes[draft.lane].append(draft)
-    if draft.digest:
-        dedup.note(source, row, draft.digest, offset, None)
-    return Receipt(offset, False, None, commit_id)

@@ -18,7 +18,18 @@ from .environment import translate
 _engines: dict[tuple[int, int], Engine] = {}  # by the identity of their data file
 _registry = threading.RLock()
 ON_DEMAND = (  # modules of diskq that are imported when they are used, by whatever thread
-    *("creation", "backup", "pages", "readers", "stats", "options", "changes", "verify"),
+    *(
+        "dedup",
+        "drafts",
+        "creation",
+        "backup",
+        "pages",
+        "readers",
+        "stats",
+        "options",
+        "changes",
+        "verify",
+    ),
     *("salvage", "purging", "planned", "letters", "following", "heartbeat", "transaction"),
 )
 _LATE = "ctypes", "datetime", "hashlib", *(f"diskq.{name}" for name in ON_DEMAND)

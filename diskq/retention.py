@@ -21,6 +21,7 @@ from .codec import TopicRow, decode_group, decode_topic
 from .errors import Full, MessageTooLarge
 from .log import Log
 from .model import LANE_BITS, TopicSettings
+from .room import need_room
 from .segment import (
     LOG_KEY,
     head_of,
@@ -67,7 +68,7 @@ def make_room(source: Log, name: str, row: TopicRow, count: int, size: int) -> N
             )
     while True:
         try:
-            source.tx.engine.need_room(source.tx, size)
+            need_room(source.tx, size)
             return
         except Full:
             if bounds.discard != "old" or not _drop(source, row, _oldest(source, row), 16):

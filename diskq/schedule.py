@@ -60,7 +60,7 @@ def promote(source: Log, row: TopicRow) -> None:
     for each in islice(found, limits.MAX_DUE_MESSAGES):
         due.append(each)
         size += len(each.record)
-        if size >= tx.engine.bulk_bytes:
+        if size >= tx.engine.reserve // 4:
             break
     for lane in sorted({each.lane for each in due}):
         mine = [each for each in due if each.lane == lane]

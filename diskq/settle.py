@@ -120,9 +120,10 @@ class Settling:
         name: str,
         error: str,
         delay_ns: int | None = None,
-    ) -> None:
+    ) -> int:
         """Take a message out of its lease: it waits `delay_ns` (default: the backoff), or is dead
-        if it was rejected or failed `max_deliveries` times. The caller updates the lease's row."""
+        if it was rejected or failed `max_deliveries` times. The caller updates the lease's row.
+        Returns how many bytes were copied."""
         lease.settled |= 1 << offset - lease.first
         self._unlease(1)
         message = self._held(lease, offset)
@@ -130,7 +131,7 @@ class Settling:
             self.row.purged += 1
             held.drop(self.tx, self.id, offset)
             self.free_key(offset, message)
-            return
+            return 0
         now = self.clock.wall_ns()
         message.failures += 1
         message.history += (Failure(now, cause, name, error[: limits.MAX_ERROR_CHARS]),)
@@ -138,11 +139,12 @@ class Settling:
         if cause == "reject" or message.failures >= self.settings.max_deliveries:
             held.bury(self.tx, self.id, self.row, offset, message, now)
             self.free_key(offset, message)
-            return
-        if delay_ns is None:
-            delay_ns = self.settings.backoff.delay_ns(message.failures)
-        held.wait(self.tx, self.id, self.row, offset, message, now + delay_ns)
-        self.tx.wake(self.id, 1)
+        else:
+            if delay_ns is None:
+                delay_ns = self.settings.backoff.delay_ns(message.failures)
+            held.wait(self.tx, self.id, self.row, offset, message, now + delay_ns)
+            self.tx.wake(self.id, 1)
+        return len(message.record)
 
     def _held(self, lease: LeaseRow, offset: int) -> HeldRow:
         if lease.flags & HELD:

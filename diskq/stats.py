@@ -21,6 +21,7 @@ from .engine import Engine, Tx
 from .errors import NotFound
 from .model import ConsumerInfo, GroupStats, PendingMessage, StoreStats, TopicStats
 from .readers import open_reads
+from .room import used_bytes
 from .slots import SEVERAL
 
 
@@ -85,7 +86,7 @@ def store_stats(engine: Engine) -> StoreStats:
             durability=DURABILITIES[meta.durability],
             commit_id=tx.commit_id,
             file_bytes=file_bytes,
-            used_bytes=engine.used_bytes(tx),
+            used_bytes=used_bytes(tx),
             limit_bytes=meta.max_bytes,
             readers=len(reads),
             oldest_reader_pid=reads[0].pid if reads else 0,

@@ -21,9 +21,10 @@ import lmdb
 from powercut_view import MachineClock, view
 
 import diskq
-from diskq import creation, limits
-from diskq.engine import Engine
+from diskq import creation, files, limits, room
+from diskq.engine import Engine, Tx
 
+KEPT_BYTES = 8 * 4096  # for settling
 MAP_BYTES = 48 * 4096  # so small that the map grows several times
 
 
@@ -288,8 +289,14 @@ def plant(fault: str) -> None:
 def _tiny_maps(flags: dict[str, bool]) -> None:
     """Let maps begin small. Puts then fill them: what is kept free is for stores with a bound."""
     limits.MAP_BYTES = (MAP_BYTES,)  # type: ignore[assignment]
-    Engine.need_room = lambda self, tx, size: None  # type: ignore[method-assign]
+    room._look = _allocate_only
     setattr(lmdb, "open", partial(_open, lmdb.open, flags))  # noqa: B010 - mypy takes it for a class
+
+
+def _allocate_only(tx: Tx, size: int) -> None:
+    pages = tx.engine.live().info()["last_pgno"] + 1
+    name = os.path.join(tx.engine.path, files.DATA)
+    room._allocate(name, pages * limits.PAGE_BYTES + size + KEPT_BYTES, limits.TIB)
 
 
 def _open(original: Callable[..., Any], flags: dict[str, bool], *args: Any, **options: Any) -> Any:

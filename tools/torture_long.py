@@ -232,7 +232,7 @@ def _stale_readers(path: Path) -> int:
 
 
 def _readers(store: Store) -> list[str]:
-    environment: lmdb.Environment = store.engine._live()
+    environment: lmdb.Environment = store.engine.live()
     return environment.readers().splitlines()[1:]
 
 

@@ -121,7 +121,8 @@ def main(directory: str, count: str, seed: str, plant: str = "") -> None:
         segment.crc32 = codec.crc32 = lambda *_: 0
     path = Path(directory) / "store"
     expected, old = build(path)
-    whole = bytearray((path / "data.mdb").read_bytes())
+    whole = bytearray((path / "data.mdb").read_bytes().rstrip(b"\0"))  # without the room behind it
+    whole += bytes(-len(whole) % PAGE)
     choose = random.Random(int(seed))
     for number in range(int(count)):
         kind = KINDS[number % len(KINDS)]

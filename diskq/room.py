@@ -1,0 +1,76 @@
+"""Room: puts are refused before they touch what is kept for settling.
+
+The room is kept in the file itself, whatever else fills the disk: a sixteenth of the file, between
+two limits, is allocated behind its last page, or free inside of it. Only puts make that larger, and
+only they are refused for the lack of it; what settles or trims may use it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from . import files, limits
+from .engine import Tx
+from .environment import full, is_out_of_room
+
+
+def need_room(tx: Tx, size: int) -> None:
+    """Refuse a put of `size` bytes for which there is no room. Looks at the file once per so many
+    bytes that all processes put, a fourth of the room kept.
+
+    Raises: Full.
+    """
+    engine = tx.engine
+    engine.slots.put_bytes[0] += size + limits.PAGE_BYTES
+    if not engine.looked or engine.slots.put_bytes[0] >= engine.reserve // 4:
+        _look(tx, size)
+        engine.slots.put_bytes[0], engine.looked = 0, True
+
+
+def _look(tx: Tx, size: int) -> None:
+    engine, path = tx.engine, tx.engine.path
+    env = engine.live()
+    env.reader_check()  # who died while reading keeps freed pages
+    info = env.info()
+    high_water = (info["last_pgno"] + 1) * limits.PAGE_BYTES
+    most = min(limits.MAX_RESERVE_BYTES, high_water // 16)
+    engine.reserve = max(limits.MIN_RESERVE_BYTES, most)
+    wanted = size + engine.reserve
+    limit = engine.meta.max_bytes or info["map_size"]
+    file_bytes, disk_full = _allocate(os.path.join(path, files.DATA), high_water + wanted, limit)
+    if disk_full or high_water + wanted > limit:
+        from .readers import blame, pinned_bytes
+
+        used = used_bytes(tx) + pinned_bytes(env, path)
+        if used + wanted > limit:
+            why = f"of {limit} bytes, {engine.reserve} are kept for settling{blame(env)}"
+            raise full(path, why)
+        if disk_full and used + wanted > file_bytes:
+            raise full(path, f"its disk has less than {wanted} bytes left{blame(env)}")
+
+
+def _allocate(name: str, wanted: int, limit: int) -> tuple[int, bool]:
+    """Let a file be so long, but not over its limit, with all its blocks allocated. Returns how
+    long it is, and whether the disk has no room for that."""
+    wanted = min(wanted, limit)
+    with open(name, "r+b", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size >= wanted:
+            return size, False
+        try:
+            os.posix_fallocate(file.fileno(), size, wanted - size)
+        except OSError as error:
+            if not is_out_of_room(error, os.path.dirname(name)):
+                raise
+            return size, True
+    return wanted, False
+
+
+def used_bytes(tx: Tx) -> int:
+    """Bytes in use, but for LMDB's list of free pages and what an open reader pins."""
+    pages = 2
+    env = tx.engine.live()
+    for name in env.dbs(tx.lmdb):
+        stat = tx.lmdb.stat(env.open_db(name, tx.lmdb, create=False))
+        pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+    return pages * limits.PAGE_BYTES
