@@ -6,7 +6,6 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from . import check, errors, leases, limits, retention
@@ -116,20 +115,15 @@ class Consumer:
                 return messages
         until = None if timeout is None else time.monotonic() + timeout
 
-        def take(at: Delivery, frugal: bool = False) -> list[Grant]:
+        def take(at: Delivery) -> list[Grant]:
             if done is not None:
                 at.ack(done.lease, [done.offset])
-            return at.take(self._member, max(limit, self._prefetch), frugal)
+            return at.take(self._member, max(limit, self._prefetch))
 
         while True:
             self.check_open()
             seen = self._engine.slots.word(self.group.id)
-            try:
-                grants = self.in_group(take, settles=done is not None)
-            except errors.Full:  # of what expired or waits copies are made: go on with the rest
-                grants = self.in_group(partial(take, frugal=True), settles=done is not None)
-                if not grants:
-                    raise
+            grants = self.in_group(take, settles=done is not None)
             if done is not None:
                 self.count_acked([done])
                 done = None

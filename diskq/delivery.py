@@ -18,6 +18,7 @@ from .clock import NS, nanoseconds
 from .codec import HELD, PREFETCHED, SOLO, HeldRow, LeaseRow, TopicRow, decode_topic
 from .log import Stored
 from .model import LANE_BITS, Failure
+from .room import is_tight
 from .segment import PURGED, TTL, is_purged, ttl_of
 from .settle import Settling
 from .slots import SEVERAL
@@ -45,21 +46,15 @@ class Delivery(Settling):
     """A group inside one transaction, for who takes messages and settles them."""
 
     topic: TopicRow
-    _frugal = False
     _passed = 0  # messages that were not to be delivered in this transaction; large ones count more
 
     # Taking
 
-    def take(self, member: Member, limit: int, frugal: bool = False) -> list[Grant]:
+    def take(self, member: Member, limit: int) -> list[Grant]:
         """Lease up to `limit` messages. First, now and then, and whenever it finds nothing, it
-        takes back what dead consumers held. If it is to be `frugal`, because nothing has room, it
-        copies no message: what was never delivered is, until one would have to be parked."""
+        takes back what dead consumers held."""
         if self.paused:
             return []
-        self._frugal = frugal
-        if frugal:
-            self.topic = self.load_topic()
-            return self._grant_all(member, limit)
         if self.row.leased:
             self._expire()
             looked_ns = self.tx.engine.looked_ns.get(self.id, 0)
@@ -100,7 +95,7 @@ class Delivery(Settling):
     def _next(self, limit: int, alone: bool, prefetch: bool) -> Grant | None:
         """The next messages in order, out of one place; none if all of them were passed over."""
         row, topic = self.row, self.topic
-        if row.waiting and (alone or not prefetch) and not self._frugal:
+        if row.waiting and (alone or not prefetch):
             retry = self._take_retry(alone)
             if retry is not None:
                 return retry
@@ -173,8 +168,8 @@ class Delivery(Settling):
                 admitted.append(message)
                 if key is not None:
                     keys.take(self.tx, self.id, key, message.offset)
-            elif self._frugal:
-                self._passed += limits.MAX_COPIED_MESSAGES + 1  # nothing may pass it
+            elif is_tight(self.tx):  # nothing is parked now, so nothing passes it
+                self._passed += limits.MAX_COPIED_MESSAGES + 1
                 return admitted, passed
             else:
                 parked = HeldRow(message.record, message.flags, message.put_at_ns)
@@ -262,12 +257,15 @@ class Delivery(Settling):
 
     def _expire(self) -> None:
         """Take messages back whose deadline passed, now that somebody wants them. What was only
-        prefetched, behind the one being handled, is not charged."""
+        prefetched, behind the one being handled, is not charged; nor is any that there is no room
+        to copy."""
         now = self.clock.monotonic_ns()
         passed = takewhile(lambda lease: lease.deadline_ns <= now, self.leased())
-        for lease in list(islice(passed, limits.MAX_EXPIRED_LEASES)):
+        expired = list(islice(passed, limits.MAX_EXPIRED_LEASES))
+        tight = bool(expired) and is_tight(self.tx)
+        for lease in expired:
             name = self._holder_name(lease)
-            untouched = set(self._untouched(lease))
+            untouched = set(lease.offsets() if tight else self._untouched(lease))
             for offset in [offset for offset in lease.offsets() if offset not in untouched]:
                 if self._copied(self._fail(lease, offset, "expired", name, "")):
                     leases.update(self.tx, self.id, lease)  # the rest with the next get
@@ -365,7 +363,7 @@ class Delivery(Settling):
         most = self.settings.max_in_flight
         room = most is None or row.leased < most
         if room and (row.ready or self._unread()):
-            return 0
+            return limits.LOOK_SECONDS if self.keyed and is_tight(self.tx) else 0
         waits = [limits.WAIT_SECONDS]
         if room and row.waiting and (due := held.next_due(self.tx, self.id)):
             waits.append((due[0] - self.clock.wall_ns()) / NS)

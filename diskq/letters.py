@@ -77,8 +77,14 @@ def _redrive_some(group: Group, limit: int) -> int:
     place = group.place
 
     def operation(tx: Tx) -> int:
-        first = islice(held.rows(tx, group.id, DEAD), min(limit, limits.MAX_REDRIVE_MESSAGES))
-        return _revive(tx, place, [offset for offset, _ in first])
+        chosen: list[int] = []
+        size = 0
+        for offset, row in islice(held.rows(tx, group.id, DEAD), limits.MAX_REDRIVE_MESSAGES):
+            if len(chosen) == limit or size >= tx.engine.reserve // 4:
+                break
+            chosen.append(offset)
+            size += len(row.record)
+        return _revive(tx, place, chosen)
 
     return group.topic.store.commit(operation)
 

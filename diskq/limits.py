@@ -58,7 +58,7 @@ MIN_RESERVE_BYTES = 512 * KIB  # room that only settling, trim and purge may use
 MAX_RESERVE_BYTES = 64 * MIB  # ... a sixteenth of the store, between these two
 MAX_SHARED_COMMIT = 256  # operations of one process that share a commit
 TRIM_MESSAGES = 128  # a group looks for passed segments once per so many acks
-TRIM_BYTES = 256 * KIB  # ... or bytes
+TRIM_BYTES = 128 * KIB  # ... or bytes
 
 # Live consumers of a store, and how a blocked get waits.
 MAX_CONSUMERS = 1024

@@ -66,6 +66,17 @@ def _allocate(name: str, wanted: int, limit: int) -> tuple[int, bool]:
     return wanted, False
 
 
+def is_tight(tx: Tx) -> bool:
+    """Whether less than half of what is kept for settling is left, and the disk has no more. That
+    is for acks: no message is to be copied out of a log now."""
+    path, kept = tx.engine.path, tx.engine.reserve
+    disk = os.statvfs(path)
+    if disk.f_bavail * disk.f_frsize >= kept:
+        return False
+    file_bytes = os.stat(os.path.join(path, files.DATA)).st_size
+    return used_bytes(tx) + kept // 2 > file_bytes
+
+
 def used_bytes(tx: Tx) -> int:
     """Bytes in use, but for LMDB's list of free pages and what an open reader pins."""
     pages = 2

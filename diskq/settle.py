@@ -27,10 +27,11 @@ from .codec import (
     decode_group,
 )
 from .engine import Tx
-from .environment import Database
+from .environment import Database, full
 from .errors import LeaseLost
 from .log import Log
 from .model import Failure
+from .room import is_tight
 from .segment import is_purged
 
 
@@ -107,8 +108,10 @@ class Settling:
     def fail(
         self, lease: LeaseRow, offset: int, cause: str, name: str, error: str, delay_ns: int | None
     ) -> None:
-        """A delivery to the consumer `name` failed. Raises: LeaseLost."""
+        """A delivery to the consumer `name` failed. Raises: LeaseLost, Full."""
         row = self.holding(lease, [offset])
+        if is_tight(self.tx):
+            raise full(self.tx.engine.path, "what is left of its disk is kept for acks")
         self._fail(row, offset, cause, name, error, delay_ns)
         leases.update(self.tx, self.id, row)
 

@@ -27,7 +27,6 @@ FULL = bool(os.environ.get("DISKQ_TEST_FULL"))
 DEADLINE_SECONDS = 600 if FULL else 100
 MOUNTED = ("unshare", "--map-root-user", "--mount")
 ROLES = Path(__file__).with_name("disk_roles.py")
-EXHAUSTED = "copies to `held` may use up the reserve, and then nothing more can be copied"
 
 
 def seeds(few: int, many: int) -> list[int]:
@@ -109,12 +108,7 @@ def test_without_a_reserve_the_drill_on_small_disks_fails(tmp_path, mounted):
         run("fill_small_disks", *mounted, disk=str(tmp_path), seeds=list(range(10)), fault=True)
 
 
-@pytest.mark.parametrize("way", [
-    pytest.param("reject", marks=pytest.mark.xfail(reason=EXHAUSTED)),
-    pytest.param("expire", marks=pytest.mark.xfail(reason=EXHAUSTED)),
-    pytest.param("park", marks=pytest.mark.xfail(reason=EXHAUSTED)),
-    "fall due",
-])  # fmt: skip
+@pytest.mark.parametrize("way", ["reject", "expire", "park", "fall due"])
 def test_on_a_full_disk_messages_that_must_move_hold_nobody_up(tmp_path, mounted, way):
     [told] = run("copy_on_a_full_disk", *mounted, disk=str(tmp_path), way=way)
     assert told["wrong"] == []
@@ -175,9 +169,6 @@ def test_others_go_on_while_the_disk_fails_for_one_process(tmp_path, failing):
     assert told["wrong"] == []
 
 
-@pytest.mark.xfail(
-    reason="closing a store after its disk failed raises, and keeps it from reopening"
-)
 def test_after_the_disk_failed_the_same_process_can_reopen_the_store(tmp_path, failing):
     [told] = run("fail_and_reopen", environment=failing, disk=str(tmp_path))
     assert told["outcomes"] == ["DiskFailed", "DiskFailed", "success", "success"]
