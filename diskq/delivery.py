@@ -123,6 +123,7 @@ class Delivery(Settling):
         if message.flags & (TTL | PURGED) and self._is_gone(stored, message):
             return Grant(lease, [], 0)
         held.lease(self.tx, self.id, self.row, offset, message)
+        self._copied(len(message.record))
         self.row.redelivered += bool(message.history)
         self._note_keys(lease, [stored])
         return Grant(lease, [stored], message.failures)

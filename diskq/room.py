@@ -37,7 +37,9 @@ def _look(tx: Tx, size: int) -> None:
     engine.reserve = max(limits.MIN_RESERVE_BYTES, most)
     wanted = size + engine.reserve
     limit = engine.meta.max_bytes or info["map_size"]
-    file_bytes, disk_full = _allocate(os.path.join(path, files.DATA), high_water + wanted, limit)
+    least = min(high_water + wanted, limit)
+    spare = min(engine.reserve, limit - least)
+    file_bytes, disk_full = _allocate(os.path.join(path, files.DATA), least, spare)
     if disk_full or high_water + wanted > limit:
         from .readers import blame, pinned_bytes
 
@@ -49,21 +51,19 @@ def _look(tx: Tx, size: int) -> None:
             raise full(path, f"its disk has less than {wanted} bytes left{blame(env)}")
 
 
-def _allocate(name: str, wanted: int, limit: int) -> tuple[int, bool]:
-    """Let a file be so long, but not over its limit, with all its blocks allocated. Returns how
-    long it is, and whether the disk has no room for that."""
-    wanted = min(wanted, limit)
-    with open(name, "r+b", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size >= wanted:
-            return size, False
-        try:
-            os.posix_fallocate(file.fileno(), size, wanted - size)
-        except OSError as error:
-            if not is_out_of_room(error, os.path.dirname(name)):
-                raise
-            return size, True
-    return wanted, False
+def _allocate(name: str, least: int, spare: int) -> tuple[int, bool]:
+    """Let a file be at least so long, with all its blocks allocated, and rather have some to spare
+    for the next time. Returns how long it is, and whether the disk has no room for that."""
+    size = os.stat(name).st_size
+    for wanted in (least + spare, least) if size < least else ():
+        with open(name, "r+b", buffering=0) as file:
+            try:
+                os.posix_fallocate(file.fileno(), size, wanted - size)
+                return wanted, False
+            except OSError as error:
+                if not is_out_of_room(error, os.path.dirname(name)):
+                    raise
+    return size, size < least
 
 
 def is_tight(tx: Tx) -> bool:
