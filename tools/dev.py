@@ -5,6 +5,9 @@
     python3 tools/dev.py check              the same without options
     python3 tools/dev.py lint               ruff check and ruff format --check
     python3 tools/dev.py types              mypy --strict
+    python3 tools/dev.py powercut [options] crash states of power cuts, see --help
+    python3 tools/dev.py torture [options]  processes, killed and stopped at random, see --help
+    python3 tools/dev.py bench [options]    figures, see --help
 
 The first call makes .venv and installs the project and what its development needs. Later calls find
 it done, until pyproject.toml changes.
@@ -27,11 +30,12 @@ STAMP = VENV / "made-for"  # says for which pyproject.toml the environment was m
 
 LINT = (["ruff", "check", "."], ["ruff", "format", "--check", "."])
 TYPES = (["mypy"],)
+HARNESSES = "powercut", "torture", "bench"
 
 
 def main(verb: str = "help", *options: str) -> int:
     """Run one verb; the exit code is that of the first program that fails."""
-    if verb not in ("demo", "test", "check", "lint", "types"):
+    if verb not in ("demo", "test", "check", "lint", "types", *HARNESSES):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `dev.py help | head` is no error
         print(__doc__)
         return 0 if verb in ("help", "-h", "--help") else 2
@@ -41,6 +45,8 @@ def main(verb: str = "help", *options: str) -> int:
         return 1
     if verb == "demo":
         os.execv(DISKQ, [DISKQ, "demo", *options])
+    if verb in HARNESSES:
+        os.execv(PYTHON, [PYTHON, str(ROOT / "tools" / f"{verb}.py"), *options])
     steps = {"lint": LINT, "types": TYPES}.get(verb, (*LINT, *TYPES))
     for module, *rest in steps:
         code = subprocess.run([PYTHON, "-m", module, *rest], cwd=ROOT, check=False).returncode

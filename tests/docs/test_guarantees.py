@@ -145,6 +145,11 @@ def problems(page: str) -> list[str]:
               if not any(map(is_command, code(row)))]  # fmt: skip
     for command in commands(page):
         found += [f"{command}: {each}" for each in command_problems(command)]
+    for text in code(page):
+        if text.startswith("tests/"):
+            found += node_problems(text)
+        elif text.startswith("tools/"):
+            found += command_problems(f"{PYTHON} {text}")
     return found
 
 
@@ -171,6 +176,8 @@ def test_a_promise_without_a_row_is_found(name):
         ("--control nosync", "--control none", "--control takes no none"),
         ("--durability commit", "--durability committed", "--durability takes no committed"),
         ("bench.py kill", "bench.py death", "takes no death"),
+        ("`tests/processes/test_long_reader.py`", "`tests/long.py`", "there is no tests/long.py"),
+        ("`tools/bench.py --check`", "`tools/bench.py --judge`", "tools/bench.py has no --judge"),
         ("DISKQ_TEST_FULL", "DISKQ_TEST_ALL", "no test reads DISKQ_TEST_ALL"),
         ("python3 tools/dev.py test tests/model\n", "diskq model\n", "knows how to check 'diskq"),
     ],
