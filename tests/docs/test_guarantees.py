@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/reference/guarantees.md").read_text()
 PROMISES = [f"G{number}" for number in range(1, 15)]
 RUN_TESTS = ["python3", "tools/dev.py", "test"]
-PYTHON = ".venv/bin/python"
+HARNESSES = "powercut", "torture", "bench"  # verbs of dev.py
 PYTEST_OPTIONS = {"-s": 0, "--timeout": 1}  # how many values each takes
 
 
@@ -28,7 +28,7 @@ def code(text: str) -> list[str]:
 
 
 def is_command(text: str) -> bool:
-    return text.startswith((" ".join(RUN_TESTS), PYTHON))
+    return text.startswith("python3 tools/dev.py ")
 
 
 def commands(page: str) -> list[str]:
@@ -132,8 +132,8 @@ def command_problems(command: str) -> list[str]:
         found += [] if f'"{name}"' in sources() else [f"no test reads {name}"]
     if words[: len(RUN_TESTS)] == RUN_TESTS:
         return found + test_call_problems(words[len(RUN_TESTS) :])
-    if words[:1] == [PYTHON] and len(words) > 1:
-        return found + tool_problems(words[1], words[2:])
+    if words[:2] == RUN_TESTS[:2] and words[2:3] and words[2] in HARNESSES:
+        return found + tool_problems(f"tools/{words[2]}.py", words[3:])
     return [*found, f"nobody knows how to check {command!r}"]
 
 
@@ -149,7 +149,8 @@ def problems(page: str) -> list[str]:
         if text.startswith("tests/"):
             found += node_problems(text)
         elif text.startswith("tools/"):
-            found += command_problems(f"{PYTHON} {text}")
+            script, *options = shlex.split(text)
+            found += tool_problems(script, options)
     return found
 
 
@@ -169,13 +170,13 @@ def test_a_promise_without_a_row_is_found(name):
         ("test_puts.py", "test_putz.py", "there is no tests/unit/test_putz.py"),
         ("tests/model", "tests/models", "there is no tests/models"),
         ("::test_tokens_rise", "::test_tokens_fall", "has no test_tokens_fall"),
-        ("tools/torture.py run", "tools/torment.py run", "there is no tools/torment.py"),
-        ("torture.py run", "torture.py ran", "takes no ran"),
-        ("torture.py long --messages", "torture.py long --letters", "long has no --letters"),
-        ("powercut.py --states", "powercut.py --state-count", "has no --state-count"),
+        ("dev.py torture run", "dev.py torment run", "knows how to check"),
+        ("torture run", "torture ran", "takes no ran"),
+        ("torture long --messages", "torture long --letters", "long has no --letters"),
+        ("powercut --states", "powercut --state-count", "has no --state-count"),
         ("--control nosync", "--control none", "--control takes no none"),
         ("--durability commit", "--durability committed", "--durability takes no committed"),
-        ("bench.py kill", "bench.py death", "takes no death"),
+        ("bench kill", "bench death", "takes no death"),
         ("`tests/processes/test_long_reader.py`", "`tests/long.py`", "there is no tests/long.py"),
         ("`tools/bench.py --check`", "`tools/bench.py --judge`", "tools/bench.py has no --judge"),
         ("DISKQ_TEST_FULL", "DISKQ_TEST_ALL", "no test reads DISKQ_TEST_ALL"),
