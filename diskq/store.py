@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar, Unpack
+from typing import TYPE_CHECKING, NoReturn, TypeVar, Unpack
 
 from . import admin, check, limits
 from .clock import Clock
@@ -226,6 +226,12 @@ class Store:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "what belongs to a store cannot be pickled; pass its path, and open that in the other"
+            " process"
+        )
 
     def __repr__(self) -> str:
         return f"<Store {self._engine.path if self._engine else 'closed'}>"

@@ -1,5 +1,5 @@
-"""Out of a sound store, salvage makes an equal one; out of a damaged one, a sound one that says what
-it lost."""
+"""Out of a sound store, salvage makes an equal one; out of a damaged one, a sound one that tells
+what it lost."""
 
 from __future__ import annotations
 
