@@ -38,6 +38,7 @@ from .limits import MAX_HISTORY, MAX_PRIORITIES
 from .model import LANE_BITS, Backoff, Failure, GroupSettings, TopicSettings
 
 FORMAT_VERSION = 1
+MAX_RUN = 1 << 24  # messages of a lease: one commit has no more tokens
 
 U16, U32, U64 = Struct(">H"), Struct(">I"), Struct(">Q")
 ID_KEY = Struct(">cI")  # a prefix of `state`, and a topic or group
@@ -313,6 +314,8 @@ def decode_lease(key: bytes, value: bytes) -> LeaseRow:
     _, _, deadline_ns, first = TIME_KEY.unpack(key)
     row = LeaseRow(first, 0)
     row.unpack(value)
+    if len(value) != row.layout.size + (row.count + 7) // 8 or not 0 < row.count <= MAX_RUN:
+        raise Corrupt(f"the lease at offset {first} is damaged; run 'diskq verify'")
     row.deadline_ns = deadline_ns
     row.settled = int.from_bytes(value[row.layout.size :], "big")
     return row

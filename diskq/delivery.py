@@ -289,7 +289,7 @@ class Delivery(Settling):
     def _steal(self, member: Member, limit: int) -> list[Grant]:
         """The later half of what another consumer prefetched and did not begin: better it is
         handled here and now."""
-        self.tx.engine.slots.begin_stealing(self.id)
+        self.tx.engine.slots.begin_stealing()
         for lease in [lease for lease in self.leased() if lease.owner != member.owner]:
             while untouched := self._untouched(lease):
                 taken = untouched[len(untouched) // 2 :][-limit:]

@@ -28,6 +28,7 @@ def open_environment(path: str, durability: str, *, readonly: bool) -> lmdb.Envi
     that closes the environment would free under its parent. `lib_version` 0 is the 0.9 format.
     """
     sizes = list(limits.MAP_BYTES)
+    tries = 0
     while True:
         try:
             return lmdb.open(
@@ -43,8 +44,12 @@ def open_environment(path: str, durability: str, *, readonly: bool) -> lmdb.Envi
                 max_spare_txns=0,
                 lib_version=0,
             )
-        except lmdb.MapResizedError:
-            pass  # it grew between the two looks that LMDB takes at it
+        except lmdb.MapResizedError as error:
+            tries += 1  # it grew between the two looks that LMDB takes at it
+            if tries == 64:
+                raise errors.Corrupt(
+                    f"store {path} is damaged (its size is impossible); {errors.WAY_OUT}"
+                ) from error
         except lmdb.Error as error:
             if error.code != errno.ENOMEM or len(sizes) == 1:
                 raise translate(error, path) from error

@@ -23,6 +23,8 @@ _REFUSED = {"nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "afs", "ceph", "lus
 # (which begins with the page size), the main one, last page, transaction id.
 _META_PAGE = struct.Struct("=10xH4xIIQQ48s48sQQ")
 _META_FLAG, _MAGIC = 0x08, 0xBEEFC0DE
+_PAGE_BYTES = [512 << power for power in range(8)]  # what LMDB allows
+_MAX_PAGES = 1 << 35  # no address space has room for more
 
 
 class MetaPage(NamedTuple):
@@ -71,6 +73,8 @@ def check_data(path: str) -> None:
         raise NotAStore(f"{name} is not an LMDB file, or its first pages are damaged")
     latest = max(found)
     expected = (latest.last_page + 1) * latest.page_bytes
+    if latest.last_page >= _MAX_PAGES:
+        raise Corrupt(f"{name} cannot have {latest.last_page} pages, it was damaged; {WAY_OUT}")
     if size < expected:
         from .verify import check_short
 
@@ -91,7 +95,10 @@ def _meta_page(data: bytes, at: int) -> MetaPage | None:
     flags, magic, _, _, _, free, main, last_page, txn_id = _META_PAGE.unpack_from(data, at)
     if not flags & _META_FLAG or magic != _MAGIC:
         return None
-    return MetaPage(txn_id, last_page, int.from_bytes(free[:4], sys.byteorder), free, main)
+    page_bytes = int.from_bytes(free[:4], sys.byteorder)
+    if page_bytes not in _PAGE_BYTES:
+        return None
+    return MetaPage(txn_id, last_page, page_bytes, free, main)
 
 
 def _check_file_system(path: str) -> None:

@@ -31,6 +31,7 @@ _BRANCH, _LEAF, _OVERFLOW = 0x01, 0x02, 0x04
 _BIG_VALUE, _IS_TREE = 0x01, 0x02  # flags of a node
 _INTEGER_KEYS = 0x08  # a flag of a tree
 _NO_PAGE = 2**64 - 1
+_MAX_DEPTH = 32  # CURSOR_STACK in mdb.c
 
 
 class Damage(Exception):
@@ -67,7 +68,11 @@ class Snapshot:
     def databases(self) -> dict[bytes, Tree]:
         """The named databases."""
         nodes = self._walk("the list of databases", self._main)
-        return {key: _tree(value) for key, flags, value in nodes if flags & _IS_TREE}
+        return {
+            key: _tree(value)
+            for key, flags, value in nodes
+            if flags & _IS_TREE and len(value) == _TREE.size
+        }
 
     def items(self, name: bytes, tree: Tree) -> Iterator[tuple[bytes, bytes]]:
         """Keys and values of a database, in key order, without those on damaged pages."""
@@ -77,7 +82,7 @@ class Snapshot:
     def scan(self) -> Iterator[tuple[bytes, bytes]]:
         """Keys and values of all pages that look like a leaf, in no order, whether a tree leads to
         them or not: what was deleted or replaced is among them."""
-        for number in range(2, self._pages):
+        for number in range(2, min(self._pages, -(-os.fstat(self._file).st_size // self._size))):
             self.used.clear()
             with suppress(Damage):
                 page, nodes = self._nodes(number, _LEAF)
@@ -89,6 +94,9 @@ class Snapshot:
     def free_pages(self) -> Iterator[tuple[int, tuple[int, ...]]]:
         """Transactions, and the pages that each freed and that were not used again."""
         for key, _, value in self._walk("the list of free pages", self._free):
+            if len(key) != _U64.size or len(value) != 8 + 8 * _count(value):
+                self.findings.append(f"the list of free pages is wrong at {key.hex()}")
+                continue
             yield _U64.unpack(key)[0], unpack_from(f"={len(value) // 8 - 1}Q", value, 8)
 
     def check(self) -> list[str]:
@@ -108,9 +116,15 @@ class Snapshot:
         """Key, flags and value of each node, rising. Whatever does not add up is a finding."""
         if tree.root == _NO_PAGE:
             return
+        if tree.depth > _MAX_DEPTH:
+            self.findings.append(f"{where}: a depth of {tree.depth} is impossible")
+            return
         counts = [0, 0, 0, 0]
         last: Any = None
         for key, flags, value in self._below(where, tree.root, tree.depth, counts):
+            if tree.flags & _INTEGER_KEYS and len(key) != _U64.size:
+                self.findings.append(f"{where}: {key.hex()} is not a key of it")
+                return
             order = _U64.unpack(key)[0] if tree.flags & _INTEGER_KEYS else key
             if last is not None and not last < order:
                 self.findings.append(f"{where}: the keys do not rise at {key.hex()}")
@@ -171,6 +185,11 @@ class Snapshot:
     def _big_value(self, number: int, size: int, counts: list[int]) -> bytes:
         """A value that fills pages of its own. Raises: Damage."""
         pages = (_PAGE.size + size + self._size - 1) // self._size
+        if 2 <= number < self._pages:  # look before claiming pages that may be others'
+            head = os.pread(self._file, _PAGE.size, number * self._size).ljust(_PAGE.size, b"\0")
+            found, _, flags, low, high = _PAGE.unpack_from(head)
+            if found != number or not flags & _OVERFLOW or low | high << 16 != pages:
+                raise Damage(f"page {number} does not begin a value of {size} bytes")
         data = self._read(number, pages)
         found, _, flags, low, high = _PAGE.unpack_from(data)
         if found != number or not flags & _OVERFLOW or low | high << 16 != pages:
@@ -208,6 +227,10 @@ def check_pages(path: str) -> list[str]:
         return found[0].check() if found else ["both of its meta pages are damaged"]
     finally:
         os.close(file)
+
+
+def _count(value: bytes) -> int:
+    return int(_U64.unpack_from(value)[0]) if len(value) >= _U64.size else -1
 
 
 def _tree(data: bytes) -> Tree:

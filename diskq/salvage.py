@@ -14,9 +14,10 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import islice
 from typing import NamedTuple, TypeAlias
 
-from . import admin, check, codec, dedup, errors, files, limits, log, verify
+from . import admin, check, codec, dedup, errors, files, held, keys, limits, log, verify
 from .backup import COPY
 from .clock import Clock
 from .codec import (
@@ -25,6 +26,8 @@ from .codec import (
     HELD_KEY,
     ID_KEY,
     KEY_KEY,
+    PARK,
+    PARK_KEY,
     TIME_KEY,
     U32,
     GroupRow,
@@ -394,7 +397,9 @@ class _Salvage:
             topic_id, name = decode_group(group.config)[:2]
             source, topic = Log(tx, databases[topic_id], topic_id), self.topics[topic_id]
             broken = group_id in self.broken
-            if broken or any(verify.check_group(source, "", group_id, topic, group)):
+            wrong = list(islice(verify.check_group(source, f"group {name}", group_id, topic, group), 3))
+            if broken or wrong:
+                self.findings += map("\t".join, wrong)
                 _restart(source, topic, group_id, group)
                 restarted.setdefault(topic_id, []).append(name)
         return restarted
@@ -434,15 +439,29 @@ def _restart(source: Log, topic: TopicRow, group_id: int, group: GroupRow) -> No
         for key in [key for key, _ in tx.scan(ID_KEY.pack(kind, group_id))]:
             tx.delete(key)
     cursor = admin.positions(source, topic, "earliest", "")
-    dead = 0
-    for key in [key for key, _ in tx.scan(U32.pack(group_id), database=tx.engine.held)]:
-        _, kind, offset = HELD_KEY.unpack_from(key)
-        if kind == DEAD and offset < (cursor + [0] * 256)[offset >> LANE_BITS]:
-            dead += 1
-        else:
-            tx.lmdb.delete(key, db=tx.engine.held)
     counts = [offset - (lane << LANE_BITS) for lane, offset in enumerate(cursor)]
     row = GroupRow(codec.new_group(decode_group(group.config), counts))
-    row.dead = dead
-    row.skipped -= dead
+    keyed = decode_group(group.config).settings.ordering == "key"
+    alive: dict[int, codec.HeldRow] = {}
+    for key, value in list(tx.scan(U32.pack(group_id), database=tx.engine.held)):
+        _, kind, offset = HELD_KEY.unpack_from(key)
+        if kind == PARK and len(key) == PARK_KEY.size:
+            offset = PARK_KEY.unpack(key)[3]
+        gone = offset < (cursor + [0] * 256)[offset >> LANE_BITS]
+        if kind == DEAD and gone:
+            row.dead += 1
+            continue
+        tx.lmdb.delete(key, db=tx.engine.held)
+        if gone:
+            alive[offset] = decode_held(value)
+    now_ns = Clock.wall_ns()
+    for offset, message in sorted(alive.items()):
+        hashed = keys.hash_of(message.record, message.flags) if keyed else None
+        if hashed is not None and keys.holder(tx, group_id, hashed) is not None:
+            keys.park(tx, group_id, row, hashed, offset, message)
+            continue
+        held.wait(tx, group_id, row, offset, message, max(message.due_ns, now_ns))
+        if hashed is not None:
+            keys.take(tx, group_id, hashed, offset)
+    row.skipped -= row.dead + row.waiting + row.parked
     tx.put(ID_KEY.pack(b"G", group_id), row.encode())

@@ -6,7 +6,7 @@ Nothing in it must last. It has a fixed size and is never truncated or unlinked:
     4       u32: how many slots were ever used; locked by who takes one
     8, 9    locked by who writes to the store, and by who draws a number to wait for that
     12      u32 twice: the number that was served last, and drawn last
-    20      u32: 1 + the group in which who writes may take what others prefetched, or 0
+    20      u32: 1 while who writes may take what others prefetched
     24      u64: bytes put by all processes since one of them looked at the room left
     64      64 bytes, locked by those who wait and who is served, by their number modulo 64
     4096    WAKE_WORDS times u32, see wake.py
@@ -233,15 +233,15 @@ class Slots:
         """Tell others how far a prefetching consumer is: they leave that to it."""
         struct.pack_into("=Q", self._memory, _start(index) + _HANDED, token)
 
-    def begin_stealing(self, group: int) -> None:
+    def begin_stealing(self) -> None:
         """For who writes, before it looks what others handed out: tell them that it may take the
         rest. Until the next write."""
-        _USED.pack_into(self._memory, _STEALING, group + 1)
+        _USED.pack_into(self._memory, _STEALING, 1)
 
-    def stealing(self, group: int) -> bool:
-        """Whether somebody may be taking prefetched messages of the group, and may not have seen
-        the latest `hand_out`: it marks first and then looks, who hands out does the same."""
-        return bool(_USED.unpack_from(self._memory, _STEALING)[0] == group + 1)
+    def stealing(self) -> bool:
+        """Whether somebody may be taking prefetched messages, and may not have seen the latest
+        `hand_out`: it marks first and then looks, who hands out does the same."""
+        return bool(_USED.unpack_from(self._memory, _STEALING)[0])
 
     def set_waiting(self, index: int, waiting: bool) -> None:
         """Tell others that this consumer is blocked in a get."""

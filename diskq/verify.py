@@ -15,7 +15,7 @@ from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
-from . import admin, dedup, files, held, keys, leases, schedule
+from . import admin, dedup, files, held, keys, leases, log, schedule
 from .changes import DELETED_GROUP
 from .codec import (
     BURIED,
@@ -48,16 +48,23 @@ from .segment import LOG_KEY, Segment, decode_record, head_of
 
 def check_store(engine: Engine) -> list[Finding]:
     """Everything that is wrong in a store; empty if it is sound."""
-    topics = engine.read(lambda tx: list(admin.topic_ids(tx)))
-    logs = {topic_id: engine.log(topic_id) for _, topic_id in topics}
+    logs: dict[int, Database] = {}
 
-    def check(tx: Tx) -> list[Finding]:
+    def check(tx: Tx) -> list[Finding] | None:
         """The pages first: if they are sound, LMDB can read them. While the snapshot is open, no
         commit uses a page again that a later one has."""
+        missing.update(t for _, t in admin.topic_ids(tx) if logs.get(t) is None and log.load(tx, t, "").segments)
+        if missing - tried:
+            return None
         pages = [Finding("store", problem) for problem in check_pages(engine.path)]
         return pages or list(_check(tx, logs))
 
-    return engine.read(check)
+    missing: set[int] = set()
+    tried: set[int] = set()
+    while (found := engine.read(check)) is None:
+        logs.update((topic_id, engine.log(topic_id)) for topic_id in missing - tried)
+        tried |= missing
+    return found
 
 
 def main(path: str) -> int:
@@ -159,7 +166,7 @@ def check_group(
 ) -> Iterator[Finding]:
     """Everything that is wrong with a group."""
     yield from _guarded(where, _check_group(source.tx, where, group_id, group))
-    yield from _check_needs(source, where, group_id, topic, group)
+    yield from _guarded(where, _check_needs(source, where, group_id, topic, group))
     keyed = decode_group(group.config).settings.ordering == "key"
     yield from _guarded(where, _check_keys(source, where, group_id, keyed))
 

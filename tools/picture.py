@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import tempfile
@@ -38,6 +39,7 @@ class Recorded(demo_view.Live):
 
 def main() -> int:
     """Play the demo, and write the picture if it passed."""
+    argparse.ArgumentParser(description=__doc__).parse_args()  # it takes none
     view = Recorded()
     with tempfile.TemporaryDirectory() as name:
         passed = demo.run(demo.Pace(), view, Path(name), Path(name) / "store")

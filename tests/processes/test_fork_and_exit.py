@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 
@@ -9,14 +10,51 @@ import pytest
 
 import diskq
 
+from . import support
 from .support import wait_for_blocked, wait_until
+
+WITHOUT_FORK_HANDLERS = """
+import concurrent.futures, logging, os, random, runpy, sys, threading  # they have their own
+
+register_at_fork, os.register_at_fork = os.register_at_fork, lambda **_: None
+import diskq
+os.register_at_fork = register_at_fork
+sys.argv[:] = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+UNHANDLED = sys.executable, "-c", WITHOUT_FORK_HANDLERS  # goes before a command
+
+
+def check_busy_parent(path, start, *prefix):
+    """Each fork comes while threads of the parent put, get, ack and look."""
+    done = start("fork_with_threads", *prefix, path=path, forks=20).hear("done")
+    assert done["codes"] == [0] * 20
+    assert done["bodies"] == sorted(f"child {n}" for n in range(20))
+
+
+def check_parents_consumer(path, start, *prefix):
+    """A child cannot use the consumer of its parent, which goes on with it."""
+    with diskq.open(path) as store:
+        store.topic("q").put(b"")
+    worker = start("use_parents_consumer", *prefix, path=path)
+    assert worker.hear("outcomes")["outcomes"] == ["WrongProcess"] * 4
+    worker.hear("done")
+    assert worker.end() == 0
+
+
+def check_holder(path, start, role, *prefix):
+    """A message stays with its holder, whatever else its process does."""
+    with diskq.open(path) as store:
+        store.topic("q").put(b"")
+    holder = start(role, *prefix, path=path)
+    holder.hear("holding")
+    assert start("look_once", path=path).hear("found")["count"] == 0
+    holder.tell()
+    holder.hear("done")
 
 
 def test_children_of_a_busy_parent_use_the_inherited_store(path, start):
-    """Each fork comes while threads of the parent put, get, ack and look."""
-    done = start("fork_with_threads", path=path, forks=20).hear("done")
-    assert done["codes"] == [0] * 20
-    assert done["bodies"] == sorted(f"child {n}" for n in range(20))
+    check_busy_parent(path, start)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
@@ -27,24 +65,42 @@ def test_processes_of_multiprocessing_put_and_take(path, start, method):
 
 
 def test_a_child_cannot_use_the_consumer_of_its_parent(path, start):
-    with diskq.open(path) as store:
-        store.topic("q").put(b"")
-    worker = start("use_parents_consumer", path=path)
-    assert worker.hear("outcomes")["outcomes"] == ["WrongProcess"] * 4
-    worker.hear("done")
-    assert worker.end() == 0
+    check_parents_consumer(path, start)
 
 
 @pytest.mark.parametrize("role", ["hold_and_fork", "hold_and_reopen"])
 def test_a_message_stays_with_its_holder_whatever_else_its_process_does(path, start, role):
     """A POSIX lock is lost by closing any descriptor of the file: nobody may do that."""
-    with diskq.open(path) as store:
-        store.topic("q").put(b"")
-    holder = start(role, path=path)
-    holder.hear("holding")
-    assert start("look_once", path=path).hear("found")["count"] == 0
-    holder.tell()
-    holder.hear("done")
+    check_holder(path, start, role)
+
+
+@pytest.fixture
+def spoilt(tmp_path):
+    """Path of a store of which nobody asks what becomes of it."""
+    path = str(tmp_path / "spoilt")
+    with diskq.open(path, durability="process") as store:
+        store.queue("q")
+    return path
+
+
+def test_children_that_hang_are_found_out(spoilt, start, monkeypatch):
+    """Negative control: without handlers of forks, a child waits for a lock that a thread of its
+    parent had."""
+    monkeypatch.setattr(support, "DEADLINE_SECONDS", 3.0)
+    with pytest.raises(AssertionError, match=r"did not tell 'done' in time|At index \d+ diff"):
+        check_busy_parent(spoilt, start, *UNHANDLED)
+
+
+def test_a_child_that_takes_its_parents_consumer_for_its_own_is_found_out(spoilt, start):
+    """Negative control: so it does without handlers of forks."""
+    with pytest.raises(AssertionError, match="'success' != 'WrongProcess'"):
+        check_parents_consumer(spoilt, start, *UNHANDLED)
+
+
+def test_a_child_that_gives_back_what_its_parent_holds_is_found_out(spoilt, start):
+    """Negative control: so it does when it closes the store, without handlers of forks."""
+    with pytest.raises(AssertionError, match="1 == 0"):
+        check_holder(spoilt, start, "hold_and_fork", *UNHANDLED)
 
 
 def test_64_threads_put_and_take_every_message_once(path):

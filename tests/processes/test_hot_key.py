@@ -5,17 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import diskq
 from diskq import Backoff, Outgoing, keys, limits
+from diskq.delivery import Delivery
 
 from .life_roles import LIFE
+from .support import Worker
 
 HOT = 100_000
 COLD = 1_000
+FEW_HOT, FEW_COLD = 1_000, 50  # enough to find a fault
 ROUNDS = 3
+MOST_RATIO = 1.5  # between the time of a cold message behind hot ones, and without any
+MOST_LOOKS = 2  # at keys, for each cold message
 
 
 @pytest.fixture
@@ -29,66 +35,102 @@ def store(tmp_path: Path) -> Iterator[diskq.Store]:
         assert list(store.verify()) == []
 
 
-@pytest.fixture
-def holder(store, start):
-    """A process that holds the first of many messages of one key."""
-    for first in range(0, HOT, 10_000):
-        batch = range(first, min(first + 10_000, HOT))
+def hold_first(store: diskq.Store, start: Any, count: int) -> Worker:
+    """A process that holds the first of so many messages of one key."""
+    for first in range(0, count, 10_000):
+        batch = range(first, min(first + 10_000, count))
         store.topic("hot").put_many([Outgoing(b"%d" % number, key="hot") for number in batch])
-    holder = start("hold_one", *LIFE, path=store.path, topic="hot")
+    holder: Worker = start("hold_one", *LIFE, path=store.path, topic="hot")
     assert holder.hear("holding")["offset"] == 0
     return holder
 
 
-def park_all(store: diskq.Store, consumer: diskq.Consumer) -> float:
+@pytest.fixture
+def holder(store, start):
+    """Of many."""
+    return hold_first(store, start, HOT)
+
+
+@pytest.fixture
+def holder_of_few(store, start):
+    """Of few."""
+    return hold_first(store, start, FEW_HOT)
+
+
+@pytest.fixture
+def careless(monkeypatch):
+    """A planted fault: each get looks again at all messages that are parked."""
+    take = Delivery.take
+
+    def look_again(self, member, limit):
+        for key, _, _ in keys.parked(self.tx, self.id):
+            keys.holder(self.tx, self.id, key)
+        return take(self, member, limit)
+
+    monkeypatch.setattr(Delivery, "take", look_again)
+
+
+def park_all(store: diskq.Store, consumer: diskq.Consumer, hot: int) -> float:
     """Get one message behind all those of the hot key; seconds of processor time that took."""
     store.topic("hot").put(b"", key="first cold")
     begun = time.process_time()
     consumer.get(timeout=30).ack()
     seconds = time.process_time() - begun
-    assert store.topic("hot").group("g").stats().parked == HOT - 1
+    assert store.topic("hot").group("g").stats().parked == hot - 1
     return seconds
 
 
-def put_cold(topic: diskq.Topic) -> None:
-    topic.put_many([Outgoing(b"cold", key=f"cold {number}") for number in range(COLD)])
+def put_cold(topic: diskq.Topic, cold: int) -> None:
+    topic.put_many([Outgoing(b"cold", key=f"cold {number}") for number in range(cold)])
 
 
-def take_cold(consumer: diskq.Consumer) -> float:
+def take_cold(consumer: diskq.Consumer, cold: int) -> float:
     """Seconds of processor time to get and ack the cold messages, one by one."""
     begun = time.process_time()
-    for _ in range(COLD):
+    for _ in range(cold):
         message = consumer.get(timeout=30)
         assert message.body == b"cold"
         message.ack()
     return time.process_time() - begun
 
 
-@pytest.mark.timeout(300)
-def test_a_parked_backlog_of_one_key_does_not_slow_the_others_down(store, holder):
+def slowdown(store: diskq.Store, hot: int, cold: int) -> float:
+    """How many times as long cold messages take behind parked ones as without any."""
     with (
-        store.topic("hot").group("g").consumer() as hot,
+        store.topic("hot").group("g").consumer() as behind,
         store.topic("plain").group("g").consumer() as plain,
     ):
-        parking = park_all(store, hot)
+        parking = park_all(store, behind, hot)
         seconds: dict[str, list[float]] = {"hot": [], "plain": []}
         for _ in range(ROUNDS):
-            for consumer in (hot, plain):
-                put_cold(consumer.group.topic)
-                seconds[consumer.group.topic.name].append(take_cold(consumer))
-        ratio = min(seconds["hot"]) / min(seconds["plain"])
-        print(
-            f"\nhot key: {HOT - 1} messages parked in {parking:.2f} s,"
-            f" {parking / (HOT - 1) * 1e6:.1f} us each, once; get and ack of {COLD} cold ones:"
-            f" {min(seconds['hot']) / COLD * 1e6:.0f} us each behind them,"
-            f" {min(seconds['plain']) / COLD * 1e6:.0f} us without them, ratio {ratio:.2f}"
-        )
-        assert ratio < 1.5
+            for consumer in (behind, plain):
+                put_cold(consumer.group.topic, cold)
+                seconds[consumer.group.topic.name].append(take_cold(consumer, cold))
+    ratio = min(seconds["hot"]) / min(seconds["plain"])
+    print(
+        f"\nhot key: {hot - 1} messages parked in {parking:.2f} s,"
+        f" {parking / (hot - 1) * 1e6:.1f} us each, once; get and ack of {cold} cold ones:"
+        f" {min(seconds['hot']) / cold * 1e6:.0f} us each behind them,"
+        f" {min(seconds['plain']) / cold * 1e6:.0f} us without them, ratio {ratio:.2f}"
+    )
+    return ratio
 
 
 @pytest.mark.timeout(300)
-def test_a_get_does_not_look_at_parked_messages_again(store, holder, monkeypatch):
-    """Counted: how often a get asks whether the key of a message is free."""
+def test_a_parked_backlog_of_one_key_does_not_slow_the_others_down(store, holder):
+    assert slowdown(store, HOT, COLD) < MOST_RATIO
+
+
+def test_gets_that_are_slow_behind_parked_messages_are_found_out(store, holder_of_few, careless):
+    """Negative control."""
+    assert slowdown(store, FEW_HOT, FEW_COLD) >= MOST_RATIO
+
+
+def count_looks(
+    store: diskq.Store, monkeypatch: pytest.MonkeyPatch, hot: int, cold: int
+) -> tuple[int, int]:
+    """How often gets ask whether the key of a message is free: until the messages of the hot key
+    are parked, and then to take cold ones."""
     asked = 0
     ask = keys.holder
 
@@ -99,19 +141,33 @@ def test_a_get_does_not_look_at_parked_messages_again(store, holder, monkeypatch
 
     monkeypatch.setattr(keys, "holder", count)
     with store.topic("hot").group("g").consumer() as consumer:
-        park_all(store, consumer)
-        assert HOT <= asked <= 2 * HOT  # the count sees what is parked
-        put_cold(store.topic("hot"))
-        asked = 0
-        take_cold(consumer)
-    print(f"\nhot key: {asked} keys looked at by {COLD} gets behind {HOT - 1} parked messages")
-    assert asked <= 2 * COLD
+        park_all(store, consumer, hot)
+        parking, asked = asked, 0
+        put_cold(store.topic("hot"), cold)
+        take_cold(consumer, cold)
+    print(f"\nhot key: {asked} keys looked at by {cold} gets behind {hot - 1} parked messages")
+    return parking, asked
+
+
+@pytest.mark.timeout(300)
+def test_a_get_does_not_look_at_parked_messages_again(store, holder, monkeypatch):
+    parking, looks = count_looks(store, monkeypatch, HOT, COLD)
+    assert HOT <= parking <= 2 * HOT  # the count sees what is parked
+    assert looks <= MOST_LOOKS * COLD
+
+
+def test_gets_that_look_at_parked_messages_again_are_found_out(
+    store, holder_of_few, careless, monkeypatch
+):
+    """Negative control."""
+    _, looks = count_looks(store, monkeypatch, FEW_HOT, FEW_COLD)
+    assert looks > MOST_LOOKS * FEW_COLD
 
 
 @pytest.mark.timeout(300)
 def test_parked_messages_come_in_order_after_the_holder_of_their_key_died(store, holder):
     with store.topic("hot").group("g").consumer() as consumer:
-        park_all(store, consumer)
+        park_all(store, consumer, HOT)
         holder.kill()
         for number in range(1_000):
             message = consumer.get(timeout=30)

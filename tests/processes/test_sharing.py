@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import diskq
+from diskq.delivery import Delivery
 
 from .roles import END
 from .support import jain, wait_for_blocked, wait_until
@@ -24,9 +25,9 @@ def finish(store: diskq.Store, consumers) -> list[list[str]]:
     return [consumer.hear("done")["bodies"] for consumer in consumers]
 
 
-def begin(start, ways, **options):
+def begin(start, ways, *prefix, **options):
     """Consumers that are all ready, then told to go."""
-    consumers = [start("consume", way=way, **options) for way in ways]
+    consumers = [start("consume", *prefix, way=way, **options) for way in ways]
     for consumer in consumers:
         consumer.hear("ready")
     for consumer in consumers:
@@ -56,25 +57,53 @@ def test_three_producers_and_three_consumers_lose_nothing_and_double_nothing(pat
     assert jain([len(part) for part in parts]) >= 0.9
 
 
+WORKING = 0.001, 0.97  # seconds of work a message, and the least index then
+IDLE = 0.0, 0.5
+
+
+def check_shares(path, start, count, work_seconds, least, *prefix):
+    """Three equal consumers get about equal shares of so many messages."""
+    with diskq.open(path) as store:
+        store.topic("q").put_many([b"%d" % n for n in range(count)])
+        ways = ["get and ack"] * 3
+        parts = finish(store, begin(start, ways, *prefix, path=path, work_seconds=work_seconds))
+    assert sum(map(len, parts)) == count
+    assert jain([len(part) for part in parts]) >= least
+
+
 def test_equal_consumers_that_work_get_equal_shares(path, start):
     """With a millisecond of work a message: what the work is, not who is quick at the lock,
     decides."""
-    with diskq.open(path) as store:
-        store.topic("q").put_many([b"%d" % n for n in range(3000)])
-        consumers = begin(start, ["get and ack"] * 3, path=path, work_seconds=0.001)
-        parts = finish(store, consumers)
-    assert sum(map(len, parts)) == 3000
-    assert jain([len(part) for part in parts]) >= 0.97
+    check_shares(path, start, 3000, *WORKING)
 
 
 def test_consumers_that_do_nothing_else_do_not_starve_each_other(path, start):
     """LMDB's lock is not fair: without a turn for each, the quickest took most of a backlog."""
-    with diskq.open(path) as store:
-        store.topic("q").put_many([b"%d" % n for n in range(10_000)])
-        consumers = begin(start, ["get and ack"] * 3, path=path)
-        parts = finish(store, consumers)
-    assert sum(map(len, parts)) == 10_000
-    assert jain([len(part) for part in parts]) >= 0.5
+    check_shares(path, start, 10_000, *IDLE)
+
+
+UNFAIR_LOCK = """
+import runpy, sys, time
+from diskq.slots import Slots
+
+begin_writing = Slots.begin_writing
+
+def unfair(self):
+    if min(self._mine, default=0) > 0:
+        time.sleep(0.02)
+    begin_writing(self)
+
+Slots.begin_writing = unfair
+sys.argv[:] = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("work", [WORKING, IDLE], ids=["working", "idle"])
+def test_consumers_that_starve_are_found_out(path, start, work):
+    """Negative control: a lock that is always late for all but the first consumer."""
+    with pytest.raises(AssertionError, match=r"jain\("):
+        check_shares(path, start, 300, *work, sys.executable, "-c", UNFAIR_LOCK)
 
 
 def test_a_slow_consumer_does_not_hold_up_the_others(path, start):
@@ -89,7 +118,7 @@ def test_a_slow_consumer_does_not_hold_up_the_others(path, start):
     assert len(parts[2]) < 200
 
 
-def test_a_batch_taker_leaves_waiting_consumers_their_share(path, start):
+def check_batch(path, start):
     """Who asks for 1,000 while two others wait gets at most about a third."""
     with diskq.open(path) as store:
         waiting = [start("serve", path=path) for _ in range(2)]
@@ -105,6 +134,17 @@ def test_a_batch_taker_leaves_waiting_consumers_their_share(path, start):
             consumer_process.wake()
         for consumer_process in waiting:
             consumer_process.hear("got")
+
+
+def test_a_batch_taker_leaves_waiting_consumers_their_share(path, start):
+    check_batch(path, start)
+
+
+def test_a_batch_taker_that_leaves_nothing_is_found_out(path, start, monkeypatch):
+    """Negative control: a batch takes all there is, whoever waits."""
+    monkeypatch.setattr(Delivery, "_fair_share", lambda _self, _member, limit, _available: limit)
+    with pytest.raises(AssertionError, match="900 == 300"):
+        check_batch(path, start)
 
 
 def test_a_batch_taker_alone_gets_all_it_asks_for(path):

@@ -6,7 +6,10 @@ How to make a new one at a release that changes the format: see golden_stores.py
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import pytest
@@ -14,7 +17,7 @@ from clock import ManualClock
 from golden_stores import clock_of, consume, describe, formats, unpack
 
 import diskq
-from diskq import codec
+from diskq import codec, held
 
 golden_stores = pytest.mark.parametrize("golden", formats(), ids=lambda golden: golden.name)
 
@@ -27,23 +30,104 @@ def as_json(value):
     return json.loads(json.dumps(value))
 
 
+@contextmanager
+def no_byte_changes(data: Path) -> Iterator[None]:
+    """Fail if a byte of this file differs at the end."""
+    before = data.read_bytes()
+    yield
+    assert data.read_bytes() == before
+
+
+def differences(found: Any, expected: Any, place: str = "") -> Iterator[str]:
+    """The places in two values from JSON that differ, or that only one of them has."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for name in [*expected, *(found.keys() - expected.keys())]:
+            inner = found.get(name, ...), expected.get(name, ...)
+            yield from differences(*inner, f"{place}/{name}")
+    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        for number, inner in enumerate(zip(found, expected, strict=True)):
+            yield from differences(*inner, f"{place}/{number}")
+    elif found != expected:
+        yield place
+
+
+def use_up(contents, path):
+    """Look at a store, then take all there is; where it differs from these contents."""
+    clock = clock_of(contents)
+    with diskq.open(path, clock=clock) as store:
+        assert list(store.verify()) == []
+        found = as_json(describe(store))
+        found["consumed"] = as_json(consume(store, clock))
+        assert list(store.verify()) == []
+    with diskq.open(path, clock=clock) as store:
+        assert list(store.verify()) == []
+    expected = {name: value for name, value in contents.items() if name != "clock"}
+    return list(differences(found, expected))
+
+
 def test_the_present_format_has_a_golden_store():
     assert f"format-{codec.FORMAT_VERSION}" in [golden.name for golden in formats()]
 
 
 @golden_stores
 def test_what_a_golden_store_has_is_all_there_and_can_be_used_up(golden, tmp_path):
+    unpack(golden, tmp_path / "store")
+    assert use_up(contents_of(golden), tmp_path / "store") == []
+
+
+def count_one_delivery(store: diskq.Store) -> None:
+    group = store.topic("work").group("workers")
+
+    def operation(tx: Any) -> None:
+        name = codec.ID_KEY.pack(b"G", group.id)
+        row = codec.GroupRow(tx.get(name))
+        row.delivered += 1
+        tx.put(name, row.encode())
+
+    store.commit(operation)
+
+
+def change_a_letter(store: diskq.Store) -> None:
+    """Of the first dead letter; with a checksum that is right."""
+    group = store.topic("work").group("workers")
+
+    def operation(tx: Any) -> None:
+        offset, row = next(held.rows(tx, group.id, codec.DEAD))
+        row.record = row.record[:-1] + bytes([row.record[-1] ^ 1])
+        held.put(tx, group.id, codec.DEAD, offset, row)
+
+    store.commit(operation)
+
+
+def put_one_more(store: diskq.Store) -> None:
+    store.topic("work").put(b"")
+
+
+def cancel_one(store: diskq.Store) -> None:
+    topic = store.topic("planned")
+    topic.cancel(next(iter(topic.scheduled())).schedule_id)
+
+
+CHANGES: dict[Callable[[diskq.Store], None], str] = {  # and what then differs, besides others
+    count_one_delivery: "/topics/work/groups/workers/stats/delivered",
+    change_a_letter: "/topics/work/groups/workers/dead/0/body",
+    put_one_more: "/topics/work/messages",
+    cancel_one: "/topics/planned/scheduled",
+}
+
+
+@golden_stores
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_store_that_has_something_else_is_found_out(golden, tmp_path, change):
+    """Negative control: the same store after one change, and each time sound."""
     contents = contents_of(golden)
     unpack(golden, tmp_path / "store")
-    clock = clock_of(contents)
-    with diskq.open(tmp_path / "store", clock=clock) as store:
-        assert list(store.verify()) == []
-        described = as_json(describe(store))
-        assert described == {name: contents[name] for name in described}
-        assert as_json(consume(store, clock)) == contents["consumed"]
-        assert list(store.verify()) == []
-    with diskq.open(tmp_path / "store", clock=clock) as store:
-        assert list(store.verify()) == []
+    with diskq.open(tmp_path / "store", clock=clock_of(contents)) as store:
+        change(store)
+    found = use_up(contents, tmp_path / "store")
+    assert CHANGES[change] in found
+    if change in (count_one_delivery, change_a_letter):
+        assert len(found) == 1
 
 
 @golden_stores
@@ -76,13 +160,23 @@ def test_a_golden_store_goes_on_where_it_was(golden, tmp_path):
 def test_looking_at_a_golden_store_changes_no_byte_of_it(golden, tmp_path):
     contents = contents_of(golden)
     data = unpack(golden, tmp_path / "store")
-    before = data.read_bytes()
-    with diskq.open(tmp_path / "store", clock=clock_of(contents), readonly=True) as store:
+    with (
+        no_byte_changes(data),
+        diskq.open(tmp_path / "store", clock=clock_of(contents), readonly=True) as store,
+    ):
         assert list(store.verify()) == []
         assert as_json(describe(store))["topics"] == contents["topics"]
         with pytest.raises(diskq.ReadOnly):
             store.topic("work").put(b"")
-    assert data.read_bytes() == before
+
+
+@golden_stores
+def test_an_opening_that_writes_is_found_out(golden, tmp_path):
+    """Negative control: one for writing goes on with the deletion that was cut off."""
+    data = unpack(golden, tmp_path / "store")
+    clock = clock_of(contents_of(golden))
+    with pytest.raises(AssertionError), no_byte_changes(data):
+        diskq.open(tmp_path / "store", clock=clock).close()
 
 
 @golden_stores
@@ -93,14 +187,13 @@ def test_a_store_of_an_unknown_format_is_refused_and_not_touched(
 ):
     data = unpack(golden, tmp_path / "store")
     set_format(tmp_path / "store", version)
-    before = data.read_bytes()
-    for _ in range(2):
-        with pytest.raises(diskq.WrongFormat) as refused:
-            diskq.open(tmp_path / "store", clock=ManualClock(), readonly=readonly)
-        assert refused.value.found == version
-        assert refused.value.supported == codec.FORMAT_VERSION
-        assert f"version {version}," in str(refused.value)
-    assert data.read_bytes() == before
+    with no_byte_changes(data):
+        for _ in range(2):
+            with pytest.raises(diskq.WrongFormat) as refused:
+                diskq.open(tmp_path / "store", clock=ManualClock(), readonly=readonly)
+            assert refused.value.found == version
+            assert refused.value.supported == codec.FORMAT_VERSION
+            assert f"version {version}," in str(refused.value)
 
 
 def set_format(path: Path, version: int) -> None:

@@ -441,13 +441,33 @@ def test_extending_without_a_time_takes_that_of_the_group(topic, consumer, clock
     assert message.deadline == pytest.approx(clock.monotonic / NS + 10)
 
 
-def test_steps_of_the_wall_clock_do_not_touch_leases(topic, group, consumer, clock):
-    topic.put(b"a")
+def check_lease(consumer, clock, *steps):
+    """A lease outlives steps of the wall clock by so many seconds, and ends in its own time."""
+    consumer.group.topic.put_many([b"a", b"b"])
     message = consumer.get_nowait()
-    for step in 10**6, -(10**7):
+    left = consumer.get_nowait()
+    for step in steps:
         clock.step_wall(step)
-        assert group.consumer().get_many(1, timeout=0) == []
+        assert consumer.group.consumer().get_many(1, timeout=0) == []
     message.ack()
+    clock.advance(10)
+    assert offsets(consumer.group.consumer().get_many(2, timeout=0)) == [left.offset]
+
+
+def test_steps_of_the_wall_clock_do_not_touch_leases(consumer, clock):
+    check_lease(consumer, clock, 10**6, -(10**7))
+
+
+@pytest.mark.parametrize(
+    ("step", "found"),
+    [(10**6, r"bytes>\] == \[\]"), (-(10**7), r"\[\] == \[1\]")],
+    ids=["forward", "back"],
+)
+def test_leases_that_go_by_the_wall_clock_are_found_out(consumer, clock, monkeypatch, step, found):
+    """Negative control: with a step forward they end early, with one back late."""
+    monkeypatch.setattr(clock, "monotonic_ns", clock.wall_ns)
+    with pytest.raises(AssertionError, match=found):
+        check_lease(consumer, clock, step)
 
 
 def test_tokens_rise_and_never_repeat_even_after_reopening(open_store, clock):
