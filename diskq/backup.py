@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 
 import lmdb
 
-from . import errors, files
+from . import apart, errors, files
 from .codec import META_KEY, Meta
-from .creation import building, later, write_meta
+from .creation import COPIED, building, later, write_meta
 from .environment import adopting, open_environment, read_row, translate
 
 COPY = b"\xff" * 16  # a boot that never was: whoever opens the copy voids the leases in it
@@ -26,16 +25,15 @@ def copy_store(source: str, path: str) -> None:
     """
     if files.is_store(path):
         raise errors.NotAStore(f"{path} exists; choose a new path for the copy")
-    code = "import sys; from diskq.backup import main; sys.exit(main(*sys.argv[1:]))"
     with building(path) as place:
-        command = [sys.executable, "-c", code, source, place]
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
-        if run.returncode:
-            kind, _, text = run.stderr.strip().rpartition("\n")[2].partition(": ")
-            raise getattr(errors, kind, errors.DiskqError)(text or f"copying ended: {run}")
+        os.chmod(place, os.stat(source).st_mode & 0o777)
+        ended = apart.run("backup:main", source, place, path)
+        if ended.code:
+            kind, _, text = ended.err.strip().rpartition("\n")[2].partition(": ")
+            raise getattr(errors, kind, errors.DiskqError)(text or f"copying ended: {ended}")
 
 
-def main(source: str, place: str) -> int:
+def main(source: str, place: str, path: str) -> int:
     """Copy into an empty directory; an error is one line on stderr."""
     try:
         with open_environment(source, "commit", readonly=True) as env:
@@ -44,10 +42,10 @@ def main(source: str, place: str) -> int:
         with open_environment(place, "commit", readonly=False) as env:
             row = adopting(env, lambda: read_row(env, b"state", META_KEY))
             meta = Meta(row or b"")
-            meta.boot_id, meta.commit_base = COPY, later(meta.commit_base + last)
+            meta.boot_id, meta.commit_base = COPY, later(meta.commit_base + last, COPIED)
             write_meta(env, place, meta.pack())
     except (errors.DiskqError, OSError, lmdb.Error) as error:
-        error = error if isinstance(error, errors.DiskqError) else translate(error, place)
+        error = error if isinstance(error, errors.DiskqError) else translate(error, path)
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -255,9 +255,9 @@ def note_boot(tx: Tx) -> None:
     if meta.boot_id != boot_id:
         meta.boot_id = boot_id
         if codec.DURABILITIES[meta.durability] == "process":
-            from .creation import later
+            from .creation import FORGOTTEN, later
 
-            meta.commit_base += later(tx.commit_id) - tx.commit_id
+            meta.commit_base += later(tx.commit_id, FORGOTTEN) - tx.commit_id
         admin.store_meta(tx, meta)
         for key, value in list(tx.scan(b"G")):
             row = codec.GroupRow(value)

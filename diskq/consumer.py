@@ -14,7 +14,7 @@ from .delivery import Delivery, Grant, Member
 from .engine import Tx
 from .log import Log
 from .message import Action, Message
-from .slots import SEVERAL
+from .slots import NOTHING, SEVERAL
 
 if TYPE_CHECKING:
     from .group import Group
@@ -295,7 +295,7 @@ class Consumer:
         except errors.NotFound:
             clean = True  # the group was deleted, and its leases with it
         except (errors.Full, errors.DiskFailed):
-            pass
+            self._engine.slots.handle(self._member.slot, NOTHING)  # closing charges nobody
         finally:
             self._engine.slots.nudge(self.group.id)
             self._engine.slots.release(self._member.slot, clean=clean)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,8 +18,10 @@ from .codec import DURABILITIES, META_KEY, Meta, new_meta
 from .environment import translate
 from .errors import NotAStore
 
-_TOKENS_APART = 1 << 24  # commits
+FORGOTTEN, COPIED = 1 << 24, 1 << 28  # commits that one may have made meanwhile
+_LATEST = 1 << 39  # of 40 bits that a token has for the commit: the year 2037
 _YEAR_2020 = 1_577_836_800
+_SURELY_DEAD_SECONDS = 60
 
 
 def create_store(path: str, durability: str, max_bytes: int, clock: Clock) -> None:
@@ -41,6 +44,7 @@ def building(path: str) -> Iterator[str]:
     path = os.path.abspath(path)
     parent, name = os.path.split(path)
     place = os.path.join(parent, f".{name}.{os.getpid()}.{os.urandom(4).hex()}")
+    _sweep(parent, name)
     try:
         os.mkdir(place)
         yield place
@@ -60,6 +64,18 @@ def building(path: str) -> Iterator[str]:
         raise translate(error, path) from error
     finally:
         _remove(place)
+
+
+def _sweep(parent: str, name: str) -> None:
+    """Remove what those left who were killed while they built a store of this name."""
+    for entry in os.listdir(parent):
+        found = re.fullmatch(rf"\.{re.escape(name)}\.(\d+)\.[0-9a-f]{{8}}", entry)
+        if found and not os.path.exists(f"/proc/{found[1]}"):
+            place = os.path.join(parent, entry)
+            files_in = [os.path.join(place, each) for each in os.listdir(place)]
+            last = max(os.stat(each).st_mtime for each in [place, *files_in])
+            if last < time.time() - _SURELY_DEAD_SECONDS:  # it may be of another PID namespace
+                _remove(place)
 
 
 def create_in(place: str, row: bytes) -> None:
@@ -86,12 +102,13 @@ def write_meta(env: lmdb.Environment, place: str, row: bytes) -> None:
             file.write(meta.boot_id.hex())
 
 
-def later(commit_id: int) -> int:
+def later(commit_id: int, apart: int) -> int:
     """A commit id to go on from where commits may be forgotten, or made again elsewhere: in a copy
     of a store that goes on too, and after a power cut where nothing is flushed. Tokens are made of
     commit ids, and must not repeat. Nobody makes a thousand commits a second for years, so the
     milliseconds since 2020 are ahead of what is forgotten, whatever was copied of copies before."""
-    return max(commit_id + _TOKENS_APART, int((time.time() - _YEAR_2020) * 1000))
+    elapsed = int((time.time() - _YEAR_2020) * 1000)
+    return max(commit_id + apart, min(elapsed, _LATEST))  # a clock may be wrong
 
 
 def _flush(path: str) -> None:

@@ -363,7 +363,7 @@ class Delivery(Settling):
             return limits.WAIT_SECONDS
         most = self.settings.max_in_flight
         room = most is None or row.leased < most
-        if room and (row.ready or self._unread()):
+        if room and (row.ready or self._unread() > 0):
             return limits.LOOK_SECONDS if self.keyed and is_tight(self.tx) else 0
         waits = [limits.WAIT_SECONDS]
         if room and row.waiting and (due := held.next_due(self.tx, self.id)):

@@ -127,6 +127,15 @@ class Engine:
 
                 check_boot(path, clock.boot_id())
         self._open()
+        boot = os.path.join(path, files.BOOT)
+        if DURABILITIES[self.meta.durability] == "process" and not (
+            suspect or os.path.exists(boot)
+        ):
+            self.close()
+            raise errors.Corrupt(
+                f"{boot} is missing, and nobody knows whether the power failed; make an empty file"
+                " of this name, and the store is checked when it is opened"
+            )
 
     def _reset(self) -> None:
         self._writer = threading.Lock()

@@ -15,7 +15,12 @@ from . import errors, files, limits
 
 T = TypeVar("T")
 Database = Any  # py-lmdb's handle has no public type
-FAULTS = (lmdb.Error, struct.error, UnicodeDecodeError)  # what a damaged row raises, too
+FAULTS = (
+    lmdb.Error,
+    struct.error,
+    UnicodeDecodeError,
+    IndexError,
+)  # what a damaged row raises, too
 _DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, *FAULTS[1:])
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)

@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
+from .clock import nanoseconds
 from .errors import DiskqError, LeaseLost
 from .settle import Settling
 
@@ -71,10 +72,12 @@ class Heartbeat:
 
 
 def _extend(messages: Iterable[Message], at: Settling) -> None:
-    """Each lease once, though several messages may share it, and some of them be lost."""
+    """Each lease once, though several messages may share it, and some of them be lost; and none
+    that somebody extended for longer."""
+    until_ns = at.clock.monotonic_ns() + nanoseconds(at.settings.lease_seconds)
     extended = set()
     for message in messages:
-        if message.lease not in extended:
+        if message.lease not in extended and message.lease.deadline_ns < until_ns:
             with suppress(LeaseLost):
                 at.extend(message.lease, message.offset, None)
                 extended.add(message.lease)

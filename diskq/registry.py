@@ -18,19 +18,9 @@ from .environment import translate
 _engines: dict[tuple[int, int], Engine] = {}  # by the identity of their data file
 _registry = threading.RLock()
 ON_DEMAND = (  # modules of diskq that are imported when they are used, by whatever thread
-    *(
-        "dedup",
-        "drafts",
-        "creation",
-        "backup",
-        "pages",
-        "readers",
-        "stats",
-        "options",
-        "changes",
-        "verify",
-    ),
-    *("salvage", "purging", "planned", "letters", "following", "heartbeat", "transaction"),
+    *("dedup", "drafts", "apart", "creation", "backup", "pages", "readers", "stats", "options"),
+    *("changes", "verify", "restart", "salvage", "purging", "planned", "letters", "following"),
+    *("heartbeat", "transaction"),
 )
 _LATE = "ctypes", "datetime", "hashlib", *(f"diskq.{name}" for name in ON_DEMAND)
 
@@ -73,8 +63,9 @@ def close_engine(engine: Engine) -> None:
 
 def is_open(path: str) -> bool:
     """Whether this process has the store at `path` open."""
+    status = os.stat(os.path.join(path, files.DATA))
     with _registry:
-        return any(os.path.samefile(path, engine.path) for engine in _engines.values())
+        return (status.st_dev, status.st_ino) in _engines
 
 
 def _before_fork() -> None:

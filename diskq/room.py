@@ -21,10 +21,11 @@ def need_room(tx: Tx, size: int) -> None:
     Raises: Full.
     """
     engine = tx.engine
-    engine.slots.put_bytes[0] += size + limits.PAGE_BYTES
-    if not engine.looked or engine.slots.put_bytes[0] >= engine.reserve // 4:
+    put = engine.slots.put_bytes[0] + size + limits.PAGE_BYTES
+    if not engine.looked or put >= engine.reserve // 4:
         _look(tx, size)
-        engine.slots.put_bytes[0], engine.looked = 0, True
+        put, engine.looked = 0, True
+    engine.slots.put_bytes[0] = put
 
 
 def _look(tx: Tx, size: int) -> None:

@@ -17,17 +17,14 @@ from functools import partial
 from itertools import islice
 from typing import NamedTuple, TypeAlias
 
-from . import admin, check, codec, dedup, errors, files, held, keys, limits, log, verify
+from . import admin, check, codec, dedup, errors, files, limits, log, verify
 from .backup import COPY
+from .changes import DELETED_TOPIC
 from .clock import Clock
 from .codec import (
-    DEAD,
     HELD,
-    HELD_KEY,
     ID_KEY,
     KEY_KEY,
-    PARK,
-    PARK_KEY,
     TIME_KEY,
     U32,
     GroupRow,
@@ -39,12 +36,13 @@ from .codec import (
     decode_topic,
     unchecked,
 )
-from .creation import building, create_in, later
+from .creation import COPIED, building, create_in, later
 from .engine import Engine, Tx
 from .environment import Database
 from .log import Log
 from .model import LANE_BITS, TopicSettings
 from .pages import Snapshot, snapshots
+from .restart import restart_group
 from .segment import (
     LOG_KEY,
     PURGED,
@@ -104,11 +102,14 @@ def _choose(file: int) -> tuple[Snapshot, Snapshot | None]:
     found = snapshots(file)
     if not found:
         raise errors.Corrupt("both of its meta pages are damaged, nothing can be found")
-    damaged = [bool(each.check()) for each in found]
+    wrong = [each.check() for each in found]
+    damaged = [bool(each) for each in wrong]
     lost = [codec.META_KEY not in _state(each) for each in snapshots(file)]
     best = min(range(len(found)), key=lambda at: (lost[at], damaged[at], at))
     searched = lost[best] or best > 0
-    return snapshots(file)[best], snapshots(file)[0] if searched else None
+    snapshot = snapshots(file)[best]
+    snapshot.findings = [each for each in wrong[best] if "free pages" in each]  # not walked again
+    return snapshot, snapshots(file)[0] if searched else None
 
 
 def _state(snapshot: Snapshot) -> dict[bytes, bytes]:
@@ -123,7 +124,9 @@ def _check_unused(path: str) -> None:
     name = os.path.join(path, files.LOCK)
     if is_open(path):
         raise errors.Unsupported(f"store {path} is open in this process; close it first")
-    with suppress(FileNotFoundError), open(name, "r+b") as file:
+    if not os.access(name, os.W_OK):
+        return  # nobody can use it
+    with open(name, "r+b") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
         except OSError as error:
@@ -146,6 +149,11 @@ class _Salvage:
         self.logs = {name: self._items(name) for name in self.databases if name[:3] == b"log"}
         self.topics: dict[int, TopicRow] = {}
         self.groups: dict[int, GroupRow] = {}
+        self.deleted = {
+            (key[1], U32.unpack(key[2:])[0])
+            for key in self.state
+            if key[:1] == b"X" and len(key) == 6
+        }
         self.broken: set[int] = set()  # groups
         self.lost: dict[int, int] = {}  # messages, by topic
         self.floors: dict[tuple[int, int], int] = {}  # by topic and lane, the first one needed
@@ -226,6 +234,9 @@ class _Salvage:
                     raise ValueError(f"the row of {config.name!r} does not add up")
                 names.add(check.name("topic", config.name))
                 self.topics[ID_KEY.unpack(key)[1]] = row
+        for key, value in self.state.items():
+            if key[:1] == b"N" and U32.unpack_from(value)[0] not in self.topics:
+                self.findings.append(f"the row of topic {key[1:].decode(errors='replace')} is lost")
 
     def _read_groups(self) -> None:
         """The groups, and in each lane how far back one of them still needs messages."""
@@ -236,6 +247,10 @@ class _Salvage:
                 check.name("group", config.name)
                 if config.topic_id in self.topics:
                     self.groups[ID_KEY.unpack(key)[1]] = row
+        for key, value in self.state.items():
+            if key[:1] == b"H" and U32.unpack_from(value)[0] not in self.groups:
+                name = key[ID_KEY.size :].decode(errors="replace")
+                self.findings.append(f"the row of group {name} is lost")
         for key, value in self._state_rows(b"L", TIME_KEY.size):
             with self._noting("a lease"):
                 lease = decode_lease(key, value)
@@ -269,6 +284,8 @@ class _Salvage:
                 self.findings.append(str(error))
                 continue
             topic_id, first = LOG_KEY.unpack(key)
+            if (DELETED_TOPIC, topic_id) in self.deleted:
+                continue
             row = self._topic(topic_id)
             place = topic_id, first >> LANE_BITS
             row.next += [0] * (place[1] + 1 - len(row.next))
@@ -359,7 +376,7 @@ class _Salvage:
             if old.format_version == codec.FORMAT_VERSION and old.durability < 3:
                 meta = old
         meta.boot_id = COPY
-        meta.commit_base = later(meta.commit_base + self.snapshot.txn_id)
+        meta.commit_base = later(meta.commit_base + self.snapshot.txn_id, COPIED)
         create_in(self.place, meta.pack())
 
     def _put_all(self, puts: Iterator[Put]) -> None:
@@ -397,10 +414,12 @@ class _Salvage:
             topic_id, name = decode_group(group.config)[:2]
             source, topic = Log(tx, databases[topic_id], topic_id), self.topics[topic_id]
             broken = group_id in self.broken
-            wrong = list(islice(verify.check_group(source, f"group {name}", group_id, topic, group), 3))
+            wrong = list(
+                islice(verify.check_group(source, f"group {name}", group_id, topic, group), 3)
+            )
             if broken or wrong:
                 self.findings += map("\t".join, wrong)
-                _restart(source, topic, group_id, group)
+                restart_group(source, topic, group_id, group)
                 restarted.setdefault(topic_id, []).append(name)
         return restarted
 
@@ -429,39 +448,3 @@ def _some(puts: Iterator[Put]) -> Iterator[Put]:
 def _put_batch(tx: Tx, batch: list[Put]) -> None:
     for database, key, value in batch:
         tx.lmdb.put(key, value, db=database)
-
-
-def _restart(source: Log, topic: TopicRow, group_id: int, group: GroupRow) -> None:
-    """Forget what a group had in flight; it reads all that is stored. Dead letters of what is no
-    longer stored stay."""
-    tx = source.tx
-    for kind in (b"L", b"D", b"K"):
-        for key in [key for key, _ in tx.scan(ID_KEY.pack(kind, group_id))]:
-            tx.delete(key)
-    cursor = admin.positions(source, topic, "earliest", "")
-    counts = [offset - (lane << LANE_BITS) for lane, offset in enumerate(cursor)]
-    row = GroupRow(codec.new_group(decode_group(group.config), counts))
-    keyed = decode_group(group.config).settings.ordering == "key"
-    alive: dict[int, codec.HeldRow] = {}
-    for key, value in list(tx.scan(U32.pack(group_id), database=tx.engine.held)):
-        _, kind, offset = HELD_KEY.unpack_from(key)
-        if kind == PARK and len(key) == PARK_KEY.size:
-            offset = PARK_KEY.unpack(key)[3]
-        gone = offset < (cursor + [0] * 256)[offset >> LANE_BITS]
-        if kind == DEAD and gone:
-            row.dead += 1
-            continue
-        tx.lmdb.delete(key, db=tx.engine.held)
-        if gone:
-            alive[offset] = decode_held(value)
-    now_ns = Clock.wall_ns()
-    for offset, message in sorted(alive.items()):
-        hashed = keys.hash_of(message.record, message.flags) if keyed else None
-        if hashed is not None and keys.holder(tx, group_id, hashed) is not None:
-            keys.park(tx, group_id, row, hashed, offset, message)
-            continue
-        held.wait(tx, group_id, row, offset, message, max(message.due_ns, now_ns))
-        if hashed is not None:
-            keys.take(tx, group_id, hashed, offset)
-    row.skipped -= row.dead + row.waiting + row.parked
-    tx.put(ID_KEY.pack(b"G", group_id), row.encode())

@@ -50,6 +50,7 @@ _USED = struct.Struct("=I")
 _OWNER = struct.Struct("=QI")
 _HANDLING, _HANDED, _WAITING = 16, 24, 32  # in a slot
 SEVERAL = 2**64 - 2  # in the place of an offset: several are handled, and nobody knows which
+NOTHING = 2**64 - 3  # none is: nobody is to be charged
 _WATCHED, _ROOM = 1 << 31, 1 << 30  # in a topic's word
 _END = _SLOTS + MAX_CONSUMERS * _SLOT.size
 _FREE = bytes(_SLOT.size)

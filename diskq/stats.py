@@ -22,7 +22,7 @@ from .errors import NotFound
 from .model import ConsumerInfo, GroupStats, PendingMessage, StoreStats, TopicStats
 from .readers import open_reads
 from .room import used_bytes
-from .slots import SEVERAL
+from .slots import NOTHING, SEVERAL
 
 
 def group_stats(tx: Tx, group_id: int, name: str) -> GroupStats:
@@ -68,7 +68,7 @@ def consumers(tx: Tx) -> Iterator[ConsumerInfo]:
         except NotFound:
             continue  # it learns soon
         where = topic.name, group.name
-        handling = None if slot.handling == SEVERAL else slot.handling
+        handling = None if slot.handling in (NOTHING, SEVERAL) else slot.handling
         yield ConsumerInfo(slot.name, slot.pid, *where, slot.waiting, handling)
 
 

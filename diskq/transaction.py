@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Unpack
 from . import check, puts
 from .delivery import Delivery
 from .engine import Tx
-from .errors import Closed
+from .errors import Closed, WrongProcess
 from .log import Log
 from .message import Action, Message
 from .model import Outgoing, Receipt
@@ -42,6 +42,7 @@ class Transaction:
         self._puts: list[tuple[Topic, puts.Prepared]] = []
         self._over = False
         self.receipts: Sequence[Receipt] = ()  # of all puts in order, once it is committed
+        self._generation = store.engine.generation
 
     def put(self, topic: Topic | Queue, body: bytes, **options: Unpack[PutOptions]) -> None:
         """Append a message when this commits; see `Topic.put`."""
@@ -94,8 +95,8 @@ class Transaction:
         Raises: LeaseLost, Full, NotFound, ValueError; then nothing was changed, as after a
         `rollback`. Closed if the transaction is over.
         """
-        self._check_open()
         try:
+            self._check_open()
             if self._settled or self._puts:
                 self.receipts = self._commit()
         except BaseException:
@@ -119,6 +120,10 @@ class Transaction:
     def _check_open(self) -> None:
         if self._over:
             raise Closed("the transaction is over; begin another")
+        if self._generation != self._store.engine.generation:
+            raise WrongProcess(
+                "the transaction belongs to the process that forked this one; begin another"
+            )
 
     def _commit(self) -> list[Receipt]:
         logs = {topic.id: self._store.engine.log(topic.id) for topic, _ in self._puts}

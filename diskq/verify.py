@@ -9,13 +9,13 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
+from signal import SIGABRT, SIGBUS, SIGSEGV, Signals
 
-from . import admin, dedup, files, held, keys, leases, log, schedule
+from . import admin, dedup, files, held, keys, leases, schedule
 from .changes import DELETED_GROUP
 from .codec import (
     BURIED,
@@ -38,33 +38,44 @@ from .codec import (
 )
 from .engine import TOKEN_BITS, Engine, Tx
 from .environment import Database
-from .errors import WAY_OUT, Corrupt
+from .errors import WAY_OUT, Corrupt, DiskqError
 from .limits import MIB
 from .log import Log
 from .model import LANE_BITS, Finding
 from .pages import check_pages
 from .segment import LOG_KEY, Segment, decode_record, head_of
 
+_LARGE_BYTES = 256 * MIB
+_OF_DAMAGE = SIGABRT, SIGBUS, SIGSEGV  # LMDB ends a process with
+
+
+def findings(engine: Engine) -> list[Finding]:
+    """What is wrong in the store; a large one is read in a process of its own, because one read
+    transaction at a time is open in each."""
+    if os.stat(os.path.join(engine.path, files.DATA)).st_size < _LARGE_BYTES:
+        return check_store(engine)
+    return [Finding(*line.partition(": ")[::2]) for line in check_in_child(engine.path)]
+
 
 def check_store(engine: Engine) -> list[Finding]:
     """Everything that is wrong in a store; empty if it is sound."""
     logs: dict[int, Database] = {}
+    while True:
+        found = engine.read(lambda tx: _check_with(tx, logs))
+        if isinstance(found, list):
+            return found
+        logs.update((topic_id, engine.log(topic_id)) for topic_id in found)
 
-    def check(tx: Tx) -> list[Finding] | None:
-        """The pages first: if they are sound, LMDB can read them. While the snapshot is open, no
-        commit uses a page again that a later one has."""
-        missing.update(t for _, t in admin.topic_ids(tx) if logs.get(t) is None and log.load(tx, t, "").segments)
-        if missing - tried:
-            return None
-        pages = [Finding("store", problem) for problem in check_pages(engine.path)]
-        return pages or list(_check(tx, logs))
 
-    missing: set[int] = set()
-    tried: set[int] = set()
-    while (found := engine.read(check)) is None:
-        logs.update((topic_id, engine.log(topic_id)) for topic_id in missing - tried)
-        tried |= missing
-    return found
+def _check_with(tx: Tx, logs: dict[int, Database]) -> list[Finding] | set[int]:
+    """The findings; or the topics that have no log here, for it cannot be opened in a snapshot.
+    Pages first: if they are sound, LMDB can read them. While the snapshot is open, no commit uses a
+    page again that a later one has."""
+    missing = {topic_id for _, topic_id in admin.topic_ids(tx)} - logs.keys()
+    if missing:
+        return missing
+    pages = [Finding("store", problem) for problem in check_pages(tx.engine.path)]
+    return pages or list(_check(tx, logs))
 
 
 def main(path: str) -> int:
@@ -119,19 +130,23 @@ def check_boot(path: str, boot_id: bytes) -> None:
                     " sound to a new store"
                 )
             file.seek(0)
+            file.truncate()
             file.write(boot)
 
 
 def check_in_child(path: str) -> list[str]:
-    """What `verify` finds, run in a process of its own, so that damage cannot end this one."""
-    import subprocess  # rarely needed, and slow to import
+    """What `verify` finds, run in a process of its own, so that damage cannot end this one.
 
-    code = "import sys; from diskq.verify import main; sys.exit(main(sys.argv[1]))"
-    command = [sys.executable, "-c", code, path]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    if run.returncode in (0, 5):
-        return [line.replace("\t", ": ") for line in run.stdout.splitlines()]
-    return [f"checking it ended the process: {run.stderr[-200:] or run.returncode}"]
+    Raises: DiskqError if it could not be checked.
+    """
+    from . import apart
+
+    ended = apart.run("verify:main", path)
+    if ended.code in (0, 5):
+        return [line.replace("\t", ": ") for line in ended.out.splitlines()]
+    if -ended.code in _OF_DAMAGE:
+        return [f"checking it ended with {Signals(-ended.code).name}"]
+    raise DiskqError(f"store {path} could not be checked ({ended.err.strip()[-200:] or ended})")
 
 
 class _Undo(Exception):
@@ -277,11 +292,12 @@ def sound_segment(key: bytes, value: bytes) -> Segment:
 
 def _check_group(tx: Tx, where: str, group_id: int, group: GroupRow) -> Iterator[Finding]:
     """Each message is in one place, and the counters are right."""
+    newest = tx.lmdb.id() + admin.load_meta(tx).commit_base  # the engine may know an older base
     taken: set[int] = set()
     ready = leased = 0
     leased_held = set()
     for row in leases.rows(tx, group_id):
-        if row.settled >> row.count or not row.unsettled or row.token >> TOKEN_BITS > tx.commit_id:
+        if row.settled >> row.count or not row.unsettled or row.token >> TOKEN_BITS > newest:
             yield Finding(where, f"the lease at {row.first} has nothing unsettled, or an odd token")
         ready += row.unsettled if not row.deadline_ns else 0
         leased += row.unsettled if row.deadline_ns else 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from itertools import pairwise
+
 import pytest
 from helpers import dump
 
@@ -80,6 +83,51 @@ def test_a_cut_in_the_note_of_the_boot_means_another_check(place, clock, checks)
     diskq.open(place, clock=clock).close()
     diskq.open(place, clock=clock).close()
     assert checks == [str(place)]
+
+
+def test_without_the_note_of_the_boot_it_is_not_opened_and_an_empty_one_means_a_check(
+    place, clock, checks
+):
+    fill(place, clock)
+    (place / files.BOOT).unlink()
+    with pytest.raises(diskq.Corrupt, match="make an empty file"):
+        diskq.open(place, clock=clock)
+    (place / files.BOOT).touch()
+    diskq.open(place, clock=clock).close()
+    assert checks == [str(place)]
+
+
+def test_a_store_that_cannot_be_checked_is_not_called_damaged(place, clock, monkeypatch):
+    fill(place, clock)
+    clock.reboot()
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(diskq.DiskqError, match="could not be checked") as error:
+        diskq.open(place, clock=clock)
+    assert not isinstance(error.value, diskq.Corrupt)
+    monkeypatch.undo()
+    diskq.open(place, clock=clock).close()
+
+
+def test_other_files_of_the_directory_do_not_disturb_the_check(place, clock, tmp_path, monkeypatch):
+    """Whatever is in the current directory is not imported by the process that checks."""
+    fill(place, clock)
+    clock.reboot()
+    (tmp_path / "queue.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    diskq.open(place, clock=clock).close()
+
+
+def test_tokens_rise_over_a_boot(place, clock):
+    """Nothing is flushed: those of the latest commits may be forgotten."""
+    tokens = []
+    for _ in range(3):
+        with diskq.open(place, durability="process", clock=clock) as store:
+            queue = store.queue("q")
+            queue.put(b"")
+            consumer = queue.consumer()
+            tokens.append(consumer.get_nowait().token)
+        clock.reboot()
+    assert [second > first + (2**24 << 24) // 2 for first, second in pairwise(tokens)] == [True] * 2
 
 
 def test_a_read_only_opening_checks_too(place, clock, checks):

@@ -11,6 +11,7 @@ import pytest
 from helpers import bodies
 
 import diskq
+from diskq import heartbeat
 
 LEASE_SECONDS = 1.0
 
@@ -175,3 +176,22 @@ def test_it_is_a_yes_or_no(group):
         with pytest.raises(TypeError, match="heartbeat"):
             group.consumer(heartbeat=odd)
     assert beats() == []
+
+
+def test_a_lease_that_was_extended_for_longer_is_not_shortened(topic, group, monkeypatch):
+    topic.put(b"a")
+    consumer = group.consumer(heartbeat=True)
+    message = consumer.get_nowait()
+    message.extend(100)
+    beaten = threading.Semaphore(0)
+    extend = heartbeat._extend
+
+    def beat(messages, at):
+        extend(messages, at)
+        at.tx.after.append(beaten.release)
+
+    monkeypatch.setattr(heartbeat, "_extend", beat)
+    assert beaten.acquire(timeout=60)
+    assert beaten.acquire(timeout=60)
+    assert message.deadline > time.monotonic() + 30
+    message.ack()

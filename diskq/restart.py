@@ -1,0 +1,56 @@
+"""A group whose rows are damaged starts again; for salvage. Imported on demand."""
+
+from __future__ import annotations
+
+from . import admin, codec, held, keys
+from .clock import Clock
+from .codec import (
+    DEAD,
+    HELD_KEY,
+    ID_KEY,
+    PARK,
+    PARK_KEY,
+    U32,
+    GroupRow,
+    TopicRow,
+    decode_group,
+    decode_held,
+)
+from .log import Log
+from .model import LANE_BITS
+
+
+def restart_group(source: Log, topic: TopicRow, group_id: int, group: GroupRow) -> None:
+    """Let a group read all that is stored. Its messages that are not stored any more stay dead, or
+    wait."""
+    tx = source.tx
+    for kind in (b"L", b"D", b"K"):
+        for key in [key for key, _ in tx.scan(ID_KEY.pack(kind, group_id))]:
+            tx.delete(key)
+    cursor = admin.positions(source, topic, "earliest", "")
+    counts = [offset - (lane << LANE_BITS) for lane, offset in enumerate(cursor)]
+    row = GroupRow(codec.new_group(decode_group(group.config), counts))
+    keyed = decode_group(group.config).settings.ordering == "key"
+    alive: dict[int, codec.HeldRow] = {}
+    for key, value in list(tx.scan(U32.pack(group_id), database=tx.engine.held)):
+        _, kind, offset = HELD_KEY.unpack_from(key)
+        if kind == PARK and len(key) == PARK_KEY.size:
+            offset = PARK_KEY.unpack(key)[3]
+        gone = offset < (cursor + [0] * 256)[offset >> LANE_BITS]
+        if kind == DEAD and gone:
+            row.dead += 1
+            continue
+        tx.lmdb.delete(key, db=tx.engine.held)
+        if gone:
+            alive[offset] = decode_held(value)
+    now_ns = Clock.wall_ns()
+    for offset, message in sorted(alive.items()):
+        hashed = keys.hash_of(message.record, message.flags) if keyed else None
+        if hashed is not None and keys.holder(tx, group_id, hashed) is not None:
+            keys.park(tx, group_id, row, hashed, offset, message)
+            continue
+        held.wait(tx, group_id, row, offset, message, max(message.due_ns, now_ns))
+        if hashed is not None:
+            keys.take(tx, group_id, hashed, offset)
+    row.skipped -= row.dead + row.waiting + row.parked
+    tx.put(ID_KEY.pack(b"G", group_id), row.encode())
