@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from importlib import import_module
 
 from . import errors, files
@@ -72,7 +73,8 @@ def _before_fork() -> None:
     for name in _LATE if _engines else ():
         # In the middle of an import by another thread, the child would inherit CPython's lock of
         # that module, which nobody frees there.
-        import_module(name)
+        with suppress(ImportError):  # some Pythons have no ctypes
+            import_module(name)
     _registry.acquire()
     for engine in _engines.values():
         engine.before_fork()

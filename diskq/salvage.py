@@ -90,6 +90,7 @@ def salvage(path: str | os.PathLike[str], to: str | os.PathLike[str]) -> Outcome
         raise errors.NotAStore(f"{target} exists; choose a new path for what is salvaged")
     _check_unused(source)
     with open(os.path.join(source, files.DATA), "rb") as file, building(target) as place:
+        os.chmod(place, os.stat(source).st_mode & 0o777)
         return _Salvage(*_choose(file.fileno()), place).run()
 
 

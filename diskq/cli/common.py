@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import NoReturn, TypeVar
 
 import click
@@ -177,6 +178,17 @@ class Stopped(BaseException):
 
     def __init__(self, signal_number: int) -> None:
         self.signal_number = signal_number
+
+
+def stop_on_signals() -> None:
+    """Let SIGTERM and SIGHUP raise Stopped, so that what was begun is cleaned up."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, stop)
 
 
 def die_of(signal_number: int) -> NoReturn:

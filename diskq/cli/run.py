@@ -13,14 +13,13 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from queue import SimpleQueue
-from types import FrameType
 
 import click
 
 from diskq import Closed, Consumer, DiskqError, Empty, LeaseLost, Message
 
 from . import output
-from .common import Stopped, find_group, group_option, open_store
+from .common import find_group, group_option, open_store, stop_on_signals
 
 FAILED = 1
 REJECT, LATER = 65, 75  # exit codes of commands: EX_DATAERR and EX_TEMPFAIL of sysexits.h
@@ -60,9 +59,7 @@ def run(*, topic: str, group: str, jobs: int, once: bool, command: tuple[str, ..
     """
     if shutil.which(command[0]) is None:
         raise click.UsageError(f"there is no command {command[0]!r}; give its path")
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
-            signal.signal(number, _stop_main_thread)
+    stop_on_signals()
     with open_store() as store:
         os.environ["DISKQ_STORE"] = os.path.abspath(store.path)
         os.environ.pop("DISKQ_KEY", None)
@@ -82,10 +79,6 @@ def run(*, topic: str, group: str, jobs: int, once: bool, command: tuple[str, ..
         click.get_current_context().exit(LATER)
     if failed:
         click.get_current_context().exit(FAILED)
-
-
-def _stop_main_thread(number: int, frame: FrameType | None) -> None:
-    raise Stopped(number)
 
 
 def _work(workers: Sequence[_Worker]) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -110,3 +114,34 @@ def test_a_store_of_which_only_a_start_is_left_gives_its_first_messages(shell):
     found = consumed(shell.directory / "new")
     assert len(found) > 10
     assert found == [text for text in texts if text in found]
+
+
+def test_a_backup_that_is_terminated_leaves_nothing(shell):
+    """cron's `timeout` sends SIGTERM."""
+    shell.fill(*[os.urandom(100_000) for _ in range(300)])
+    for _ in range(10):
+        process = shell.start("backup", "copy")
+        while process.poll() is None and not any(shell.directory.glob(".copy.*")):
+            time.sleep(0.001)
+        process.terminate()
+        process.wait(60)
+        left = [entry.name for entry in shell.directory.glob("*copy*")]
+        left += [entry.name for entry in shell.directory.glob(".copy*")]
+        if process.returncode:
+            assert process.returncode == -signal.SIGTERM
+            assert left == []
+            return
+        shutil.rmtree(shell.directory / "copy")
+    pytest.skip("it was always faster than the signal")
+
+
+def test_what_one_that_was_killed_left_is_removed_by_the_next(shell):
+    shell.fill(b"a")
+    shell.out("backup", "copy")
+    left = shell.directory / ".copy.999999999.0123abcd"
+    shutil.copytree(shell.directory / "copy", left)
+    shutil.rmtree(shell.directory / "copy")
+    for entry in [*left.iterdir(), left]:
+        os.utime(entry, (1, 1))
+    shell.out("backup", "copy")
+    assert not left.exists()
