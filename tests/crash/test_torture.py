@@ -25,7 +25,7 @@ from torture_long import MIB, LongRun, Sample  # noqa: E402
 from torture_plants import PLANTS  # noqa: E402
 
 pytestmark = pytest.mark.timeout(600)
-SECONDS = 25
+SECONDS = 30
 TRIES = 5  # runs until a planted fault must have shown itself
 FOUND_AS = {  # the rule that each planted fault breaks
     "ack-without-token": "old token",
