@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -32,10 +33,10 @@ def run(call: str, *arguments: str) -> Ended:
     Raises: DiskqError if there is no interpreter to start.
     """
     module, _, name = call.partition(":")
-    code = f"import sys; from diskq import apart, {module}; apart.watch_parent()"
-    code = f"{code}; sys.exit({module}.{name}(*sys.argv[1:]))"
-    command = [sys.executable, "-P", "-c", code, *map(os.fspath, arguments)]
-    path = os.pathsep.join(place for place in sys.path if place)
+    script = f"import sys; from diskq import apart, {module}; apart.watch_parent()"
+    script = f"{script}; sys.exit({module}.{name}(*sys.argv[1:]))"
+    command = [sys.executable or "python", "-P", "-c", script, *map(os.fspath, arguments)]
+    path = os.pathsep.join(place or os.getcwd() for place in sys.path)
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         files = [(os.POSIX_SPAWN_DUP2, out.fileno(), 1), (os.POSIX_SPAWN_DUP2, err.fileno(), 2)]
         environment = {**os.environ, "PYTHONPATH": path}
@@ -43,12 +44,25 @@ def run(call: str, *arguments: str) -> Ended:
             child = os.posix_spawn(command[0], command, environment, file_actions=files)
         except (OSError, ValueError) as error:
             raise DiskqError(f"cannot start {sys.executable!r} as Python: {error}") from error
-        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        code = _wait(child)
         out.seek(0)
         err.seek(0)
-        return Ended(
-            ended, out.read().decode(errors="replace"), err.read().decode(errors="replace")
-        )
+        said, wrong = (str(file.read(), "utf-8", "replace") for file in (out, err))
+        if code is None:  # somebody else has its exit code: what it said tells enough
+            code = 1 if wrong else 5 if said else 0
+        return Ended(code, said, wrong)
+
+
+def _wait(child: int) -> int | None:
+    """The exit code of a child; None if this process reaps all its children elsewhere."""
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    except ChildProcessError:
+        return None
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
 
 
 def watch_parent() -> None:

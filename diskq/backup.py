@@ -9,7 +9,7 @@ import lmdb
 
 from . import apart, errors, files
 from .codec import META_KEY, Meta
-from .creation import COPIED, building, later, write_meta
+from .creation import COPIED, building, later, like, write_meta
 from .environment import adopting, open_environment, read_row, translate
 
 COPY = b"\xff" * 16  # a boot that never was: whoever opens the copy voids the leases in it
@@ -26,11 +26,11 @@ def copy_store(source: str, path: str) -> None:
     if files.is_store(path):
         raise errors.NotAStore(f"{path} exists; choose a new path for the copy")
     with building(path) as place:
-        os.chmod(place, os.stat(source).st_mode & 0o777)
         ended = apart.run("backup:main", source, place, path)
         if ended.code:
             kind, _, text = ended.err.strip().rpartition("\n")[2].partition(": ")
             raise getattr(errors, kind, errors.DiskqError)(text or f"copying ended: {ended}")
+        like(source, place)
 
 
 def main(source: str, place: str, path: str) -> int:

@@ -175,10 +175,10 @@ class Consumer:
         slots.set_waiting(self._member.slot, True)
         try:
             while slots.word(group_id) == seen:
-                seconds = self._engine.read(lambda tx: Delivery(tx, self.place).look(self._member))
+                seconds, paused = self._engine.read(self._look)
                 if seconds <= 0:
                     break
-                for index, owner in dead:  # they held nothing, or look had seen it
+                for index, owner in () if paused else dead:  # they held nothing, or it was seen
                     slots.forget(index, owner)
                 if until is not None:
                     seconds = min(seconds, until - time.monotonic())
@@ -188,6 +188,10 @@ class Consumer:
             return True
         finally:
             slots.set_waiting(self._member.slot, False)
+
+    def _look(self, tx: Tx) -> tuple[float, bool]:
+        at = Delivery(tx, self.place)
+        return at.look(self._member), at.paused
 
     def _sleep(self, seen: int, seconds: float) -> list[tuple[int, int]]:
         """Sleep on the group's word. Death wakes nobody, so look now and then whether consumers of

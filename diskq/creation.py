@@ -16,12 +16,14 @@ from . import files, limits
 from .clock import Clock
 from .codec import DURABILITIES, META_KEY, Meta, new_meta
 from .environment import translate
-from .errors import NotAStore
+from .errors import Full, NotAStore
 
 FORGOTTEN, COPIED = 1 << 24, 1 << 28  # commits that one may have made meanwhile
 _LATEST = 1 << 39  # of 40 bits that a token has for the commit: the year 2037
 _YEAR_2020 = 1_577_836_800
 _SURELY_DEAD_SECONDS = 60
+_FILES = files.DATA, files.LOCK, files.SLOTS, files.BOOT
+_LOCK_BYTES = 64 * (limits.MAX_READERS + 2)  # mdb.c, MDB_reader and MDB_txninfo
 
 
 def create_store(path: str, durability: str, max_bytes: int, clock: Clock) -> None:
@@ -44,11 +46,11 @@ def building(path: str) -> Iterator[str]:
     path = os.path.abspath(path)
     parent, name = os.path.split(path)
     place = os.path.join(parent, f".{name}.{os.getpid()}.{os.urandom(4).hex()}")
-    _sweep(parent, name)
     try:
+        _sweep(parent)
         os.mkdir(place)
+        _allocate_lock(os.path.join(place, files.LOCK))
         yield place
-        _fill(os.path.join(place, files.LOCK))
         for each in sorted(os.listdir(place)):
             _flush(os.path.join(place, each))
         _flush(place)
@@ -60,22 +62,28 @@ def building(path: str) -> Iterator[str]:
             raise NotAStore(f"{path} exists; choose a new path") from error
         finally:
             _flush(parent)
-    except (OSError, lmdb.Error) as error:
-        raise translate(error, path) from error
+    except (OSError, lmdb.Error, Full) as error:
+        translated = error if isinstance(error, Full) else translate(error, path)
+        if isinstance(translated, Full):  # nothing can be consumed there
+            text = f"there is no room for a store at {path}; free some, or choose another disk"
+            raise Full(text) from error
+        raise translated from error
     finally:
-        _remove(place)
+        with suppress(OSError):
+            _remove(place)
 
 
-def _sweep(parent: str, name: str) -> None:
-    """Remove what those left who were killed while they built a store of this name."""
+def _sweep(parent: str) -> None:
+    """Remove what those left who were killed while they built a store here."""
     for entry in os.listdir(parent):
-        found = re.fullmatch(rf"\.{re.escape(name)}\.(\d+)\.[0-9a-f]{{8}}", entry)
+        found = re.fullmatch(r"\..+\.(\d+)\.[0-9a-f]{8}", entry)
         if found and not os.path.exists(f"/proc/{found[1]}"):
-            place = os.path.join(parent, entry)
-            files_in = [os.path.join(place, each) for each in os.listdir(place)]
-            last = max(os.stat(each).st_mtime for each in [place, *files_in])
-            if last < time.time() - _SURELY_DEAD_SECONDS:  # it may be of another PID namespace
-                _remove(place)
+            with suppress(OSError):  # others look, too
+                place = os.path.join(parent, entry)
+                inside = os.listdir(place)
+                last = max(os.stat(os.path.join(place, each)).st_mtime for each in [".", *inside])
+                if {*inside} <= {*_FILES} and last < time.time() - _SURELY_DEAD_SECONDS:
+                    _remove(place)  # the process may be of another PID namespace, and alive
 
 
 def create_in(place: str, row: bytes) -> None:
@@ -120,15 +128,23 @@ def _flush(path: str) -> None:
         os.close(descriptor)
 
 
-def _fill(path: str) -> None:
-    """Give a file that will be mapped all its blocks: on a full disk, touching a hole in it would
-    end the process with SIGBUS."""
-    with open(path, "r+b") as file:
-        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+def _allocate_lock(path: str) -> None:
+    """Make LMDB's lock file, with all its blocks, before LMDB maps it: on a full disk, touching a
+    hole in it would end the process with SIGBUS."""
+    with open(path, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, _LOCK_BYTES)
+
+
+def like(source: str, place: str) -> None:
+    """Give a copy of a store the permissions of the store."""
+    for name in ("", *_FILES):
+        old, new = os.path.join(source, name), os.path.join(place, name)
+        if os.path.exists(old) and os.path.exists(new):
+            os.chmod(new, os.stat(old).st_mode & 0o7777)
 
 
 def _remove(path: str) -> None:
     """Remove a store, if it is there."""
-    for name in (files.DATA, files.LOCK, files.SLOTS, files.BOOT, ""):
+    for name in (*_FILES, ""):
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(path, name)) if name else os.rmdir(path)

@@ -18,7 +18,7 @@ from .clock import NS, nanoseconds
 from .codec import HELD, PREFETCHED, SOLO, HeldRow, LeaseRow, TopicRow, decode_topic
 from .log import Stored
 from .model import LANE_BITS, Failure
-from .room import is_tight
+from .room import is_low, is_tight
 from .segment import PURGED, TTL, is_purged, ttl_of
 from .settle import Settling
 from .slots import SEVERAL
@@ -61,13 +61,15 @@ class Delivery(Settling):
             if self.clock.monotonic_ns() - looked_ns > nanoseconds(limits.LOOK_SECONDS):
                 self._reap()
         topic = self.topic = self.load_topic()
-        if topic.scheduled:
+        if topic.scheduled and not (self._unread() and is_low(self.tx)):
             schedule.promote(self.log, topic)
         grants = self._grant_all(member, limit)
         if not grants and self.row.leased and self._reap():
             grants = self._grant_all(member, limit)
-        if not grants and self.row.leased:
-            grants = self._steal(member, limit)
+        if not grants and self.row.leased and self._may_steal(member):
+            from .stealing import steal
+
+            grants = steal(self, member, limit)
         if grants and self.row.waiting:
             self._pass_on_the_watch()
         return grants
@@ -84,7 +86,7 @@ class Delivery(Settling):
             if grant is None:
                 break
             if grant.messages:
-                self._grant(grant, member)
+                self.grant(grant, member)
                 grants.append(grant)
                 alone = grant.lease.flags & SOLO or (grant.lease.flags & HELD and member.prefetch)
                 limit -= limit if alone else len(grant.messages)
@@ -125,16 +127,16 @@ class Delivery(Settling):
         held.lease(self.tx, self.id, self.row, offset, message)
         self._copied(len(message.record))
         self.row.redelivered += bool(message.history)
-        self._note_keys(lease, [stored])
+        self.note_keys(lease, [stored])
         return Grant(lease, [stored], message.failures)
 
     def _take_returned(self, run: LeaseRow) -> Grant:
         messages = self.log.read(run.first, run.first + run.count, self.topic)
         messages = [message for message in messages if run.holds(message.offset)]
-        messages = self._sift(messages)
+        messages = self.sift(messages)
         if messages:
             run = leases.run_of([message.offset for message in messages], run.flags)
-            self._note_keys(run, messages)
+            self.note_keys(run, messages)
             self.row.redelivered += len(messages)
         return Grant(run, messages, 0)
 
@@ -144,7 +146,7 @@ class Delivery(Settling):
         read, wanted = (self.log.read_run, _KEYED_READ) if self.keyed else (self.log.read, limit)
         found = read(first, min(first + wanted, base + self.topic.next[lane]), self.topic)
         messages, passed = (
-            self._admit(found, limit) if self.keyed else (self._sift(found), len(found))
+            self._admit(found, limit) if self.keyed else (self.sift(found), len(found))
         )
         self.row.next[lane] += passed
         if len(messages) == passed:
@@ -152,7 +154,7 @@ class Delivery(Settling):
         else:
             run = leases.run_of([message.offset for message in messages] or [first])
         if self.keyed:
-            self._note_keys(run, messages)
+            self.note_keys(run, messages)
         return Grant(run, messages, 0)
 
     def _admit(self, found: list[Stored], limit: int) -> tuple[list[Stored], int]:
@@ -179,13 +181,14 @@ class Delivery(Settling):
                     return admitted, passed + 1
         return admitted, len(found)
 
-    def _note_keys(self, lease: LeaseRow, messages: Sequence[Stored]) -> None:
+    def note_keys(self, lease: LeaseRow, messages: Sequence[Stored]) -> None:
         """Remember whose keys end with this lease: an ack then need not read the messages."""
         if self.keyed:
             hashes = ((each.offset, keys.hash_of(each.record, each.flags)) for each in messages)
             lease.keys = {offset: key for offset, key in hashes if key is not None}
 
-    def _grant(self, grant: Grant, member: Member) -> None:
+    def grant(self, grant: Grant, member: Member) -> None:
+        """Store the lease of a grant."""
         lease, count = grant.lease, len(grant.messages)
         lease.owner, lease.slot, prefetch = member
         lease.flags |= PREFETCHED if prefetch else 0
@@ -212,7 +215,7 @@ class Delivery(Settling):
 
     # Passing over what is not to be delivered any more
 
-    def _sift(self, messages: list[Stored]) -> list[Stored]:
+    def sift(self, messages: list[Stored]) -> list[Stored]:
         """Those to be delivered; the others are counted and end here."""
         kinds = 0
         for message in messages:
@@ -266,7 +269,7 @@ class Delivery(Settling):
         tight = bool(expired) and is_tight(self.tx)
         for lease in expired:
             name = self._holder_name(lease)
-            untouched = set(lease.offsets() if tight else self._untouched(lease))
+            untouched = set(lease.offsets() if tight else self.untouched(lease))
             for offset in [offset for offset in lease.offsets() if offset not in untouched]:
                 if self._copied(self._fail(lease, offset, "expired", name, "")):
                     leases.update(self.tx, self.id, lease)  # the rest with the next get
@@ -278,35 +281,13 @@ class Delivery(Settling):
         self._passed += 1 + limits.MAX_COPIED_MESSAGES * size // (self.tx.engine.reserve // 4)
         return self._passed >= limits.MAX_COPIED_MESSAGES
 
-    def _untouched(self, lease: LeaseRow) -> list[int]:
+    def untouched(self, lease: LeaseRow) -> list[int]:
         """What of a prefetched lease its holder has not begun to handle."""
         if not lease.flags & PREFETCHED or lease.flags & HELD:
             return []
         slot = self.tx.engine.slots.read(lease.slot)
         handed = slot.handed - lease.token + lease.first if slot.owner == lease.owner else 0
         return [offset for offset in lease.offsets() if offset > handed]
-
-    def _steal(self, member: Member, limit: int) -> list[Grant]:
-        """The later half of what another consumer prefetched and did not begin: better it is
-        handled here and now."""
-        self.tx.engine.slots.begin_stealing()
-        for lease in [lease for lease in self.leased() if lease.owner != member.owner]:
-            while untouched := self._untouched(lease):
-                taken = untouched[len(untouched) // 2 :][-limit:]
-                for offset in taken:
-                    lease.settled |= 1 << offset - lease.first
-                leases.update(self.tx, self.id, lease)
-                self.row.leased -= len(taken)
-                run = leases.run_of(taken)
-                messages = self.log.read(run.first, run.first + run.count, self.topic)
-                messages = [message for message in messages if run.holds(message.offset)]
-                if messages := self._sift(messages):
-                    run = leases.run_of([message.offset for message in messages])
-                    self._note_keys(run, messages)
-                    self.row.redelivered += len(messages)
-                    self._grant(grant := Grant(run, messages, 0), member)
-                    return [grant]
-        return []
 
     def _reap(self) -> bool:
         """Take back the leases of dead consumers; charge only what they were handling."""
@@ -363,8 +344,8 @@ class Delivery(Settling):
             return limits.WAIT_SECONDS
         most = self.settings.max_in_flight
         room = most is None or row.leased < most
-        if room and (row.ready or self._unread() > 0):
-            return limits.LOOK_SECONDS if self.keyed and is_tight(self.tx) else 0
+        if room and (row.ready or (self._unread() > 0 and not self._is_blocked())):
+            return 0
         waits = [limits.WAIT_SECONDS]
         if room and row.waiting and (due := held.next_due(self.tx, self.id)):
             waits.append((due[0] - self.clock.wall_ns()) / NS)
@@ -376,6 +357,20 @@ class Delivery(Settling):
                 return 0
         return max(min(waits), 0)
 
+    def _is_blocked(self) -> bool:
+        """Whether the next unread message of each lane would have to be parked, and there is no
+        room for that."""
+        if not self.keyed or not is_tight(self.tx):
+            return False
+        for lane, end in enumerate(self.topic.next):
+            if end > self.row.next[lane]:
+                first = self.row.offset(lane)
+                _, record, flags, _ = self.log.read_run(first, first + 1, self.topic)[0]
+                key = keys.hash_of(record, flags)
+                if key is None or keys.holder(self.tx, self.id, key) is None:
+                    return False
+        return True
+
     def _may_steal(self, member: Member) -> bool:
         others = (lease for lease in self.leased() if lease.owner != member.owner)
-        return any(self._untouched(lease) for lease in others)
+        return any(self.untouched(lease) for lease in others)

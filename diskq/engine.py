@@ -326,7 +326,12 @@ class Engine:
         """Open the environment as the durability inside of it wants: modes must not be mixed."""
         if not self.readonly:
             self.slots = Slots(os.path.join(self.path, files.SLOTS))
-        self._env = self._open_as("commit")
+        try:
+            self._env = self._open_as("commit")
+        except BaseException:
+            if not self.readonly:
+                self.slots.close()
+            raise
         durability = DURABILITIES[self.meta.durability]
         if durability != "commit" or f" {os.getpid()} " in self._env.readers():
             self._env.close()  # with the rows that a dead process of this pid left among readers

@@ -67,13 +67,14 @@ class Heartbeat:
                 messages = list(self._messages)
             with suppress(DiskqError):  # the next settle says so
                 if messages:
-                    living.in_group(partial(_extend, messages))
+                    seconds = living.in_group(partial(_extend, messages))
+                    self._seconds = seconds / _PER_LEASE
             del living, messages
 
 
-def _extend(messages: Iterable[Message], at: Settling) -> None:
+def _extend(messages: Iterable[Message], at: Settling) -> float:
     """Each lease once, though several messages may share it, and some of them be lost; and none
-    that somebody extended for longer."""
+    that somebody extended for longer. Returns the group's lease_seconds, which may have changed."""
     until_ns = at.clock.monotonic_ns() + nanoseconds(at.settings.lease_seconds)
     extended = set()
     for message in messages:
@@ -81,3 +82,4 @@ def _extend(messages: Iterable[Message], at: Settling) -> None:
             with suppress(LeaseLost):
                 at.extend(message.lease, message.offset, None)
                 extended.add(message.lease)
+    return at.settings.lease_seconds

@@ -50,6 +50,7 @@ def pass_on(tx: Tx, group_id: int, group: GroupRow, key: int, now_ns: int) -> No
     found = next(parked(tx, group_id, key), None)
     if found is None:
         tx.delete(KEY_KEY.pack(b"K", group_id, key))
+        tx.wake(group_id, 1)
         return
     _, offset, row = found
     unpark(tx, group_id, group, key, offset)

@@ -21,9 +21,9 @@ _registry = threading.RLock()
 ON_DEMAND = (  # modules of diskq that are imported when they are used, by whatever thread
     *("dedup", "drafts", "apart", "creation", "backup", "pages", "readers", "stats", "options"),
     *("changes", "verify", "restart", "salvage", "purging", "planned", "letters", "following"),
-    *("heartbeat", "transaction"),
+    *("heartbeat", "transaction", "stealing"),
 )
-_LATE = "ctypes", "datetime", "hashlib", *(f"diskq.{name}" for name in ON_DEMAND)
+_LATE = "ctypes", "datetime", "hashlib", "resource", *(f"diskq.{name}" for name in ON_DEMAND)
 
 
 def open_engine(

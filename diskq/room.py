@@ -7,11 +7,12 @@ only they are refused for the lack of it; what settles or trims may use it.
 
 from __future__ import annotations
 
+import errno
 import os
 
 from . import files, limits
 from .engine import Tx
-from .environment import full, is_out_of_room
+from .environment import full, is_out_of_room, translate
 
 
 def need_room(tx: Tx, size: int) -> None:
@@ -62,8 +63,11 @@ def _allocate(name: str, least: int, spare: int) -> tuple[int, bool]:
                 os.posix_fallocate(file.fileno(), size, wanted - size)
                 return wanted, False
             except OSError as error:
+                if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):  # it cannot keep room
+                    disk = os.statvfs(name)
+                    return size, disk.f_bavail * disk.f_frsize < wanted - size
                 if not is_out_of_room(error, os.path.dirname(name)):
-                    raise
+                    raise translate(error, os.path.dirname(name)) from error
     return size, size < least
 
 
@@ -86,3 +90,9 @@ def used_bytes(tx: Tx) -> int:
         stat = tx.lmdb.stat(env.open_db(name, tx.lmdb, create=False))
         pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
     return pages * limits.PAGE_BYTES
+
+
+def is_low(tx: Tx) -> bool:
+    """Whether the disk has less than is kept for settling: then pages in a row may be rare."""
+    disk = os.statvfs(tx.engine.path)
+    return disk.f_bavail * disk.f_frsize < tx.engine.reserve

@@ -8,7 +8,6 @@ add up; a group that does not starts again at the oldest message.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import struct
 from collections.abc import Iterator
@@ -36,13 +35,13 @@ from .codec import (
     decode_topic,
     unchecked,
 )
-from .creation import COPIED, building, create_in, later
+from .creation import COPIED, building, create_in, later, like
 from .engine import Engine, Tx
 from .environment import Database
 from .log import Log
 from .model import LANE_BITS, TopicSettings
 from .pages import Snapshot, snapshots
-from .restart import restart_group
+from .restart import check_unused, restart_group
 from .segment import (
     LOG_KEY,
     PURGED,
@@ -79,7 +78,7 @@ class Outcome(NamedTuple):
 
 def salvage(path: str | os.PathLike[str], to: str | os.PathLike[str]) -> Outcome:
     """Copy what is sound of the store at `path`, which nobody may use meanwhile, to a new store at
-    `to`, which must not exist. The old store is not changed. No lease is valid in the new one.
+    `to`, which must not exist. The old one is not changed; no lease is valid in the new one.
 
     Raises: NotFound, NotAStore, Corrupt (nothing is left), Unsupported (it is in use), Full.
     """
@@ -88,10 +87,11 @@ def salvage(path: str | os.PathLike[str], to: str | os.PathLike[str]) -> Outcome
         raise errors.NotFound(f"there is no store at {source}; check the path")
     if files.is_store(target):
         raise errors.NotAStore(f"{target} exists; choose a new path for what is salvaged")
-    _check_unused(source)
+    check_unused(source)
     with open(os.path.join(source, files.DATA), "rb") as file, building(target) as place:
-        os.chmod(place, os.stat(source).st_mode & 0o777)
-        return _Salvage(*_choose(file.fileno()), place).run()
+        outcome = _Salvage(*_choose(file.fileno()), place).run()
+        like(source, place)
+        return outcome
 
 
 def _choose(file: int) -> tuple[Snapshot, Snapshot | None]:
@@ -107,7 +107,7 @@ def _choose(file: int) -> tuple[Snapshot, Snapshot | None]:
     damaged = [bool(each) for each in wrong]
     lost = [codec.META_KEY not in _state(each) for each in snapshots(file)]
     best = min(range(len(found)), key=lambda at: (lost[at], damaged[at], at))
-    searched = lost[best] or best > 0
+    searched = lost[best] or best > 0 or len(found) < 2
     snapshot = snapshots(file)[best]
     snapshot.findings = [each for each in wrong[best] if "free pages" in each]  # not walked again
     return snapshot, snapshots(file)[0] if searched else None
@@ -116,22 +116,6 @@ def _choose(file: int) -> tuple[Snapshot, Snapshot | None]:
 def _state(snapshot: Snapshot) -> dict[bytes, bytes]:
     tree = snapshot.databases().get(b"state")
     return {} if tree is None else dict(snapshot.items(b"state", tree))
-
-
-def _check_unused(path: str) -> None:
-    """Raises: Unsupported if a process has the store open; LMDB holds a lock then."""
-    from .registry import is_open
-
-    name = os.path.join(path, files.LOCK)
-    if is_open(path):
-        raise errors.Unsupported(f"store {path} is open in this process; close it first")
-    if not os.access(name, os.W_OK):
-        return  # nobody can use it
-    with open(name, "r+b") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
-        except OSError as error:
-            raise errors.Unsupported(f"store {path} is in use; end its users first") from error
 
 
 class _Salvage:
@@ -208,7 +192,10 @@ class _Salvage:
 
     def _newer_segments(self, searched: Snapshot) -> Iterator[tuple[bytes, bytes]]:
         """What any page has of the messages behind those that were copied. All in memory."""
-        self.findings.append("the latest commit cannot be read: newer messages were searched for")
+        self.findings.append(
+            "the latest commit may be lost: all pages were searched for newer messages, and how"
+            " many more there were is not known"
+        )
         found: dict[bytes, bytes] = {}
         for key, value in searched.scan():
             with suppress(*_WRONG):

@@ -16,6 +16,7 @@ from . import limits, log
 from .codec import SCHEDULE_KEY, U32, TopicRow, checked, decode_topic, unchecked
 from .engine import Tx
 from .log import Log
+from .room import is_low
 from .segment import pack_records
 
 
@@ -57,10 +58,11 @@ def promote(source: Log, row: TopicRow) -> None:
         return
     found = takewhile(lambda each: each.due_ns <= now, rows(tx, source.topic_id))
     due, size = [], 0
+    most = 1400 if is_low(tx) else tx.engine.reserve // 4
     for each in islice(found, limits.MAX_DUE_MESSAGES):
         due.append(each)
         size += len(each.record)
-        if size >= tx.engine.reserve // 4:
+        if size >= most:
             break
     for lane in sorted({each.lane for each in due}):
         mine = [each for each in due if each.lane == lane]

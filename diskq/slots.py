@@ -27,9 +27,9 @@ import fcntl
 import mmap
 import os
 import struct
-import sys
 import threading
 import time
+import weakref
 from typing import NamedTuple
 
 from .errors import Unsupported
@@ -54,7 +54,11 @@ NOTHING = 2**64 - 3  # none is: nobody is to be charged
 _WATCHED, _ROOM = 1 << 31, 1 << 30  # in a topic's word
 _END = _SLOTS + MAX_CONSUMERS * _SLOT.size
 _FREE = bytes(_SLOT.size)
-_FLOCK = struct.Struct("qqihh" if sys.platform == "darwin" else "hhqqi4x")  # fcntl(2)
+_FLOCK = struct.Struct("hhqqi4x")  # fcntl(2), Linux
+
+# A map has a descriptor of its own, and its end would drop the locks of whoever opened the file
+# again; so as long as one is in use, it is everybody's.
+_maps: weakref.WeakValueDictionary[tuple[int, int], mmap.mmap] = weakref.WeakValueDictionary()
 
 
 class Slot(NamedTuple):
@@ -77,7 +81,10 @@ class Slots:
         self._file = os.open(path, flags, 0o666 & os.stat(os.path.dirname(path)).st_mode)
         # Without holes: on a full disk, touching one would end the process with SIGBUS.
         os.posix_fallocate(self._file, 0, _END)
-        self._memory = mmap.mmap(self._file, _END)
+        status = os.fstat(self._file)
+        identity = status.st_dev, status.st_ino
+        self._memory = _maps.get(identity) or mmap.mmap(self._file, _END)
+        _maps[identity] = self._memory
         self._words = Words(self._memory, _WORDS, WAKE_WORDS)
         self._served = Words(self._memory, _TURNS_AT, 1)
         # One number: bytes that all processes put since one looked at the room; for who writes.
@@ -330,14 +337,13 @@ class Slots:
         return True
 
     def _unlock(self, byte: int) -> None:
-        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, byte)
+        if self._file >= 0:  # it may be closed meanwhile, and its locks with it
+            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, byte)
 
     def _locked_elsewhere(self, index: int) -> bool:
         query = (fcntl.F_WRLCK, os.SEEK_SET, _start(index), 1, 0)
-        if sys.platform == "darwin":
-            query = (_start(index), 1, 0, fcntl.F_WRLCK, os.SEEK_SET)
         answer = _FLOCK.unpack(fcntl.fcntl(self._file, fcntl.F_GETLK, _FLOCK.pack(*query)))
-        return bool(answer[3 if sys.platform == "darwin" else 0] != fcntl.F_UNLCK)
+        return bool(answer[0] != fcntl.F_UNLCK)
 
 
 def _word_of(topic: int) -> int:

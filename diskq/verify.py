@@ -84,7 +84,7 @@ def main(path: str) -> int:
 
     found = [Finding("store", problem) for problem in check_pages(path)]
     try:
-        if not found:  # then LMDB may map it
+        if not found or _commits(path):  # then LMDB may map it
             engine = Engine(path, readonly=False, clock=Clock(), suspect=True)
             found = check_store(engine)
             with suppress(_Undo):
@@ -403,3 +403,14 @@ def _compare(where: str, **counts: tuple[int, int]) -> Iterator[Finding]:
     for what, (counted, found) in counts.items():
         if counted != found:
             yield Finding(where, f"{what} counted {counted}, found {found}")
+
+
+def _commits(path: str) -> bool:
+    """Whether somebody uses the store: then pages change while they are looked at, and it takes a
+    snapshot to tell."""
+    with open(os.path.join(path, files.LOCK), "r+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+        except OSError:
+            return True
+    return False

@@ -187,8 +187,8 @@ def test_a_lease_that_was_extended_for_longer_is_not_shortened(topic, group, mon
     extend = heartbeat._extend
 
     def beat(messages, at):
-        extend(messages, at)
         at.tx.after.append(beaten.release)
+        return extend(messages, at)
 
     monkeypatch.setattr(heartbeat, "_extend", beat)
     assert beaten.acquire(timeout=60)
