@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeAlias
 
 from . import check, limits
 from .clock import NS, nanoseconds
 from .codec import LeaseRow
+from .errors import Full
 from .log import Stored
 from .model import LANE_BITS
 from .segment import RICH, decode_record
@@ -134,9 +136,10 @@ class Message:
         if error is None:
             self.ack()
         elif isinstance(error, Exception):
-            self.nack(error=f"{type(error).__name__}: {error}")
-        else:
-            self.release()  # an interrupt is not the message's fault
+            with suppress(Full):
+                self.nack(error=f"{type(error).__name__}: {error}")
+        if not self.settled:  # an interrupt is not its fault; and there is room to release it
+            self.release()
 
     def __repr__(self) -> str:
         return f"<Message {self.topic}/{self.offset} attempt {self.attempt} {len(self.body)} bytes>"

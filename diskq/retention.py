@@ -22,10 +22,7 @@ from .errors import Full, MessageTooLarge
 from .log import Log
 from .model import LANE_BITS, TopicSettings
 from .room import need_room
-from .segment import (
-    LOG_KEY,
-    head_of,
-)
+from .segment import LOG_KEY, head_of
 from .settle import Place, Settling
 
 

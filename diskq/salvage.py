@@ -42,14 +42,7 @@ from .log import Log
 from .model import LANE_BITS, TopicSettings
 from .pages import Snapshot, snapshots
 from .restart import check_unused, restart_group
-from .segment import (
-    LOG_KEY,
-    PURGED,
-    RICH,
-    encode_segment,
-    pack_run,
-    purged_record,
-)
+from .segment import LOG_KEY, PURGED, RICH, encode_segment, pack_run, purged_record
 
 Put: TypeAlias = tuple[Database, bytes, bytes]
 _WRONG = (errors.DiskqError, ValueError, LookupError, TypeError, struct.error)

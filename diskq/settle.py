@@ -17,15 +17,7 @@ from typing import NamedTuple
 
 from . import held, keys, leases, limits, log
 from .clock import nanoseconds
-from .codec import (
-    HELD,
-    SOLO,
-    GroupRow,
-    HeldRow,
-    LeaseRow,
-    TopicRow,
-    decode_group,
-)
+from .codec import HELD, SOLO, GroupRow, HeldRow, LeaseRow, TopicRow, decode_group
 from .engine import Tx
 from .environment import Database, full
 from .errors import LeaseLost

@@ -10,13 +10,7 @@ import os
 from collections.abc import Iterator
 
 from . import admin, files, held, leases, log
-from .codec import (
-    DURABILITIES,
-    FORMAT_VERSION,
-    HELD,
-    decode_group,
-    decode_topic,
-)
+from .codec import DURABILITIES, FORMAT_VERSION, HELD, decode_group, decode_topic
 from .engine import Engine, Tx
 from .errors import NotFound
 from .model import ConsumerInfo, GroupStats, PendingMessage, StoreStats, TopicStats

@@ -13,14 +13,7 @@ from .engine import Tx
 from .errors import Full
 from .group import Group
 from .log import Log
-from .model import (
-    LogMessage,
-    Outgoing,
-    Receipt,
-    ScheduledMessage,
-    TopicSettings,
-    TopicStats,
-)
+from .model import LogMessage, Outgoing, Receipt, ScheduledMessage, TopicSettings, TopicStats
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -89,7 +89,7 @@ def cli(ctx: click.Context, store: str | None) -> None:
     diskq run mail -g workers -- ./send.sh    runs a command for each message that comes
 
     \b
-    Exit codes: 0 done, 1 error, 2 usage, 3 nothing there, 4 lease lost, 5 verify found damage,
+    Exit codes: 0 done, 1 error, 2 usage, 3 nothing there, 4 lease lost, 5 damage was found,
     75 full or busy: try later, 130 interrupted.
     """
     ctx.obj = store

@@ -112,7 +112,7 @@ def put(
 
     \b
     diskq put mail hello
-    pg_dump shop | diskq put backups --header kind=sql
+    diskq put reports --header kind=csv < report.csv
     diskq put mail --lines < addresses.txt
     find . -print0 | diskq put files --null --json
     diskq put mail 'good morning' --at 2026-01-31T08:00 --dedup-id greeting-31

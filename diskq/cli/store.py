@@ -35,7 +35,8 @@ def info(as_json: bool) -> None:
     if as_json:
         output.record(stats)
         return
-    output.fields({**stats._asdict(), "limit_bytes": stats.limit_bytes or None})
+    none = {name: getattr(stats, name) or None for name in ("limit_bytes", "oldest_reader_pid")}
+    output.fields({**stats._asdict(), **none})
     if stats.oldest_reader_lag >= NOTICED_LAG:
         output.line(
             f"process {stats.oldest_reader_pid} has been reading for {stats.oldest_reader_lag}"
@@ -80,7 +81,7 @@ def verify(as_json: bool) -> None:
 
     \b
     diskq verify
-    diskq verify --json || mail -s "the queue is damaged" root < /dev/null
+    found=$(diskq verify) || [ $? != 5 ] || echo "$found" | mail -s "the queue is damaged" root
     """
     ctx = click.get_current_context()
     findings = []
