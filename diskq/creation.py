@@ -15,7 +15,7 @@ import lmdb
 from . import files, limits
 from .clock import Clock
 from .codec import DURABILITIES, META_KEY, Meta, new_meta
-from .environment import translate
+from .environment import is_out_of_room, translate
 from .errors import Full, NotAStore
 
 FORGOTTEN, COPIED = 1 << 24, 1 << 28  # commits that one may have made meanwhile
@@ -64,7 +64,7 @@ def building(path: str) -> Iterator[str]:
             _flush(parent)
     except (OSError, lmdb.Error, Full) as error:
         translated = error if isinstance(error, Full) else translate(error, path)
-        if isinstance(translated, Full):  # nothing can be consumed there
+        if isinstance(translated, Full) or is_out_of_room(error, place):  # nothing to consume yet
             text = f"there is no room for a store at {path}; free some, or choose another disk"
             raise Full(text) from error
         raise translated from error

@@ -82,7 +82,9 @@ class Snapshot:
     def scan(self) -> Iterator[tuple[bytes, bytes]]:
         """Keys and values of all pages that look like a leaf, in no order, whether a tree leads to
         them or not: what was deleted or replaced is among them."""
-        for number in range(2, min(self._pages, -(-os.fstat(self._file).st_size // self._size))):
+        # A commit whose meta page is lost may have used pages behind those of this one.
+        self._pages = -(-os.fstat(self._file).st_size // self._size)
+        for number in range(2, self._pages):
             self.used.clear()
             with suppress(Damage):
                 page, nodes = self._nodes(number, _LEAF)

@@ -214,3 +214,45 @@ def test_a_put_on_a_failing_disk_exits_with_one_line(tmp_path, failing, number, 
     with diskq.open(tmp_path / "s") as store:
         assert list(store.verify()) == []
         assert list(store.topic("mail").read()) == []
+
+
+# Creating
+
+CREATE = """
+import json, os, subprocess, sys, diskq
+disk, page = sys.argv[1], 4096
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", disk], check=True)
+filler = os.path.join(disk, "filler")
+for left in 0, 1, 4, 8, 12, 16, 18, 19, 20, 21, 24, 32, 48, 64, 100:
+    room = os.statvfs(disk)
+    with open(filler, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize - left * page)
+    try:
+        diskq.open(os.path.join(disk, "store")).close()
+        outcome = "success"
+    except diskq.DiskqError as error:
+        outcome = type(error).__name__
+    print(json.dumps([left, outcome, sorted(os.listdir(disk))]), flush=True)
+    os.unlink(filler)
+    if os.path.exists(os.path.join(disk, "store")):
+        subprocess.run(["rm", "-r", os.path.join(disk, "store")], check=True)
+"""
+
+
+def test_a_store_for_which_the_disk_has_no_room_is_not_created_and_nothing_is_left(
+    tmp_path, mounted
+):
+    """However many pages are free: whatever is mapped has its blocks before, or SIGBUS ends it."""
+    done = subprocess.run(
+        [*mounted, sys.executable, "-c", CREATE, tmp_path],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, (done.stdout, done.stderr[-3000:])
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert told[0] == [0, "Full", ["filler"]]
+    assert {outcome for _, outcome, _ in told} <= {"Full", "success"}
+    assert {tuple(names) for _, _, names in told} <= {("filler",), ("filler", "store")}

@@ -39,6 +39,13 @@ member = group.consumer("dead")._member
 tell(member.slot, member.owner)
 os._exit(9)
 """
+HOLD_THE_FIRST = """
+consumer = group.consumer(prefetch=3)
+sys.stdin.readline()
+message = consumer.get()
+tell("holding")
+sys.stdin.readline()
+"""
 TAKE_THE_FIRST_SLOT = """
 import diskq.slots
 diskq.slots.MAX_CONSUMERS = 1
@@ -157,3 +164,35 @@ def test_the_slot_of_a_dead_consumer_is_not_cleared_under_the_one_that_took_it(p
         assert other.ask() == "leased"
         assert group.consumer().get_many(1, timeout=0) == []
         assert other.ask() == "acked"
+
+
+def test_what_a_dead_consumer_of_a_paused_group_handled_is_charged(path, monkeypatch):
+    """A get that waited for the group to go on forgot the dead one, and with it what it handled:
+    nobody was charged, so a message that kills its consumers came back for ever."""
+    with diskq.open(path) as store, process(path, HOLD_THE_FIRST) as other:
+        topic = store.topic("mail")
+        group = topic.group("workers", lease_seconds=600, backoff=diskq.Backoff(0))
+        topic.put_many([b"x"] * 3)
+        assert other.ask() == "holding"
+        consumer = group.consumer()
+        group.pause()
+        other.kill()
+        looks, look = [], consumer._look
+
+        def look_thrice(tx):
+            looks.append(tx)
+            if len(looks) == 3:  # it saw the death, slept no more, and is about to forget it
+                monkeypatch.undo()
+                raise diskq.Closed("enough")
+            return look(tx)
+
+        monkeypatch.setattr(consumer, "_look", look_thrice)
+        with pytest.raises(diskq.Closed):
+            consumer.get(timeout=30)
+        group.resume()
+        attempts = {}
+        while len(attempts) < 3:
+            for message in consumer.get_many(3, timeout=30):
+                attempts[message.offset] = message.attempt
+        assert attempts == {0: 2, 1: 1, 2: 1}
+        assert group.stats().failed == 1

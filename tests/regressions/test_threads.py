@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 
 import diskq
 
@@ -98,3 +99,20 @@ def test_two_threads_that_close_a_store_do_not_close_it_for_others(tmp_path):
         with other:
             other.queue("q").put(b"x")
         assert not any(consumer.usable for consumer in consumers)
+
+
+def test_a_store_closed_while_another_thread_closes_its_consumer_raises_only_closed(group):
+    """The consumer's slot was unlocked in a file that was closed already: ValueError was raised."""
+    consumer, store = group.consumer("closing"), group.topic.store
+    in_group = consumer.in_group
+
+    def close_the_store_first(*arguments, **options):
+        thread = threading.Thread(target=store.close)
+        thread.start()
+        thread.join(DEADLINE_SECONDS)
+        return in_group(*arguments, **options)
+
+    consumer.in_group = close_the_store_first
+    with suppress(diskq.Closed):
+        consumer.close()
+    assert not consumer.usable

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 
 import pytest
 from helpers import bodies, dump, offsets
 
 import diskq
+from diskq.salvage import salvage
 
 NEW = "copy"
 
@@ -175,3 +177,19 @@ def test_others_go_on_while_a_backup_is_made_and_it_is_of_one_commit(store, topi
         with diskq.open(copy.with_name(f"copy {number}")) as other:
             assert list(other.verify()) == []
             assert other.topic("mail").group("workers").stats().lag == 10
+
+
+@pytest.mark.parametrize("way", ["backup", "salvage"])
+def test_a_copy_has_the_permissions_of_the_store(tmp_path, copy, way):
+    path = tmp_path / "shared"
+    with diskq.open(path, durability="process") as store:
+        store.topic("mail").put(b"a")
+        path.chmod(0o2770)
+        for name, mode in (("data.mdb", 0o640), ("lock.mdb", 0o660)):
+            (path / name).chmod(mode)
+        if way == "backup":
+            store.backup(copy)
+    if way == "salvage":
+        salvage(path, copy)
+    modes = [stat.S_IMODE((copy / name).stat().st_mode) for name in ("", "data.mdb", "lock.mdb")]
+    assert modes == [0o2770, 0o640, 0o660]
