@@ -52,7 +52,7 @@ def make_room(source: Log, name: str, row: TopicRow, count: int, size: int) -> N
     Raises: Full, with `topic` if that is what is full; MessageTooLarge if they never fit.
     """
     bounds = decode_topic(row.config).settings
-    if any(bounds[1:4]):
+    if bounds.max_messages or bounds.max_bytes or bounds.max_age_seconds:
         _check_fits(name, bounds, count, size)
         _drop_old(source, row, count, size)
         if _over(row, bounds, count, size):

@@ -32,7 +32,6 @@ def need_room(tx: Tx, size: int) -> None:
 def _look(tx: Tx, size: int) -> None:
     engine, path = tx.engine, tx.engine.path
     env = engine.live()
-    env.reader_check()  # who died while reading keeps freed pages
     info = env.info()
     high_water = (info["last_pgno"] + 1) * limits.PAGE_BYTES
     most = min(limits.MAX_RESERVE_BYTES, high_water // 16)
@@ -41,8 +40,14 @@ def _look(tx: Tx, size: int) -> None:
     limit = engine.meta.max_bytes or info["map_size"]
     least = min(high_water + wanted, limit)
     spare = min(engine.reserve, limit - least)
-    file_bytes, disk_full = _allocate(os.path.join(path, files.DATA), least, spare)
-    if disk_full or high_water + wanted > limit:
+    name = os.path.join(path, files.DATA)
+    file_bytes, disk_full = os.stat(name).st_size, False
+    over = high_water + wanted > limit
+    if over or file_bytes < least:
+        env.reader_check()  # who died while reading keeps freed pages
+    if file_bytes < least:
+        file_bytes, disk_full = _allocate(name, file_bytes, least, spare)
+    if over or disk_full:
         from .readers import blame, pinned_bytes
 
         used = used_bytes(tx) + pinned_bytes(env, path)
@@ -53,11 +58,10 @@ def _look(tx: Tx, size: int) -> None:
             raise full(path, f"its disk has less than {wanted} bytes left{blame(env)}")
 
 
-def _allocate(name: str, least: int, spare: int) -> tuple[int, bool]:
-    """Let a file be at least so long, with all its blocks allocated, and rather have some to spare
-    for the next time. Returns how long it is, and whether the disk has no room for that."""
-    size = os.stat(name).st_size
-    for wanted in (least + spare, least) if size < least else ():
+def _allocate(name: str, size: int, least: int, spare: int) -> tuple[int, bool]:
+    """Let a file of this size be at least so long, with all its blocks allocated, and rather have
+    some to spare for the next time. Returns how long it is, and whether the disk has no room."""
+    for wanted in (least + spare, least):
         with open(name, "r+b", buffering=0) as file:
             try:
                 os.posix_fallocate(file.fileno(), size, wanted - size)
@@ -68,7 +72,7 @@ def _allocate(name: str, least: int, spare: int) -> tuple[int, bool]:
                     return size, disk.f_bavail * disk.f_frsize < wanted - size
                 if not is_out_of_room(error, os.path.dirname(name)):
                     raise translate(error, os.path.dirname(name)) from error
-    return size, size < least
+    return size, True
 
 
 def is_tight(tx: Tx) -> bool:

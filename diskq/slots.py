@@ -6,7 +6,7 @@ Nothing in it must last. It has a fixed size and is never truncated or unlinked:
     4       u32: how many slots were ever used; locked by who takes one
     8, 9    locked by who writes to the store, and by who draws a number to wait for that
     12      u32 twice: the number that was served last, and drawn last
-    20      u32: 1 while who writes may take what others prefetched
+    20      u8: 1 while who writes may take what others prefetched
     24      u64: bytes put by all processes since one of them looked at the room left
     64      64 bytes, locked by those who wait and who is served, by their number modulo 64
     4096    WAKE_WORDS times u32, see wake.py
@@ -112,7 +112,7 @@ class Slots:
         served, drawn = _TURNS.unpack_from(self._memory, _TURNS_AT)
         if (served == drawn or self._repeats < _REPEATS) and self._try_lock(_WRITER):
             self._repeats += 1
-            _USED.pack_into(self._memory, _STEALING, 0)
+            self._memory[_STEALING] = 0
             return
         self._repeats = 0
         try:
@@ -126,7 +126,7 @@ class Slots:
                 if self._wait_briefly(_TURN + drawn % _TURN_BYTES):
                     self._unlock(_TURN + drawn % _TURN_BYTES)
             self._wait_for(_WRITER)
-            _USED.pack_into(self._memory, _STEALING, 0)
+            self._memory[_STEALING] = 0
         except BaseException:
             self._unlock(_COUNTER)
             self.end_writing()
@@ -244,12 +244,12 @@ class Slots:
     def begin_stealing(self) -> None:
         """For who writes, before it looks what others handed out: tell them that it may take the
         rest. Until the next write."""
-        _USED.pack_into(self._memory, _STEALING, 1)
+        self._memory[_STEALING] = 1
 
     def stealing(self) -> bool:
         """Whether somebody may be taking prefetched messages, and may not have seen the latest
         `hand_out`: it marks first and then looks, who hands out does the same."""
-        return bool(_USED.unpack_from(self._memory, _STEALING)[0])
+        return bool(self._memory[_STEALING])
 
     def set_waiting(self, index: int, waiting: bool) -> None:
         """Tell others that this consumer is blocked in a get."""

@@ -296,7 +296,9 @@ def _tiny_maps(flags: dict[str, bool]) -> None:
 def _allocate_only(tx: Tx, size: int) -> None:
     pages = tx.engine.live().info()["last_pgno"] + 1
     name = os.path.join(tx.engine.path, files.DATA)
-    room._allocate(name, pages * limits.PAGE_BYTES + size + KEPT_BYTES, 0)
+    least, now = pages * limits.PAGE_BYTES + size + KEPT_BYTES, os.stat(name).st_size
+    if now < least:
+        room._allocate(name, now, least, 0)
 
 
 def _open(original: Callable[..., Any], flags: dict[str, bool], *args: Any, **options: Any) -> Any:
