@@ -54,7 +54,9 @@ def _look(tx: Tx, size: int) -> None:
         if used + wanted > limit:
             why = f"of {limit} bytes, {engine.reserve} are kept for settling{blame(env)}"
             raise full(path, why)
-        if disk_full and used + wanted > file_bytes:
+        # Free pages inside are seldom in a row: while the end is short, many of them must be free.
+        short = file_bytes - high_water < engine.reserve // 2
+        if disk_full and used + wanted > (file_bytes // 2 if short else file_bytes):
             raise full(path, f"its disk has less than {wanted} bytes left{blame(env)}")
 
 
