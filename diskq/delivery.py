@@ -61,7 +61,7 @@ class Delivery(Settling):
             if self.clock.monotonic_ns() - looked_ns > nanoseconds(limits.LOOK_SECONDS):
                 self._reap()
         topic = self.topic = self.load_topic()
-        if topic.scheduled and not (self._unread() and is_low(self.tx)):
+        if self._may_promote():
             schedule.promote(self.log, topic)
         grants = self._grant_all(member, limit)
         if not grants and self.row.leased and self._reap():
@@ -349,7 +349,7 @@ class Delivery(Settling):
         waits = [limits.WAIT_SECONDS]
         if room and row.waiting and (due := held.next_due(self.tx, self.id)):
             waits.append((due[0] - self.clock.wall_ns()) / NS)
-        if room and self.topic.scheduled:
+        if room and self._may_promote():
             waits.append((schedule.next_due(self.tx, self.at.topic_id) - self.clock.wall_ns()) / NS)
         if row.leased and (first := next(self.leased(), None)):
             waits.append((first.deadline_ns - self.clock.monotonic_ns()) / NS)
@@ -357,19 +357,20 @@ class Delivery(Settling):
                 return 0
         return max(min(waits), 0)
 
+    def _may_promote(self) -> bool:
+        """Whether what falls due gets its offset now: not while room is low and other is unread."""
+        return bool(self.topic.scheduled) and not (self._unread() > 0 and is_low(self.tx))
+
     def _is_blocked(self) -> bool:
-        """Whether the next unread message of each lane would have to be parked, and there is no
-        room for that."""
+        """Whether the next unread message would have to be parked, and there is no room."""
         if not self.keyed or not is_tight(self.tx):
             return False
-        for lane, end in enumerate(self.topic.next):
-            if end > self.row.next[lane]:
-                first = self.row.offset(lane)
-                _, record, flags, _ = self.log.read_run(first, first + 1, self.topic)[0]
-                key = keys.hash_of(record, flags)
-                if key is None or keys.holder(self.tx, self.id, key) is None:
-                    return False
-        return True
+        lanes = range(len(self.topic.next) - 1, -1, -1)
+        lane = next(lane for lane in lanes if self.topic.next[lane] > self.row.next[lane])
+        first = self.row.offset(lane)
+        _, record, flags, _ = self.log.read_run(first, first + 1, self.topic)[0]
+        key = keys.hash_of(record, flags)
+        return key is not None and keys.holder(self.tx, self.id, key) is not None
 
     def _may_steal(self, member: Member) -> bool:
         others = (lease for lease in self.leased() if lease.owner != member.owner)

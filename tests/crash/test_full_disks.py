@@ -116,7 +116,7 @@ def test_on_a_full_disk_messages_that_must_move_hold_nobody_up(tmp_path, mounted
 
 
 def test_where_others_filled_the_disk_each_verb_works_or_changes_nothing(tmp_path, mounted):
-    runs = run("run_to_the_brim", *mounted, disk=str(tmp_path), seeds=seeds(6, 200))
+    runs = run("run_to_the_brim", *mounted, disk=str(tmp_path), seeds=seeds(8, 200))
     assert wrong(runs) == []
     assert any("ack: Full" in run["fulls"] or "get: Full" in run["fulls"] for run in runs)
 
