@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from .heartbeat import Heartbeat
 
 T = TypeVar("T")
-_ROUNDS = 100  # of a get that finds nothing though there seems to be something
 
 
 class Consumer:
@@ -121,7 +120,6 @@ class Consumer:
                 at.ack(done.lease, [done.offset])
             return at.take(self._member, max(limit, self._prefetch))
 
-        rounds = 0
         while True:
             self.check_open()
             seen = self._engine.slots.word(self.group.id)
@@ -133,12 +131,6 @@ class Consumer:
                 return messages
             if not self._wait(seen, until):
                 return []
-            rounds += 1
-            if rounds % _ROUNDS == 0:  # what there seems to be cannot be had, as on a full disk
-                if until is not None and time.monotonic() >= until:
-                    return []
-                slots = self._engine.slots
-                slots.wait(self.group.id, slots.word(self.group.id), limits.LOOK_SECONDS)
 
     def _messages(self, grants: Sequence[Grant], limit: int) -> list[Message]:
         found = [

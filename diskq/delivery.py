@@ -106,7 +106,7 @@ class Delivery(Settling):
                 run = leases.take_back(self.tx, self.id, row, lane, limit, alone)
                 if run is not None:
                     return self._take_returned(run)
-            if topic.next[lane] > row.next[lane]:
+            if topic.next[lane] > row.next[lane] and not (self.keyed and self._is_blocked(lane)):
                 return self._take_unread(lane, limit)
         return None
 
@@ -172,7 +172,6 @@ class Delivery(Settling):
                 if key is not None:
                     keys.take(self.tx, self.id, key, message.offset)
             elif is_tight(self.tx):  # nothing is parked now, so nothing passes it
-                self._passed += limits.MAX_COPIED_MESSAGES + 1
                 return admitted, passed
             else:
                 parked = HeldRow(message.record, message.flags, message.put_at_ns)
@@ -344,7 +343,8 @@ class Delivery(Settling):
             return limits.WAIT_SECONDS
         most = self.settings.max_in_flight
         room = most is None or row.leased < most
-        if room and (row.ready or (self._unread() > 0 and not self._is_blocked())):
+        unread = (lane for lane, end in enumerate(self.topic.next) if end > row.next[lane])
+        if room and (row.ready or not all(map(self._is_blocked, unread))):
             return 0
         waits = [limits.WAIT_SECONDS]
         if room and row.waiting and (due := held.next_due(self.tx, self.id)):
@@ -361,12 +361,10 @@ class Delivery(Settling):
         """Whether what falls due gets its offset now: not while room is low and other is unread."""
         return bool(self.topic.scheduled) and not (self._unread() > 0 and is_low(self.tx))
 
-    def _is_blocked(self) -> bool:
-        """Whether the next unread message would have to be parked, and there is no room."""
+    def _is_blocked(self, lane: int) -> bool:
+        """Whether the next unread message of a lane would be parked, and there is no room."""
         if not self.keyed or not is_tight(self.tx):
             return False
-        lanes = range(len(self.topic.next) - 1, -1, -1)
-        lane = next(lane for lane in lanes if self.topic.next[lane] > self.row.next[lane])
         first = self.row.offset(lane)
         _, record, flags, _ = self.log.read_run(first, first + 1, self.topic)[0]
         key = keys.hash_of(record, flags)

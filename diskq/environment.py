@@ -15,12 +15,8 @@ from . import errors, files, limits
 
 T = TypeVar("T")
 Database = Any  # py-lmdb's handle has no public type
-FAULTS = (
-    lmdb.Error,
-    struct.error,
-    UnicodeDecodeError,
-    IndexError,
-)  # what a damaged row raises, too
+# What LMDB raises, and what a damaged row does.
+FAULTS = (lmdb.Error, struct.error, UnicodeDecodeError, IndexError)
 _DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, *FAULTS[1:])
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)

@@ -1,4 +1,4 @@
-"""Who has a read transaction open, and how far behind it is. Imported on demand.
+"""Who uses a store, who has been reading for long, and what that keeps. Imported on demand.
 
 LMDB never uses a page again that a snapshot in use may need: the file grows while one stays open. A
 read of diskq is over in a moment, or renews itself; so what is found here is a process that was
@@ -7,6 +7,7 @@ stopped in the middle of one, a `verify` or `backup` of a large store, or anothe
 
 from __future__ import annotations
 
+import fcntl
 import os
 from typing import NamedTuple
 
@@ -25,6 +26,20 @@ class Reader(NamedTuple):
 
     pid: int
     lag: int
+
+
+def is_used(path: str) -> bool:
+    """Whether another process has the store at `path` open: LMDB holds a lock then. Not to be asked
+    by one that has it open itself, whose locks would end with this look."""
+    name = os.path.join(path, files.LOCK)
+    if not os.access(name, os.W_OK):
+        return False  # it is not there, or nobody can use it
+    with open(name, "r+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+        except OSError:
+            return True
+    return False
 
 
 def open_reads(env: lmdb.Environment) -> list[Reader]:

@@ -1,12 +1,8 @@
-"""Who uses a store that is salvaged: nobody now; and a group whose rows are damaged starts again.
-Imported on demand."""
+"""A group whose rows are damaged starts again; for salvage. Imported on demand."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-
-from . import admin, codec, errors, files, held, keys
+from . import admin, codec, held, keys
 from .clock import Clock
 from .codec import (
     DEAD,
@@ -58,19 +54,3 @@ def restart_group(source: Log, topic: TopicRow, group_id: int, group: GroupRow) 
             keys.take(tx, group_id, hashed, offset)
     row.skipped -= row.dead + row.waiting + row.parked
     tx.put(ID_KEY.pack(b"G", group_id), row.encode())
-
-
-def check_unused(path: str) -> None:
-    """Raises: Unsupported if a process has the store open; LMDB holds a lock then."""
-    from .registry import is_open
-
-    name = os.path.join(path, files.LOCK)
-    if is_open(path):
-        raise errors.Unsupported(f"store {path} is open in this process; close it first")
-    if not os.access(name, os.W_OK):
-        return  # nobody can use it
-    with open(name, "r+b") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
-        except OSError as error:
-            raise errors.Unsupported(f"store {path} is in use; end its users first") from error

@@ -77,15 +77,19 @@ def _allocate(name: str, size: int, least: int, spare: int) -> tuple[int, bool]:
     return size, True
 
 
+def is_low(tx: Tx) -> bool:
+    """Whether the disk has less than is kept for settling: then pages in a row may be rare."""
+    disk = os.statvfs(tx.engine.path)
+    return disk.f_bavail * disk.f_frsize < tx.engine.reserve
+
+
 def is_tight(tx: Tx) -> bool:
     """Whether less than half of what is kept for settling is left, and the disk has no more. That
     is for acks: no message is to be copied out of a log now."""
-    path, kept = tx.engine.path, tx.engine.reserve
-    disk = os.statvfs(path)
-    if disk.f_bavail * disk.f_frsize >= kept:
+    if not is_low(tx):
         return False
-    file_bytes = os.stat(os.path.join(path, files.DATA)).st_size
-    return used_bytes(tx) + kept // 2 > file_bytes
+    file_bytes = os.stat(os.path.join(tx.engine.path, files.DATA)).st_size
+    return used_bytes(tx) + tx.engine.reserve // 2 > file_bytes
 
 
 def used_bytes(tx: Tx) -> int:
@@ -96,9 +100,3 @@ def used_bytes(tx: Tx) -> int:
         stat = tx.lmdb.stat(env.open_db(name, tx.lmdb, create=False))
         pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
     return pages * limits.PAGE_BYTES
-
-
-def is_low(tx: Tx) -> bool:
-    """Whether the disk has less than is kept for settling: then pages in a row may be rare."""
-    disk = os.statvfs(tx.engine.path)
-    return disk.f_bavail * disk.f_frsize < tx.engine.reserve

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
@@ -41,7 +41,9 @@ from .environment import Database
 from .log import Log
 from .model import LANE_BITS, TopicSettings
 from .pages import Snapshot, snapshots
-from .restart import check_unused, restart_group
+from .readers import is_used
+from .registry import is_open
+from .restart import restart_group
 from .segment import LOG_KEY, PURGED, RICH, encode_segment, pack_run, purged_record
 
 Put: TypeAlias = tuple[Database, bytes, bytes]
@@ -80,7 +82,10 @@ def salvage(path: str | os.PathLike[str], to: str | os.PathLike[str]) -> Outcome
         raise errors.NotFound(f"there is no store at {source}; check the path")
     if files.is_store(target):
         raise errors.NotAStore(f"{target} exists; choose a new path for what is salvaged")
-    check_unused(source)
+    if is_open(source):
+        raise errors.Unsupported(f"store {source} is open in this process; close it first")
+    if is_used(source):
+        raise errors.Unsupported(f"store {source} is in use; end its users first")
     with open(os.path.join(source, files.DATA), "rb") as file, building(target) as place:
         outcome = _Salvage(*_choose(file.fileno()), place).run()
         like(source, place)
@@ -215,9 +220,7 @@ class _Salvage:
                     raise ValueError(f"the row of {config.name!r} does not add up")
                 names.add(check.name("topic", config.name))
                 self.topics[ID_KEY.unpack(key)[1]] = row
-        for key, value in self.state.items():
-            if key[:1] == b"N" and U32.unpack_from(value)[0] not in self.topics:
-                self.findings.append(f"the row of topic {key[1:].decode(errors='replace')} is lost")
+        self._miss(b"N", 1, self.topics)
 
     def _read_groups(self) -> None:
         """The groups, and in each lane how far back one of them still needs messages."""
@@ -228,10 +231,7 @@ class _Salvage:
                 check.name("group", config.name)
                 if config.topic_id in self.topics:
                     self.groups[ID_KEY.unpack(key)[1]] = row
-        for key, value in self.state.items():
-            if key[:1] == b"H" and U32.unpack_from(value)[0] not in self.groups:
-                name = key[ID_KEY.size :].decode(errors="replace")
-                self.findings.append(f"the row of group {name} is lost")
+        self._miss(b"H", ID_KEY.size, self.groups)
         for key, value in self._state_rows(b"L", TIME_KEY.size):
             with self._noting("a lease"):
                 lease = decode_lease(key, value)
@@ -240,6 +240,14 @@ class _Salvage:
         for group_id, group in self.groups.items():
             for lane in range(len(group.next)):
                 self._need(group_id, group.offset(lane))
+
+    def _miss(self, kind: bytes, name_at: int, there: Container[int]) -> None:
+        """Note the names whose topics or groups are not there."""
+        for key, value in self.state.items():
+            name = key[name_at:].decode(errors="replace")
+            with self._noting(f"the name {name!r}"):
+                if key[:1] == kind and U32.unpack(value)[0] not in there:
+                    raise LookupError("its row is lost")
 
     def _need(self, group_id: int, offset: int) -> None:
         if group_id in self.groups:

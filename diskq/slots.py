@@ -181,7 +181,7 @@ class Slots:
 
     def announce(self, topic: int, value: int) -> None:
         """Wake whoever watches the topic."""
-        if self._words.read(_word_of(topic)) >= _WATCHED:
+        if self.watched(topic):
             self._words.wake(_word_of(topic), value & ~(_WATCHED | _ROOM), ALL)
 
     def wait_for_topic(self, topic: int, seen: int, seconds: float) -> None:

@@ -43,6 +43,7 @@ from .limits import MIB
 from .log import Log
 from .model import LANE_BITS, Finding
 from .pages import check_pages
+from .readers import is_used
 from .segment import LOG_KEY, Segment, decode_record, head_of
 
 _LARGE_BYTES = 256 * MIB
@@ -84,7 +85,7 @@ def main(path: str) -> int:
 
     found = [Finding("store", problem) for problem in check_pages(path)]
     try:
-        if not found or _commits(path):  # then LMDB may map it
+        if not found or is_used(path):  # pages change meanwhile: it takes a snapshot to tell
             engine = Engine(path, readonly=False, clock=Clock(), suspect=True)
             found = check_store(engine)
             with suppress(_Undo):
@@ -403,14 +404,3 @@ def _compare(where: str, **counts: tuple[int, int]) -> Iterator[Finding]:
     for what, (counted, found) in counts.items():
         if counted != found:
             yield Finding(where, f"{what} counted {counted}, found {found}")
-
-
-def _commits(path: str) -> bool:
-    """Whether somebody uses the store: then pages change while they are looked at, and it takes a
-    snapshot to tell."""
-    with open(os.path.join(path, files.LOCK), "r+b") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
-        except OSError:
-            return True
-    return False

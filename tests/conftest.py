@@ -42,6 +42,14 @@ def store(open_store):
 
 
 @pytest.fixture
+def real_store(tmp_path):
+    """The same on the real clock, which other processes and threads share."""
+    with diskq.open(tmp_path / "real", durability="process") as store:
+        yield store
+        assert list(store.verify()) == []
+
+
+@pytest.fixture
 def topic(store):
     """An empty topic."""
     return store.topic("mail")

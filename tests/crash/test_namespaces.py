@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from namespace_roles import AS_NUMBER_1, AS_NUMBER_2, LIFE, NAMESPACE
-from processes.support import DEADLINE_SECONDS, Worker
+from processes.support import DEADLINE_SECONDS, Worker, worker_starter
 
 import diskq
 from diskq import Backoff
@@ -54,18 +54,7 @@ def path(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
         assert list(store.verify()) == []
 
 
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Start a worker, with options as keywords."""
-    workers: list[Worker] = []
-
-    def start(role: str, *prefix: str, **options: Any) -> Worker:
-        workers.append(Worker(role, *prefix, **options))
-        return workers[-1]
-
-    yield start
-    for worker in workers:
-        worker.clean_up()
+start = pytest.fixture(worker_starter, name="start")
 
 
 def change_everything(path: str) -> None:

@@ -75,9 +75,9 @@ def test_tokens_go_on_behind_those_of_the_damaged_store(built, copy, tmp_path):
     assert tokens[0] < tokens[1]
 
 
-def test_a_group_whose_rows_do_not_add_up_starts_again(built, copy, tmp_path):
-    with diskq.open(copy) as store:
-        group = store.topic("b").group("g")
+def break_the_row_of_the_group(path, topic):
+    with diskq.open(path) as store:
+        group = store.topic(topic).group("g")
 
         def break_it(tx):
             key = b"G" + struct.pack(">I", group.id)
@@ -87,6 +87,26 @@ def test_a_group_whose_rows_do_not_add_up_starts_again(built, copy, tmp_path):
 
         store.engine.commit(break_it)
         assert list(store.verify())
+
+
+def test_what_waited_or_was_parked_is_kept_when_its_group_starts_again(built, copy, tmp_path):
+    break_the_row_of_the_group(copy, "keyed")
+    outcome = salvage(copy, tmp_path / "new")
+    [topic] = [each for each in outcome.topics if each.topic == "keyed"]
+    assert topic.restarted == ("g",)
+    with diskq.open(tmp_path / "new") as store:
+        stats = store.topic("keyed").group("g").stats()
+        assert list(store.verify()) == []
+    assert stats.waiting > 0
+    assert stats.parked > 0
+    found = damaging.consume(tmp_path / "new")["keyed"]
+    assert set(found) >= set(built[1]["keyed"])
+    by_key = {number: [body for body in found if int(body) % 10 == number] for number in range(10)}
+    assert all(bodies == sorted(bodies, key=int) for bodies in by_key.values())
+
+
+def test_a_group_whose_rows_do_not_add_up_starts_again(built, copy, tmp_path):
+    break_the_row_of_the_group(copy, "b")
     outcome = salvage(copy, tmp_path / "new")
     [topic] = [each for each in outcome.topics if each.topic == "b"]
     assert topic.restarted == ("g",)

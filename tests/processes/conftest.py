@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import diskq
 
-from .support import Worker
+from .support import worker_starter
 
 
 @pytest.fixture
@@ -25,15 +24,4 @@ def path(tmp_path: Path) -> Iterator[str]:
         assert list(store.verify()) == []
 
 
-@pytest.fixture
-def start() -> Iterator[Callable[..., Worker]]:
-    """Start a worker in a role of roles.py, with options as keywords."""
-    workers: list[Worker] = []
-
-    def start(role: str, *prefix: str, **options: Any) -> Worker:
-        workers.append(Worker(role, *prefix, **options))
-        return workers[-1]
-
-    yield start
-    for worker in workers:
-        worker.clean_up()
+start = pytest.fixture(worker_starter, name="start")

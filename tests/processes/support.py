@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,20 @@ class Worker:
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
+
+
+def worker_starter() -> Iterator[Callable[..., Worker]]:
+    """For a fixture: start a worker in a role of roles.py, with options as keywords; none is left
+    behind."""
+    workers: list[Worker] = []
+
+    def start(role: str, *prefix: str, **options: Any) -> Worker:
+        workers.append(Worker(role, *prefix, **options))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.clean_up()
 
 
 def wait_until(true: Callable[[], object]) -> None:

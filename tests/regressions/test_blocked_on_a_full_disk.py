@@ -25,11 +25,8 @@ sys.stdin.readline()
 
 
 @pytest.fixture
-def store(tmp_path):
-    """A store on the real clock, which other processes share."""
-    with diskq.open(tmp_path / "store", durability="process") as store:
-        yield store
-        assert list(store.verify()) == []
+def store(real_store):
+    return real_store
 
 
 @pytest.fixture
@@ -115,3 +112,34 @@ def test_a_message_whose_holder_dies_is_delivered_again(group, fill_the_disk, mo
         with blocked_get(group, monkeypatch) as found:
             holder.kill()
     assert [(each.body, each.attempt) for each in found] == [(b"first", 2)]
+
+
+def test_behind_a_blocked_priority_the_others_are_delivered(store, fill_the_disk):
+    """The get looked at the highest priority only, and never ended, whatever its timeout."""
+    topic = store.topic("lanes", priorities=2)
+    group = topic.group("workers", ordering="key", lease_seconds=600)
+    holder, other = group.consumer(), group.consumer()
+    topic.put(b"holder", key="a", priority=1)
+    assert holder.get(timeout=0).body == b"holder"
+    topic.put(b"given back", key="b")
+    other.get(timeout=0).release()
+    topic.put(b"behind", key="a", priority=1)
+    topic.put(b"unread", key="c")
+    fill_the_disk()
+    found = [message.body for message in other.get_many(9, timeout=0)]
+    assert found == [b"given back", b"unread"]
+    assert other.get_many(1, timeout=0) == []
+
+
+def test_a_message_that_failed_is_given_back_where_it_cannot_be_copied(group, fill_the_disk):
+    """The handler's error went lost behind the Full of the nack."""
+    fill_the_disk()
+    with pytest.raises(ZeroDivisionError), group.consumer().get(timeout=0) as message:
+        raise ZeroDivisionError
+    with pytest.raises(diskq.AlreadySettled):
+        message.ack()
+    message = group.consumer().get(timeout=0)
+    assert message.attempt == 1
+    with pytest.raises(diskq.Full, match="kept for acks"):
+        message.nack()
+    message.ack()

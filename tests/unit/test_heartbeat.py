@@ -17,11 +17,8 @@ LEASE_SECONDS = 1.0
 
 
 @pytest.fixture
-def store(tmp_path):
-    """A store on the real clock."""
-    with diskq.open(tmp_path / "real", durability="process") as store:
-        yield store
-        assert list(store.verify()) == []
+def store(real_store):
+    return real_store
 
 
 @pytest.fixture
