@@ -9,9 +9,9 @@ from __future__ import annotations
 import queue
 
 __all__ = [
-    "AlreadySettled", "Closed", "ConfigConflict", "Corrupt", "DiskFailed", "DiskqError", "Empty",
-    "Full", "LeaseLost", "MessageTooLarge", "NotAStore", "NotFound", "ReadOnly", "Unsupported",
-    "WrongFormat", "WrongProcess",
+    "AlreadySettled", "Busy", "Closed", "ConfigConflict", "Corrupt", "DiskFailed", "DiskqError",
+    "Empty", "Full", "LeaseLost", "MessageTooLarge", "NotAStore", "NotFound", "ReadOnly",
+    "Reentered", "StoreMoved", "Unsupported", "WrongFormat", "WrongProcess",
 ]  # fmt: skip
 
 
@@ -46,6 +46,23 @@ class AlreadySettled(DiskqError):
     transaction. Settle each delivery once."""
 
     offset: int
+
+
+class Busy(DiskqError):
+    """Raised when others kept the store's write lock for as long as the call may wait; nothing was
+    changed, and a lease that was to be settled is kept. Call again, or end the process it names."""
+
+    pid: int
+
+
+class Reentered(DiskqError):
+    """Raised when a signal handler, a finalizer or a logging handler uses a store that its own
+    thread is using at that moment; nothing was changed. Only `close` may be called there."""
+
+
+class StoreMoved(DiskqError):
+    """Raised when the store's path holds another store, or none, since it was removed, moved or
+    restored; nothing was changed. Open the path again."""
 
 
 class Closed(DiskqError):
