@@ -8,11 +8,9 @@ import sys
 import lmdb
 
 from . import apart, errors, files
-from .codec import META_KEY, Meta
+from .codec import COPY, META_KEY, Meta
 from .creation import COPIED, building, later, like, write_meta
 from .environment import adopting, open_environment, read_row, translate
-
-COPY = b"\xff" * 16  # a boot that never was: whoever opens the copy voids the leases in it
 
 
 def copy_store(source: str, path: str) -> None:

@@ -247,26 +247,24 @@ def _erase(tx: Tx, prefix: bytes, database: Database = None) -> bool:
     return bool(keys)
 
 
-def note_boot(tx: Tx) -> None:
-    """Void all leases if the machine was started anew; nobody is charged for that. Where nothing is
-    flushed, tokens may have been given out that the store does not know of: go on behind them."""
+def note_boot(tx: Tx, boot_id: bytes) -> None:
+    """Void all leases, since the machine was started anew; nobody is charged for that. Where nothing
+    is flushed, tokens may have been given out that the store does not know of: go on behind them."""
     meta = admin.load_meta(tx)
-    boot_id = tx.engine.clock.boot_id()
-    if meta.boot_id != boot_id:
-        meta.boot_id = boot_id
-        if codec.DURABILITIES[meta.durability] == "process":
-            from .creation import FORGOTTEN, later
+    known, meta.boot_id = any(meta.boot_id), boot_id
+    if known and codec.DURABILITIES[meta.durability] == "process":
+        from .creation import FORGOTTEN, later
 
-            meta.commit_base += later(tx.commit_id, FORGOTTEN) - tx.commit_id
-        admin.store_meta(tx, meta)
-        for key, value in list(tx.scan(b"G")):
-            row = codec.GroupRow(value)
-            config = decode_group(row.config)
-            at = Place(config.topic_id, "", ID_KEY.unpack(key)[1], config.name, None)
-            group = Settling(tx, at, row)
-            group.release_owned(None)
-            group.store()
-    tx.after.append(lambda: setattr(tx.engine, "meta", meta))
+        meta.commit_base += later(tx.commit_id, FORGOTTEN) - tx.commit_id
+    admin.store_meta(tx, meta)
+    tx.at_commit(tx.engine, "meta", meta)
+    for key, value in list(tx.scan(b"G")) if known else ():
+        row = codec.GroupRow(value)
+        config = decode_group(row.config)
+        at = Place(config.topic_id, "", ID_KEY.unpack(key)[1], config.name, None)
+        group = Settling(tx, at, row)
+        group.release_owned(None)
+        group.store()
 
 
 def _deleted(kind: int, number: int) -> bytes:

@@ -76,6 +76,7 @@ def pack(self): return layout.pack({numbers})"""
 
 
 DURABILITIES = ("commit", "relaxed", "process")
+COPY = b"\xff" * 16  # a boot that never was: whoever opens a copy voids the leases in it
 
 
 class Meta(Row, layout=">HB16s16sQQQII"):

@@ -48,7 +48,8 @@ class Consumer:
         self._generation = self._engine.generation
         self.place = group.place
         owner = int.from_bytes(os.urandom(8), "big") | 1
-        slot = self._engine.slots.take(owner, group.id, name)
+        until = time.monotonic() + group.topic.store.busy_seconds
+        slot = self._engine.slots.take(owner, group.id, name, until)
         self._member = Member(owner, slot, prefetch > 1)
         self._prefetch = prefetch
         self._fetched: deque[Message] = deque()

@@ -8,24 +8,31 @@ loop belongs into one: LMDB's write lock has no timeout and everybody waits for 
 What LMDB wants (lmdb.h, "Caveats"), and where it is met:
 
 - one environment per directory and process: registry.py shares them;
-- a write transaction stays on its thread: `commit` begins and ends it under `_writer`;
-- no environment crosses a fork: registry.py takes both locks, the child opens anew on first use;
-- no transaction is open while the map is resized: both locks are held.
+- a write transaction stays on its thread: whoever leads begins and ends it, see door.py;
+- no environment crosses a fork: registry.py waits until no transaction is open, the child opens anew
+  on first use; a child that was forked in C is noticed by its pid;
+- no transaction is open while the map is resized: the leader also has the reader's lock;
+- nobody closes a descriptor of its lock file: programs do, so what that drops is held twice.
 """
 
 from __future__ import annotations
 
+import operator
 import os
-import threading
+import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import lmdb
 
-from . import errors, files, limits
+from . import errors, files, guard, limits, locks
 from .clock import Clock
 from .codec import DURABILITIES, FORMAT_VERSION, META_KEY, Meta, format_version
+from .door import Call, Door
 from .environment import (
     FAULTS,
     Database,
@@ -41,6 +48,20 @@ from .slots import Slots
 
 T = TypeVar("T")
 TOKEN_BITS = 24  # of a token that number the deliveries of one commit
+_LONG_READ_NS = 10_000_000  # a read that took longer is checked, see `_was_kept`
+_HERE = str(Path(__file__).parent)
+_OF_OPERATIONS = (
+    *(errors.DiskqError, ValueError, TypeError, LookupError, OSError),
+    *(struct.error, lmdb.Error),
+)
+
+
+class _LogIsClosed(Exception):
+    """An operation needs a log that is not open yet: open it, and run the operation again."""
+
+    def __init__(self, topic_id: int) -> None:
+        super().__init__(topic_id)
+        self.topic_id = topic_id
 
 
 class Tx:
@@ -56,7 +77,10 @@ class Tx:
         self.tokens = self.commit_id << TOKEN_BITS  # the next one
         self.wakes: dict[int, int] = {}
         self.announced: set[int] = set()  # topics that got messages, or room: wake who watches
-        self.after: list[Callable[[], None]] = []  # to be called once this is committed
+        # What is true in memory once this is committed: functions of C that return nothing, so
+        # that they happen with the commit whatever is raised; see `at_commit`.
+        self.marks: list[Callable[[], object]] = []
+        self.after: list[Callable[[], None]] = []  # to be called soon after, if nothing prevents it
 
     def scan(
         self, prefix: bytes, start: bytes = b"", database: Database = None
@@ -84,20 +108,15 @@ class Tx:
         """After the commit, wake up to `count` consumers blocked on the group."""
         self.wakes[group] = self.wakes.get(group, 0) + count
 
+    def log(self, topic_id: int) -> Database:
+        """The log database of a topic: its own, or behind the first topics a shared one. None if it
+        is not there, in a read transaction. In a write transaction it is made if need be."""
+        database = self.engine.logs.get(topic_id)
+        return self.engine.open_log(self, topic_id) if database is None else database
 
-class _Pending:
-    """An operation on its way through a shared commit. Its thread waits at the gate, which opens
-    once it is done, or is the first in the queue and has to commit for all."""
-
-    __slots__ = ("done", "error", "gate", "operation", "result")
-
-    def __init__(self, operation: Callable[[Tx], Any]) -> None:
-        self.operation = operation
-        self.gate = threading.Lock()
-        self.gate.acquire()
-        self.done = False
-        self.error: Exception | None = None
-        self.result: Any = None
+    def at_commit(self, target: object, name: str, value: object) -> None:
+        """Set an attribute in the moment in which this is committed, if it is."""
+        self.marks.append(partial(setattr, target, name, value))
 
 
 class Engine:
@@ -107,181 +126,257 @@ class Engine:
     held: Database
     schedule: Database
     dedup: Database
+    main: Database
     meta: Meta
     slots: Slots
 
-    def __init__(self, path: str, *, readonly: bool, clock: Clock, suspect: bool = False) -> None:
+    def __init__(
+        self, path: str, identity: tuple[int, int], *, readonly: bool, clock: Clock
+    ) -> None:
         self.path = path
+        self.identity = identity  # of the data file
         self.readonly = readonly
         self.clock = clock
-        self.users = 0
-        self.generation = 0  # counts forks: what was made before one belongs to another process
+        self.users: set[object] = set()
+        self._data = os.path.join(path, files.DATA)
         self._env: lmdb.Environment | None = None
-        self._inherited: lmdb.Environment | None = None
-        self._failed: errors.DiskqError | None = None
+        self.members: Slots | None = None  # who is alive, if that can be told
+        self._failed = ""
+        self._closing = False
+        self._crossed = False  # a fork did, while a transaction was open
+        self._forks = 0
         self._reset()
-        if not suspect:
-            files.check_data(path)
-            if os.path.exists(os.path.join(path, files.BOOT)):
-                from .verify import check_boot
-
-                check_boot(path, clock.boot_id())
-        self._open()
-        boot = os.path.join(path, files.BOOT)
-        if DURABILITIES[self.meta.durability] == "process" and not (
-            suspect or os.path.exists(boot)
-        ):
-            self.close()
-            raise errors.Corrupt(
-                f"{boot} is missing, and nobody knows whether the power failed; make an empty file"
-                " of this name, and the store is checked when it is opened"
-            )
 
     def _reset(self) -> None:
-        self._writer = threading.Lock()
-        self._reader = threading.Lock()
-        self._opening = threading.Lock()
-        self._queue_lock = threading.Lock()
-        self._queue: list[_Pending] = []  # the first one's thread commits for all
-        self._logs: dict[int, Database] = {}
+        self._pid = os.getpid()
+        self._door = Door(self._transact, self._let_go)
+        self._reader = guard.new_lock()
+        self._opening = guard.new_lock()
+        self._opened: lmdb.Environment | None = None  # as soon as it is, before it can be used
+        self._inherited: lmdb.Environment | None = None  # from the parent
+        self._lock_file = -1
+        self._txn: lmdb.Transaction[bytes] | None = None  # of who leads
+        self._snapshot: lmdb.Transaction[bytes] | None = None  # of who reads
+        self._in_lmdb = [False, False]  # writing, reading: a fork must not cross it
+        self.logs: dict[int, Database] = {}
         self.segments: dict[
             int, tuple[int, Segment]
         ] = {}  # by topic, the one read last; see log.py
         self.looked_ns: dict[int, int] = {}  # by group, when it was looked for dead consumers
 
+    @property
+    def generation(self) -> int:
+        """How often this process is a fork of the one that opened the store: what was made before
+        belongs to another process."""
+        if os.getpid() != self._pid:
+            self.after_fork_in_child()
+        return self._forks
+
     # The two doors
 
-    def commit(self, operation: Callable[[Tx], T]) -> T:
+    def commit(
+        self,
+        operation: Callable[[Tx], T],
+        until: float | None = None,
+        busy_seconds: float = limits.BUSY_SECONDS,
+    ) -> T:
         """Run `operation` in a write transaction; durable as the store says when this returns.
 
         Threads that arrive while another one commits share the next commit. If an operation of a
-        shared commit raises, all of them are run again, each in a commit of its own.
-        """
-        pending = _Pending(operation)
-        with self._queue_lock:
-            self._queue.append(pending)
-            leading = self._queue[0] is pending
-        try:
-            if not leading:
-                pending.gate.acquire()
-                leading = not pending.done
-            if leading:
-                with self._writer:
-                    self._commit_batch(self._queue[: limits.MAX_SHARED_COMMIT])
-        finally:
-            if leading or not pending.done:
-                self._leave(pending)
-        if pending.error is not None:
-            raise pending.error
-        return pending.result  # type: ignore[no-any-return]
+        shared commit raises, it is undone for all, and the others are run again without that one.
+        Waits for others until a time of `time.monotonic()`, by default for `busy_seconds`.
 
-    def _leave(self, pending: _Pending) -> None:
-        """Take an operation out of the queue, done or interrupted. The first one lets go of all
-        that were done with it, and then the next one is the first."""
-        with self._queue_lock:
-            if not self._queue or self._queue[0] is not pending:
-                if pending in self._queue:
-                    self._queue.remove(pending)
-                return
-            done = [other for other in self._queue if other.done and other is not pending]
-            self._queue = [other for other in self._queue if not other.done]
-            if self._queue and self._queue[0] is pending:
-                del self._queue[0]
-            for other in done + self._queue[:1]:
-                other.gate.release()
+        Raises: Busy, Reentered, StoreMoved, Closed, ReadOnly, DiskFailed, Full; nothing was changed.
+        """
+        if os.getpid() != self._pid:
+            self.after_fork_in_child()
+        try:
+            result: T = self._door.enter(operation, until, busy_seconds)
+            return result
+        finally:
+            if self._closing:
+                self.close()
 
     def read(self, operation: Callable[[Tx], T]) -> T:
-        """Run `operation` in a read transaction: one consistent snapshot, nobody is held up.
+        """Run `operation` in a read transaction: one consistent snapshot, nobody is held up, and no
+        writer is waited for.
 
         One at a time per process, and brief: a long one keeps freed pages from being reused.
+
+        Raises: Reentered, StoreMoved, Closed, Corrupt.
         """
-        with self._reader:
-            for _ in range(8):
-                env = self.live()
-                try:
-                    with env.begin(self.state) as txn:
-                        return operation(Tx(self, txn))
-                except lmdb.MapResizedError:
-                    env.set_mapsize(0)
-                except lmdb.ReadersFullError:
-                    env.reader_check()
-                except FAULTS as error:
-                    raise translate(error, self.path) from error
+        if os.getpid() != self._pid:
+            self.after_fork_in_child()
+        reader = self._reader
+        if reader._is_owned():
+            raise guard.reentered()
+        try:
+            with reader:
+                return self._read(operation)
+        finally:
+            if reader._is_owned():  # only a tracer can raise before the end of `with`
+                self._end_snapshot()
+                reader.release()
+            if self._closing:
+                self.close()
+
+    def _read(self, operation: Callable[[Tx], T]) -> T:
+        for _ in range(8):
+            env = self.live()
+            self.check_place()
+            began_ns = time.monotonic_ns()
+            try:
+                self._in_lmdb[1] = True
+                self._keep_reading()
+                self._snapshot = env.begin(self.state)
+                result = operation(Tx(self, self._snapshot))
+                if time.monotonic_ns() - began_ns < _LONG_READ_NS or self._was_kept(env):
+                    return result
+            except lmdb.MapResizedError:
+                self._end_snapshot()
+                env.set_mapsize(0)
+            except lmdb.ReadersFullError:
+                env.reader_check()
+            except FAULTS as error:
+                raise translate(error, self.path) from error
+            finally:
+                self._end_snapshot()
         raise errors.Unsupported(f"store {self.path} has {limits.MAX_READERS} readers, its limit")
 
-    def _commit_batch(self, batch: list[_Pending]) -> None:
-        try:
-            self._transact(batch)
-        except Exception as error:
-            if len(batch) == 1:
-                batch[0].error = error
-                batch[0].done = True
-                return
-            for pending in batch:
-                self._commit_batch([pending])
+    def _keep_reading(self) -> None:
+        """LMDB takes the lock by which others see that its reader lives only once, and any close of
+        the lock file in this process drops it."""
+        if self._lock_file >= 0:
+            locks.lock_for_process(self._lock_file, self._pid)
 
-    def _transact(self, batch: list[_Pending]) -> None:
+    def _was_kept(self, env: lmdb.Environment) -> bool:
+        """Whether the snapshot is still protected: without the lock, another process may have taken
+        it for a dead one's, and what it saw may have been used again."""
+        assert self._snapshot is not None
+        txn_id = str(self._snapshot.id())
+        rows = (line.split() for line in env.readers().splitlines()[1:])
+        return any(row[0] == str(self._pid) and row[-1] == txn_id for row in rows)
+
+    def _end_snapshot(self) -> None:
+        snapshot = self._snapshot
+        if snapshot is not None:
+            snapshot.abort()
+            self._snapshot = None
+        self._in_lmdb[1] = False
+
+    def check_place(self) -> None:
+        """Raise StoreMoved unless the path still has the data file that is open here."""
+        try:
+            status = os.stat(self._data)
+        except FileNotFoundError:
+            status = None
+        except OSError as error:
+            raise translate(error, self.path) from error
+        if status is None or (status.st_dev, status.st_ino) != self.identity:
+            what = "is not there any more" if status is None else "is another file now"
+            raise errors.StoreMoved(
+                f"{self._data} {what}: the store was removed, moved or restored while it was open;"
+                " nothing was changed, close this store and open the path again"
+            )
+
+    # Committing, as who leads
+
+    def _transact(self, calls: list[Call]) -> None:
         """All operations in one transaction, in order, or none."""
-        if self._failed is not None:
-            raise self._failed
         if self.readonly:
             raise errors.ReadOnly(f"store {self.path} is open read-only; open it for writing")
+        env = self.live()
         for _ in range(64):
-            env = self.live()
-            self.slots.begin_writing()
+            self.slots.turns.take(calls[0], self._check_usable)
             try:
-                tx = self._run(env, batch)
+                self._check_usable()
+                self.check_place()
+                self.slots.end_stealing()
+                tx = self._run(env, calls)
                 break
+            except _LogIsClosed as missing:
+                self.logs[missing.topic_id] = self._open(env, _log_name(missing.topic_id))[0]
             except lmdb.MapResizedError:
                 self._resize(env, 0)
             except lmdb.MapFullError as error:
                 if not self._grow(env):
                     raise full(self.path, "its memory map cannot grow") from error
             except FAULTS as error:
-                translated = translate(error, self.path)
-                if isinstance(translated, errors.DiskFailed):
-                    self._failed = translated
-                raise translated from error
+                raise self._note_failure(error) from error
             finally:
-                self.slots.end_writing()
+                self._door.leave()
         else:
             raise full(self.path, "its memory map was filled as fast as it grew")
-        if tx.wakes or tx.announced or tx.after:
+        if tx is not None and (tx.wakes or tx.announced or tx.after):
             self._tell(tx)
 
-    def _tell(self, tx: Tx) -> None:
-        for group, count in tx.wakes.items():
-            self.slots.wake(group, tx.commit_id, count)
-        for topic in tx.announced:
-            self.slots.announce(topic, tx.commit_id)
-        for call in tx.after:
-            call()
-
-    def _run(self, env: lmdb.Environment, batch: list[_Pending]) -> Tx:
-        txn = env.begin(self.state, write=True)
-        txn_id = txn.id()
+    def _run(self, env: lmdb.Environment, calls: list[Call]) -> Tx | None:
+        """Run and commit; None if an operation of another thread failed, and nothing was done."""
+        txn, pending = None, [True]
         try:
+            self._in_lmdb[0] = True
+            txn = self._txn = env.begin(self.state, write=True)
             tx = Tx(self, txn)
-            for pending in batch:
-                pending.result = pending.operation(tx)
-            txn.commit()
-        except BaseException:
-            if env.info()["last_txnid"] >= txn_id:  # the interrupt came behind the commit
-                _mark_done(batch)
+            if not _run_all(calls, tx):
+                return None
+            for call in calls:
+                call.pending = pending
+            # One call of C: what is committed is done, whatever is raised around it.
+            any(map(operator.call, (txn.commit, pending.clear, *tx.marks)))
+            return tx
+        finally:
+            if txn is not None:
+                txn.abort()  # nothing if it is committed
+            self._txn = None
+            self._in_lmdb[0] = False
+            if pending:
+                self.segments.clear()  # it may have read what is not there now
+
+    def _let_go(self) -> None:
+        """End what a leader has: its transaction, its turn, the lead."""
+        txn = self._txn
+        if txn is not None:
+            txn.abort()
+            self._txn = None
+            self.segments.clear()
+        self._in_lmdb[0] = False
+        self._door.leave()
+        if self._door.lead._is_owned():
+            self._door.lead.release()
+        if self._env is not None and not self.readonly:
+            self.slots.turns.wake_next()
+
+    def _check_usable(self) -> None:
+        if self._failed:
+            raise errors.DiskFailed(self._failed)
+        if self._closing:
+            raise errors.Closed(f"store {self.path} is closed; open it again")
+
+    def _note_failure(self, error: Exception) -> errors.DiskqError:
+        translated = translate(error, self.path)
+        if isinstance(translated, errors.DiskFailed):
+            self._failed = str(translated)
+        return translated
+
+    def _tell(self, tx: Tx) -> None:
+        """Wake whoever waits for what is committed. It is done: nothing here may look as if not, and
+        who is not woken looks again by itself."""
+        try:
+            for group, count in tx.wakes.items():
+                self.slots.wake(group, tx.commit_id, count)
+            for topic in tx.announced:
+                self.slots.announce(topic, tx.commit_id)
+            for call in tx.after:
+                call()
+        except OSError as error:
+            if error.errno is None:  # not the system's word, but a handler's TimeoutError
                 raise
-            with suppress(lmdb.Error):
-                txn.abort()
-            self.segments.clear()  # it may have read what is not there now
-            raise
-        _mark_done(batch)
-        return tx
 
     # Room
 
     def look(self, look: Callable[[lmdb.Environment], T]) -> T:
         """What the environment says of itself; for numbers."""
-        with self._reader:
-            return look(self.live())
+        return guard.run_alone(self._reader, lambda: look(self.live()))
 
     def _grow(self, env: lmdb.Environment) -> bool:
         """Let the map grow; False if it cannot. Another process may have grown it already."""
@@ -293,68 +388,133 @@ class Engine:
         return env.info()["map_size"] != before
 
     def _resize(self, env: lmdb.Environment, size: int) -> None:
-        with self._reader:
-            env.set_mapsize(size)
+        guard.run_alone(self._reader, lambda: env.set_mapsize(size))
 
     # Databases
 
     def log(self, topic_id: int) -> Database:
-        """The log database of a topic: its own, or behind the first topics a shared one. None if
-        it is not there and the store is read-only. Not to be called inside of an operation."""
-        database = self._logs.get(topic_id)
-        if database is None:
-            name = b"log.%d" % topic_id if topic_id < limits.MAX_LOG_DATABASES else b"log"
-            with self._writer, self._reader:
-                database = self._logs[topic_id] = self._open_databases(self.live(), name)[0]
-        return database
+        """As `Tx.log`, for use outside of a transaction; not to be called inside of an operation."""
+        if topic_id not in self.logs:
+            if self.readonly:
+                return guard.run_alone(
+                    self._reader, lambda: self._open(self.live(), _log_name(topic_id))[0]
+                )
+            self.commit(lambda tx: tx.log(topic_id))
+        return self.logs[topic_id]
 
-    def _open_databases(self, env: lmdb.Environment, *names: bytes) -> list[Database]:
-        if not self.readonly:
-            self.slots.begin_writing()
+    def open_log(self, tx: Tx, topic_id: int) -> Database:
+        """For Tx: a log that is not open. A read transaction opens it for itself only."""
+        if tx.lmdb is not self._snapshot:
+            raise _LogIsClosed(topic_id)
         try:
-            create = not self.readonly
-            return adopting(env, lambda: open_databases(env, *names, create=create))
-        except lmdb.Error as error:
-            raise translate(error, self.path) from error
-        finally:
-            if not self.readonly:
-                self.slots.end_writing()
+            return self.live().open_db(_log_name(topic_id), tx.lmdb, create=False)
+        except (lmdb.NotFoundError, lmdb.ReadonlyError):
+            return None
+
+    def _open(self, env: lmdb.Environment, *names: bytes) -> list[Database]:
+        """Open databases, as who leads, and while nobody reads: a handle that is opened in a
+        transaction has a number that another transaction may give to another one."""
+        return guard.run_alone(
+            self._reader, lambda: open_databases(env, *names, create=not self.readonly)
+        )
 
     # Opening, closing, forking
 
-    def _open(self) -> None:
-        """Open the environment as the durability inside of it wants: modes must not be mixed."""
-        if not self.readonly:
-            self.slots = Slots(os.path.join(self.path, files.SLOTS))
+    def open(self, until: float, *, suspect: bool = False) -> None:
+        """Open the environment as the durability inside of it wants: modes must not be mixed.
+        `suspect`: whatever may be wrong with it.
+
+        Raises: NotAStore, Corrupt, WrongFormat, Unsupported, StoreMoved, Busy, Full; then nothing is
+        open, and nothing was changed.
+        """
         try:
-            self._env = self._open_as("commit")
-        except BaseException:
-            if not self.readonly:
-                self.slots.close()
+            if not suspect:
+                files.check_data(self.path)
+            self._open_slots()
+            if not suspect:
+                self._check_boot()
+            guard.surely(lambda: self._open_environment(until), self._end_opening)
+            self.check_place()
+        except BaseException as error:
+            guard.surely(int, self._end)
+            if isinstance(error, (*FAULTS, OSError)):
+                raise translate(error, self.path) from error
             raise
+
+    def _open_slots(self) -> None:
+        if not self.readonly:
+            self.slots = self.members = Slots(os.path.join(self.path, files.SLOTS))
+            self._door.leave = self.slots.turns.leave
+            return
+        with suppress(OSError, ValueError):  # nobody wrote yet, or may tell
+            self.members = Slots(os.path.join(self.path, files.SLOTS), readonly=True)
+
+    def _check_boot(self) -> None:
+        """A store whose commits are not flushed is checked by who opens it first after a boot."""
+        boot = os.path.join(self.path, files.BOOT)
+        if os.path.exists(boot) and not self.used_elsewhere():
+            boot_id = self.clock.boot_id()
+            if any(boot_id):  # else nobody can tell whether there was a boot
+                from .verify import check_boot
+
+                check_boot(self.path, boot_id)
+
+    def used_elsewhere(self) -> bool:
+        """Whether somebody else has the store open for writing, so that the machine was not started
+        since that one opened it."""
+        return self.members is not None and self.members.used_elsewhere()
+
+    def _open_environment(self, until: float) -> None:
+        if not self.readonly:
+            self.slots.begin_opening(until)
+        env = self._open_as("commit", until)
         durability = DURABILITIES[self.meta.durability]
-        if durability != "commit" or f" {os.getpid()} " in self._env.readers():
-            self._env.close()  # with the rows that a dead process of this pid left among readers
-            self._env = self._open_as(durability)
+        if durability != "commit" or f" {os.getpid()} " in env.readers():
+            env.close()  # with the rows that a dead process of this pid left among readers
+            env = self._open_as(durability, until)
+        if durability == "process" and not os.path.exists(os.path.join(self.path, files.BOOT)):
+            raise errors.Corrupt(
+                f"{self.path}/{files.BOOT} is missing, and nobody knows whether the power failed; make"
+                " an empty file of this name, and the store is checked when it is opened"
+            )
         if not self.readonly and self.meta.next_group + self.meta.next_topic >= limits.WAKE_WORDS:
             self.slots.share_words()
         self.reserve = limits.MIN_RESERVE_BYTES  # bytes kept for settling; see room.py
         self.looked = False  # at the room: the first put does
+        self._env = env
 
-    def _open_as(self, durability: str) -> lmdb.Environment:
-        env = open_environment(self.path, durability, readonly=self.readonly)
-        try:
-            env.reader_check()
-            self._check_meta(adopting(env, lambda: read_row(env, b"state", META_KEY)))
-            names = b"state", b"held", b"schedule", b"dedup"
-            self.state, self.held, self.schedule, self.dedup = self._open_databases(env, *names)
-        except FAULTS as error:
-            env.close()
-            raise translate(error, self.path) from error
-        except BaseException:
-            env.close()
-            raise
+    def _open_as(self, durability: str, until: float) -> lmdb.Environment:
+        env = self._opened = open_environment(self.path, durability, readonly=self.readonly)
+        self._hold_lock_file(until)
+        self._keep_reading()
+        env.reader_check()
+        self._check_meta(adopting(env, lambda: read_row(env, b"state", META_KEY)))
+        self.main = env.open_db(None)
+        names = b"state", b"held", b"schedule", b"dedup"
+        create = not self.readonly
+        if create:
+            self.slots.turns.take(Call(bool, until, 0), bool)
+        found = guard.surely(
+            lambda: adopting(env, lambda: open_databases(env, *names, create=create)),
+            self._door.leave,
+        )
+        self.state, self.held, self.schedule, self.dedup = found
         return env
+
+    def _hold_lock_file(self, until: float) -> None:
+        """LMDB makes its lock file anew unless somebody locks its first byte; its own lock of it goes
+        with any close of the file in this process. Not before LMDB opened it: it would fail."""
+        if self._lock_file < 0:
+            name = os.path.join(self.path, files.LOCK)
+            self._lock_file = os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            while not locks.try_lock(self._lock_file, 0, shared=True):
+                if time.monotonic() > until:
+                    raise errors.Busy(f"store {self.path} is being opened by another program", pid=0)
+                time.sleep(0.001)
+
+    def _end_opening(self) -> None:
+        if self.members is not None and not self.readonly:
+            self.slots.end_opening()
 
     def _check_meta(self, row: bytes | None) -> None:
         if row is None:
@@ -369,55 +529,115 @@ class Engine:
             )
         self.meta = Meta(row)
 
-    def live(self) -> lmdb.Environment:
-        """The environment, opened anew in a forked child; for who holds one of the locks."""
-        if self._env is None:
-            with self._opening:
-                if self._env is None:
-                    self._reopen()
-        return self._env  # type: ignore[return-value]
+    @property
+    def is_open(self) -> bool:
+        """Whether it was opened, in this process or in its parent, and not closed."""
+        return not self._closing and (self._env is not None or self._forks > 0)
 
-    def _reopen(self) -> None:
-        if self._inherited is None:
-            raise errors.Closed(f"store {self.path} is closed; open it again")
-        if not self.readonly:
-            self.slots.close()
-        self._inherited.close()
-        self._inherited = None
-        self._open()
+    def live(self) -> lmdb.Environment:
+        """The environment, opened anew in a forked child; for who leads or reads."""
+        env = self._env
+        return self._reopen() if env is None else env
+
+    def _reopen(self) -> lmdb.Environment:
+        def reopen() -> lmdb.Environment:
+            if self._env is None:
+                if not self.is_open:
+                    raise errors.Closed(f"store {self.path} is closed; open it again")
+                if self._crossed:
+                    raise errors.Unsupported(
+                        f"this process was forked while a thread of its parent was using {self.path},"
+                        " in C or inside of that thread; nothing was changed: fork with os.fork or"
+                        " multiprocessing, or open the store after the fork"
+                    )
+                self._end()  # closes the parent's environment
+                self.open(time.monotonic() + limits.BUSY_SECONDS)
+                self.join()
+            assert self._env is not None
+            return self._env
+
+        return guard.run_alone(self._opening, reopen)
+
+    def join(self) -> None:
+        """Show others that somebody uses the store, once it is known to be sound."""
+        if self.members is not None:
+            self.members.join()
 
     def close(self) -> None:
-        """Close the environment; whoever still uses it gets Closed."""
-        with self._writer, self._reader:
-            env = self._env or self._inherited
-            if self._env is not None and not self.readonly:
-                self.slots.close()
-            self._env = self._inherited = None
-            if env is not None:
+        """Close the environment; whoever still uses it gets Closed. Inside of another call of this
+        thread that happens when that one ends."""
+        self._closing = True
+        locks_of_mine = self._door.lead, self._reader
+        if any(lock._is_owned() for lock in locks_of_mine):
+            return
+        end = partial(guard.surely, int, self._end)
+        guard.run_alone(self._door.lead, lambda: guard.run_alone(self._reader, end))
+
+    def _end(self) -> None:
+        """Let go of all that is open; may be called again."""
+        for env in (self._opened, self._inherited):
+            if env is not None and not self._crossed:
                 env.close()
+        self._env = self._opened = self._inherited = None
+        self._drop_files()
+
+    def _drop_files(self) -> None:
+        file, self._lock_file = self._lock_file, -1
+        if file >= 0:
+            os.close(file)
+        members, self.members = self.members, None
+        if members is not None:
+            members.close()
+        self._door.leave = int
 
     def abandon(self, slot: int) -> None:
         """Let the consumer of this slot count as dead: it was not closed, but forgotten."""
         if self._env is not None and not self.readonly:
             self.slots.release(slot, clean=False)
 
-    def before_fork(self) -> None:
-        """Let no transaction of another thread cross the fork."""
-        self._writer.acquire()
-        self._reader.acquire()
-
-    def after_fork_in_parent(self) -> None:
-        """Go on."""
-        self._reader.release()
-        self._writer.release()
+    def locks(self) -> list[Any]:
+        """Who has all of these has no transaction of another thread beside it."""
+        return [self._door.lead, self._reader, self._opening]
 
     def after_fork_in_child(self) -> None:
         """Keep the parent's environment only to close it before the own one is opened."""
-        self._inherited, self._env = self._env or self._inherited, None
-        self.generation += 1
+        if self._pid == os.getpid():
+            return
+        crossed, env = self._crossed or any(self._in_lmdb), self._env or self._inherited
+        self._drop_files()
         self._reset()
+        self._env, self._inherited, self._crossed = None, env, crossed
+        self._forks += 1
 
 
-def _mark_done(batch: list[_Pending]) -> None:
-    for pending in batch:
-        pending.done = True
+def _log_name(topic_id: int) -> bytes:
+    return b"log.%d" % topic_id if topic_id < limits.MAX_LOG_DATABASES else b"log"
+
+
+def _run_all(calls: list[Call], tx: Tx) -> bool:
+    """Run the operations in a transaction. False if one failed that is not the first call's: it is
+    marked, to be run by its own thread, and the transaction is to be undone."""
+    for call in calls:
+        try:
+            call.result = call.operation(tx)
+        except Exception as error:
+            if call is calls[0] or not _is_of_operation(error):
+                raise
+            call.alone = True
+            return False
+    return True
+
+
+def _is_of_operation(error: Exception) -> bool:
+    """Whether an operation raised this, and not a signal handler or a time limit that came while it
+    ran: those are raised by a frame outside of diskq, or are of a kind that is not diskq's."""
+    if isinstance(error, (lmdb.MapFullError, lmdb.MapResizedError)):
+        return False
+    if isinstance(error, OSError) and error.errno is None:
+        return False
+    if not isinstance(error, _OF_OPERATIONS):
+        return False
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is None or trace.tb_frame.f_code.co_filename.startswith(_HERE)

@@ -18,6 +18,9 @@ Database = Any  # py-lmdb's handle has no public type
 # What LMDB raises, and what a damaged row does.
 FAULTS = (lmdb.Error, struct.error, UnicodeDecodeError, IndexError)
 _DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, *FAULTS[1:])
+# How the main database describes a database: flags, depth, pages of branches, leaves and overflows,
+# entries, root; mdb.c, MDB_db.
+TREE = struct.Struct("=IHHQQQQQ")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 

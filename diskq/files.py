@@ -58,6 +58,12 @@ def is_store(path: str) -> bool:
     return False
 
 
+def identity(path: str) -> tuple[int, int]:
+    """What tells the data file of the store at `path` from any other one that exists."""
+    status = os.stat(os.path.join(path, DATA))
+    return status.st_dev, status.st_ino
+
+
 def check_data(path: str) -> None:
     """Refuse a data file that LMDB could not map: empty, cut short, or of another kind.
 

@@ -7,13 +7,12 @@ stopped in the middle of one, a `verify` or `backup` of a large store, or anothe
 
 from __future__ import annotations
 
-import fcntl
 import os
 from typing import NamedTuple
 
 import lmdb
 
-from . import files
+from . import files, locks
 from .limits import PAGE_BYTES
 from .pages import snapshots
 
@@ -34,12 +33,8 @@ def is_used(path: str) -> bool:
     name = os.path.join(path, files.LOCK)
     if not os.access(name, os.W_OK):
         return False  # it is not there, or nobody can use it
-    with open(name, "r+b") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
-        except OSError:
-            return True
-    return False
+    with open(name, "rb") as file:
+        return locks.is_locked(file.fileno(), 0)
 
 
 def open_reads(env: lmdb.Environment) -> list[Reader]:

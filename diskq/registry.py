@@ -7,66 +7,99 @@ keeps the one state that a process of diskq has, and handles forks.
 from __future__ import annotations
 
 import os
-import threading
+import sys
+import time
 from contextlib import suppress
 from importlib import import_module
+from typing import Any
 
-from . import errors, files
+from . import errors, files, guard, limits
 from .clock import Clock
 from .engine import Engine
 from .environment import translate
 
 _engines: dict[tuple[int, int], Engine] = {}  # by the identity of their data file
-_registry = threading.RLock()
+_registry = guard.new_lock()
+_forking: list[Any] = []  # locks that this process holds while it forks
 ON_DEMAND = (  # modules of diskq that are imported when they are used, by whatever thread
     *("dedup", "drafts", "apart", "creation", "backup", "pages", "readers", "stats", "options"),
     *("changes", "verify", "restart", "salvage", "purging", "planned", "letters", "following"),
     *("heartbeat", "transaction", "stealing"),
 )
-_LATE = "ctypes", "datetime", "hashlib", "resource", *(f"diskq.{name}" for name in ON_DEMAND)
+_LATE = "ctypes", "datetime", "hashlib", "resource", "select", *(f"diskq.{name}" for name in ON_DEMAND)
 
 
 def open_engine(
-    path: str, *, durability: str, create: bool, readonly: bool, max_bytes: int, clock: Clock
+    path: str,
+    user: object,
+    *,
+    durability: str,
+    create: bool,
+    readonly: bool,
+    max_bytes: int,
+    clock: Clock,
+    busy_seconds: float,
 ) -> Engine:
-    """The engine of the store at `path`; give it back with `close_engine`. Durability and size are
-    those of a store that is created."""
-    with _registry:
-        try:
-            if not files.is_store(path):
-                if not create or readonly:
-                    raise errors.NotFound(f"there is no store at {path}; check the path, or put")
-                from .creation import create_store
+    """The engine of the store at `path`, open; `close_engine(user)` gives it back, also if this
+    raised. Durability and size are those of a store that is created."""
+    _refuse_other_interpreters(path)
 
-                create_store(path, durability, max_bytes, clock)
-            status = os.stat(os.path.join(path, files.DATA))
-            identity = status.st_dev, status.st_ino
-            engine = _engines.get(identity)
-            if engine is None:
-                engine = _engines[identity] = Engine(path, readonly=readonly, clock=clock)
-        except OSError as error:
-            raise translate(error, path) from error
+    def find() -> Engine:
+        if not files.is_store(path):
+            if not create or readonly:
+                raise errors.NotFound(f"there is no store at {path}; check the path, or put")
+            from .creation import create_store
+
+            create_store(path, durability, max_bytes, clock)
+        identity = files.identity(path)
+        engine = _engines.get(identity)
+        if engine is None:
+            engine = _engines[identity] = Engine(path, identity, readonly=readonly, clock=clock)
         if engine.readonly and not readonly:
             raise errors.Unsupported(f"{path} is open read-only in this process; close that first")
-        engine.users += 1
+        engine.users.add(user)
+        if not engine.is_open:
+            engine.open(time.monotonic() + max(busy_seconds, limits.NOWAIT_SECONDS))
         return engine
 
+    try:
+        return guard.run_alone(_registry, find)
+    except OSError as error:
+        raise translate(error, path) from error
 
-def close_engine(engine: Engine) -> None:
-    """Give an engine back; the last user closes it."""
-    with _registry:
-        engine.users -= 1
-        if engine.users == 0:
-            for identity in [key for key, value in _engines.items() if value is engine]:
+
+def close_engine(user: object) -> None:
+    """Give an engine back; the last user closes it. May be called twice, and by a signal handler."""
+
+    def close() -> None:
+        for identity, engine in list(_engines.items()):
+            engine.users.discard(user)
+            if not engine.users:
                 del _engines[identity]
-            engine.close()
+                engine.close()
+
+    if _registry._is_owned():  # by a frame that a handler interrupted
+        close()
+    else:
+        guard.run_alone(_registry, close)
 
 
 def is_open(path: str) -> bool:
     """Whether this process has the store at `path` open."""
-    status = os.stat(os.path.join(path, files.DATA))
-    with _registry:
-        return (status.st_dev, status.st_ino) in _engines
+    return files.identity(path) in _engines
+
+
+def _refuse_other_interpreters(path: str) -> None:
+    """py-lmdb keeps its state per process, not per interpreter: two of them would take each other's
+    objects for their own."""
+    name = "_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters"
+    with suppress(ImportError):
+        current = import_module(name).get_current()
+        if int(current[0] if isinstance(current, tuple) else current):
+            raise errors.Unsupported(
+                f"store {path} cannot be opened in a second interpreter of a process; use the main"
+                " one (uWSGI: single-interpreter = true), or another process"
+            )
 
 
 def _before_fork() -> None:
@@ -75,21 +108,27 @@ def _before_fork() -> None:
         # that module, which nobody frees there.
         with suppress(ImportError):  # some Pythons have no ctypes
             import_module(name)
-    _registry.acquire()
-    for engine in _engines.values():
-        engine.before_fork()
+    _forking.clear()
+    until = time.monotonic() + limits.FORK_SECONDS
+    for lock in [_registry, *(lock for engine in _engines.values() for lock in engine.locks())]:
+        if not lock._is_owned():  # a fork inside of a call of this thread: the child sees that
+            _forking.append(lock)  # first, so that it is given back whatever comes between
+            lock.acquire(timeout=max(until - time.monotonic(), 0))
 
 
 def _after_fork_in_parent() -> None:
-    for engine in _engines.values():
-        engine.after_fork_in_parent()
-    _registry.release()
+    for lock in reversed(_forking):
+        if lock._is_owned():
+            lock.release()
+    _forking.clear()
 
 
 def _after_fork_in_child() -> None:
+    global _registry
+    _registry = guard.new_lock()
+    _forking.clear()
     for engine in _engines.values():
         engine.after_fork_in_child()
-    _registry.release()
 
 
 os.register_at_fork(

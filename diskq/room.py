@@ -12,7 +12,7 @@ import os
 
 from . import files, limits
 from .engine import Tx
-from .environment import full, is_out_of_room, translate
+from .environment import TREE, full, is_out_of_room, translate
 
 
 def need_room(tx: Tx, size: int) -> None:
@@ -93,10 +93,10 @@ def is_tight(tx: Tx) -> bool:
 
 
 def used_bytes(tx: Tx) -> int:
-    """Bytes in use, but for LMDB's list of free pages and what an open reader pins."""
+    """Bytes in use, but for LMDB's list of free pages, what an open reader pins, and what this
+    transaction changed."""
     pages = 2
-    env = tx.engine.live()
-    for name in env.dbs(tx.lmdb):
-        stat = tx.lmdb.stat(env.open_db(name, tx.lmdb, create=False))
-        pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+    for _, row in tx.lmdb.cursor(tx.engine.main):
+        if len(row) == TREE.size:  # of a database: mdb.c, MDB_db
+            pages += sum(TREE.unpack(row)[3:6])
     return pages * limits.PAGE_BYTES

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -17,10 +18,10 @@ from itertools import islice
 from typing import NamedTuple, TypeAlias
 
 from . import admin, check, codec, dedup, errors, files, limits, log, verify
-from .backup import COPY
 from .changes import DELETED_TOPIC
 from .clock import Clock
 from .codec import (
+    COPY,
     HELD,
     ID_KEY,
     KEY_KEY,
@@ -149,8 +150,11 @@ class _Salvage:
         self._read_topics()
         self._read_groups()
         self._create()
-        self.engine = Engine(self.place, readonly=False, clock=Clock(), suspect=True)
+        self.engine = Engine(
+            self.place, files.identity(self.place), readonly=False, clock=Clock()
+        )
         try:
+            self.engine.open(time.monotonic() + limits.BUSY_SECONDS, suspect=True)
             for name in sorted(self.logs):
                 self._put_all(self._log_rows(self.logs[name]))
             if self.searched is not None:

@@ -44,7 +44,7 @@ def pending(tx: Tx, group_id: int, name: str) -> Iterator[PendingMessage]:
     """The leased messages of a group, by deadline. Raises: NotFound."""
     leases.load(tx, group_id, name)
     for lease in leases.rows(tx, group_id, 1):
-        slots = None if tx.engine.readonly else tx.engine.slots
+        slots = tx.engine.members
         alive = slots and slots.alive(lease.slot, lease.owner)
         holder = slots.read(lease.slot).name if slots and alive else ""
         failures = held.load(tx, group_id, lease.first).failures if lease.flags & HELD else 0
@@ -54,8 +54,8 @@ def pending(tx: Tx, group_id: int, name: str) -> Iterator[PendingMessage]:
 
 
 def consumers(tx: Tx) -> Iterator[ConsumerInfo]:
-    """The live consumers of all processes, by slot; none if the store was opened read-only."""
-    for slot in () if tx.engine.readonly else tx.engine.slots.live():
+    """The live consumers of all processes, by slot."""
+    for slot in tx.engine.members.live() if tx.engine.members else ():
         try:
             group = decode_group(leases.load(tx, slot.group, "").config)
             topic = decode_topic(log.load(tx, group.topic_id, "").config)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar, Unpack
 
 from . import admin, check, limits
 from .clock import Clock
-from .codec import DURABILITIES
+from .codec import COPY, DURABILITIES
 from .consumer import Consumer
 from .engine import Engine, Tx
 from .errors import Closed, ConfigConflict, ReadOnly
@@ -34,6 +35,7 @@ def open(  # noqa: A001 - diskq.open is to diskq what open is to files
     create: bool = True,
     readonly: bool = False,
     max_bytes: int | None = None,
+    busy_seconds: float | None = None,
     clock: Clock | None = None,
 ) -> Store:
     """Open the store in directory `path`; make it, complete or not at all, unless `create=False`.
@@ -43,40 +45,55 @@ def open(  # noqa: A001 - diskq.open is to diskq what open is to files
     any. `max_bytes` (at least 4 MiB, None: the disk) bounds a new store's file: puts raise Full
     before it is reached, settling goes on. Both are kept in the store; None takes what is stored.
 
-    The same path may be opened more than once in a process. `clock` is for tests.
+    `busy_seconds` (30; 0: one attempt of at most 0.1 s; math.inf: without end): how long a call that
+    changes something waits for other processes and threads that do; then it raises Busy.
 
-    Raises: NotFound, NotAStore, ConfigConflict, WrongFormat, Corrupt, ReadOnly, Unsupported, Full.
+    The same path may be opened more than once in a process, by its main interpreter. `clock` is for
+    tests.
+
+    Raises: NotFound, NotAStore, ConfigConflict, WrongFormat, Corrupt, ReadOnly, Unsupported, Full,
+    Busy, StoreMoved, Reentered.
     """
     if durability not in (None, *DURABILITIES):
         raise ValueError(f"durability must be one of {', '.join(DURABILITIES)}, not {durability!r}")
     if max_bytes is not None:
         check.count("max_bytes", max_bytes, limits.MIN_STORE_BYTES, limits.TIB)
-    engine = open_engine(
-        os.path.abspath(os.fsdecode(path)),
-        durability=durability or "commit",
-        create=create,
-        readonly=readonly,
-        max_bytes=max_bytes or 0,
-        clock=clock or Clock(),
-    )
+    busy = limits.BUSY_SECONDS
+    if busy_seconds is not None:
+        busy = check.seconds("busy_seconds", busy_seconds, 0, math.inf)
+    user = object()  # of the engine that all stores at this path share
     try:
+        engine = open_engine(
+            os.path.abspath(os.fsdecode(path)),
+            user,
+            durability=durability or "commit",
+            create=create,
+            readonly=readonly,
+            max_bytes=max_bytes or 0,
+            clock=clock or Clock(),
+            busy_seconds=busy,
+        )
         _check_equal(engine, "durability", durability, DURABILITIES[engine.meta.durability])
         _check_equal(engine, "max_bytes", max_bytes, engine.meta.max_bytes)
         if not engine.readonly:
-            _catch_up(engine)
-        return Store(engine, readonly=readonly)
+            _catch_up(engine, time.monotonic() + busy)
+        engine.join()
+        return Store(engine, user, readonly=readonly, busy_seconds=busy)
     except BaseException:
-        close_engine(engine)
+        close_engine(user)
         raise
 
 
-def _catch_up(engine: Engine) -> None:
+def _catch_up(engine: Engine, until: float) -> None:
     """Void the leases of the last boot; go on with a deletion that was cut off."""
-    rebooted = engine.meta.boot_id != engine.clock.boot_id()
-    if rebooted or engine.read(lambda tx: any(tx.scan(b"X"))):
+    boot_id, noted = engine.clock.boot_id(), engine.meta.boot_id
+    # In a container the system may tell another boot, or none. A boot ends all processes, though.
+    other = boot_id != noted and (any(boot_id) or noted == COPY) and not engine.used_elsewhere()
+    if other or engine.read(lambda tx: any(tx.scan(b"X"))):
         from . import changes
 
-        engine.commit(changes.note_boot)
+        if other:
+            engine.commit(lambda tx: changes.note_boot(tx, boot_id), until)
         changes.sweep(engine)
 
 
@@ -92,10 +109,14 @@ class Store:
     """One directory with topics; made by `diskq.open`. A context manager. Safe across threads, and
     in a child after fork."""
 
-    def __init__(self, engine: Engine, *, readonly: bool) -> None:
-        self._engine: Engine | None = engine
+    def __init__(
+        self, engine: Engine, user: object, *, readonly: bool, busy_seconds: float
+    ) -> None:
+        self._engine = engine
+        self._user = user  # of the engine
+        self._closed = False
         self._readonly = readonly
-        self._closing = threading.Lock()
+        self.busy_seconds = busy_seconds
         self._consumers: weakref.WeakSet[Consumer] = weakref.WeakSet()
 
     @property
@@ -104,17 +125,18 @@ class Store:
 
         Raises: Closed.
         """
-        if self._engine is None:
+        if self._closed:
             raise Closed("the store is closed; open it again")
         return self._engine
 
-    def commit(self, operation: Callable[[Tx], T]) -> T:
-        """The one door for writing, see engine.py; for diskq's own use.
+    def commit(self, operation: Callable[[Tx], T], until: float | None = None) -> T:
+        """The one door for writing, see engine.py; for diskq's own use. Waits for others until a time
+        of `time.monotonic()`, by default for `busy_seconds`.
 
-        Raises: ReadOnly, Closed, and what the operation raises.
+        Raises: ReadOnly, Closed, Busy, and what the operation raises.
         """
         self.check_writable()
-        return self.engine.commit(operation)
+        return self.engine.commit(operation, until, self.busy_seconds)
 
     def check_writable(self) -> None:
         """Raises: ReadOnly, Closed."""
@@ -213,16 +235,13 @@ class Store:
         self._consumers.add(consumer)
 
     def close(self) -> None:
-        """Close the store's consumers, then the store. May be called twice."""
-        with self._closing:
-            engine, self._engine = self._engine, None
-        if engine is not None:
-            try:
-                for consumer in list(self._consumers):
-                    with suppress(Closed):
-                        consumer.close()
-            finally:
-                close_engine(engine)
+        """Close the store's consumers, then the store. May be called twice, and by a signal handler;
+        never waits for long."""
+        self._closed = True
+        for consumer in list(self._consumers):
+            with suppress(Closed):
+                consumer.close()
+        close_engine(self._user)
 
     def __enter__(self) -> Store:
         return self
@@ -237,4 +256,4 @@ class Store:
         )
 
     def __repr__(self) -> str:
-        return f"<Store {self._engine.path if self._engine else 'closed'}>"
+        return f"<Store {'closed' if self._closed else self._engine.path}>"

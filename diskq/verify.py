@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain
@@ -39,7 +40,7 @@ from .codec import (
 from .engine import TOKEN_BITS, Engine, Tx
 from .environment import Database
 from .errors import WAY_OUT, Corrupt, DiskqError
-from .limits import MIB
+from .limits import BUSY_SECONDS, MIB
 from .log import Log
 from .model import LANE_BITS, Finding
 from .pages import check_pages
@@ -86,7 +87,8 @@ def main(path: str) -> int:
     found = [Finding("store", problem) for problem in check_pages(path)]
     try:
         if not found or is_used(path):  # pages change meanwhile: it takes a snapshot to tell
-            engine = Engine(path, readonly=False, clock=Clock(), suspect=True)
+            engine = Engine(path, files.identity(path), readonly=False, clock=Clock())
+            engine.open(time.monotonic() + BUSY_SECONDS, suspect=True)
             found = check_store(engine)
             with suppress(_Undo):
                 engine.commit(_read_free_list)

@@ -1,0 +1,150 @@
+"""How the threads of a process share commits: one leads, the others' calls go with its own.
+
+    new --led by its own thread-----------------> committed
+     '--in line --claimed by who leads----------> committed
+                    '--the leader failed--> led by its own thread
+
+Leading is holding the lock `lead`. Nothing has to be handed on: who waits looks now and then whether
+its call is done, or whether it may lead itself, so an exception at whatever line holds nobody up. An
+error is raised in the thread of the call that made it, and an exception that no call made (Ctrl-C, a
+time limit) where the interpreter raised it: neither is ever stored and given to another thread.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from . import guard
+from .errors import Busy
+from .limits import MAX_SHARED_COMMIT
+
+_LOOK_SECONDS = 0.05
+
+
+class Call:
+    """An operation on its way through a commit; `pending` is emptied by the commit itself."""
+
+    __slots__ = ("_busy_seconds", "_until", "alone", "claimed", "gate", "operation", "pending", "result")
+
+    def __init__(
+        self, operation: Callable[[Any], Any], until: float | None, busy_seconds: float
+    ) -> None:
+        self.operation = operation
+        self._until = until
+        self._busy_seconds = busy_seconds
+        self.pending = [True]
+        self.result: Any = None
+        self.claimed = False  # by a leader, which may be committing it right now
+        self.alone = False  # it failed in another thread's commit
+        self.gate: Any = None  # its thread waits here
+
+    @property
+    def until(self) -> float:
+        """How long it may wait for others, as a time of `time.monotonic()`."""
+        if self._until is None:
+            self._until = time.monotonic() + self._busy_seconds
+        return self._until
+
+
+class Door:
+    """The one way into a commit.
+
+    `transact(calls)` commits them in one transaction, or raises, or marks one that failed as `alone`
+    and returns. `leave()` gives back what other processes wait for, in one call of C. `let_go()` ends
+    whatever a leader has, and the lead. Both may be called more than once.
+    """
+
+    def __init__(
+        self, transact: Callable[[list[Call]], None], let_go: Callable[[], object]
+    ) -> None:
+        self.lead = guard.new_lock()
+        self.leave: Callable[[], object] = int  # nothing yet
+        self._transact = transact
+        self._let_go = let_go
+        self._line: dict[Call, bool] = {}
+
+    def enter(self, operation: Callable[[Any], Any], until: float | None, busy_seconds: float) -> Any:
+        """Commit an operation; returns its result.
+
+        Raises: Reentered; Busy if other threads of this process led until `until`, by default for
+        `busy_seconds`; whatever the operation or the commit raised, and then nothing was changed.
+        """
+        lead = self.lead
+        if lead._is_owned() and self._is_inside():
+            raise guard.reentered()
+        call = Call(operation, until, busy_seconds)
+        try:
+            if lead.acquire(False):
+                self._serve(call)
+            if call.pending:
+                self._wait(call)
+        finally:
+            self._line.pop(call, None)  # the first step, and C: no interrupt comes before it
+            if lead._is_owned():  # an interrupt came between the steps of a leader's end
+                self._let_go()
+        return call.result
+
+    def _is_inside(self) -> bool:
+        """Whether a frame of this thread is in `enter`, behind the one that asks. If not, an exception
+        in the wrong place left the lead to nobody."""
+        frame = sys._getframe(1).f_back
+        while frame is not None:
+            if frame.f_code is Door.enter.__code__ and frame.f_locals.get("self") is self:
+                return True
+            frame = frame.f_back
+        self._let_go()
+        return False
+
+    def _wait(self, call: Call) -> None:
+        began, until = time.monotonic(), call.until
+        call.gate = threading.Lock()
+        call.gate.acquire()
+        while call.pending:
+            if not call.claimed:
+                self._line[call] = True
+            if self.lead.acquire(False):
+                self._serve(call)
+            elif not call.gate.acquire(True, _LOOK_SECONDS) and time.monotonic() > until:
+                if not call.claimed and self._line.pop(call, False):
+                    waited = time.monotonic() - began
+                    raise Busy(
+                        f"another thread of this process has been writing to the store for {waited:.1f}"
+                        " s; nothing was changed, try again",
+                        pid=0,
+                    )
+
+    def _serve(self, call: Call) -> None:
+        """Commit a call, and with it those in line, as who leads."""
+        claimed: list[Call] = []
+        try:
+            while call.pending:
+                if not call.alone:
+                    self._claim(call, claimed)
+                self._transact([call, *(other for other in claimed if _goes(other))])
+        finally:
+            self.leave()
+            self._let_go()
+            self._wake(claimed)
+
+    def _claim(self, call: Call, claimed: list[Call]) -> None:
+        for other in list(self._line)[: MAX_SHARED_COMMIT - 1 - len(claimed)]:
+            if other is not call and not other.alone and self._line.pop(other, False):
+                other.claimed = True
+                claimed.append(other)
+
+    def _wake(self, claimed: list[Call]) -> None:
+        """Tell those whose calls are done, or were not, and one that may lead now."""
+        for other in claimed:
+            other.claimed = False
+        for other in (*claimed, *list(self._line)[:1]):
+            with suppress(RuntimeError):  # it is awake
+                other.gate.release()
+
+
+def _goes(call: Call) -> bool:
+    return bool(call.pending) and not call.alone

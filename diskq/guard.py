@@ -1,0 +1,60 @@
+"""Locks of a process that outlive interrupts, and know their thread.
+
+A signal handler, a time limit or a finalizer may raise, or call diskq again, between any two steps
+of a thread. CPython looks for them between bytecodes, never inside of a call that runs no Python:
+
+- `with lock:` around a lock of C gives it back whatever is raised in reality; a tracer can raise where
+  CPython would not, so there is a second end behind it, by the owner only;
+- what must happen together, or not at all, is one call: `any(map(call, steps))`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from .errors import Reentered
+
+T = TypeVar("T")
+
+
+def new_lock() -> Any:
+    """A lock that knows its owner: `_is_owned` says whether the calling thread has it."""
+    return threading.RLock()
+
+
+def run_alone(lock: Any, action: Callable[[], T]) -> T:
+    """Run an action while no other thread has the lock.
+
+    Raises: Reentered if this thread has it.
+    """
+    if lock._is_owned():
+        raise reentered()
+    try:
+        with lock:
+            return action()
+    finally:
+        if lock._is_owned():
+            lock.release()
+
+
+def surely(action: Callable[[], T], end: Callable[[], object]) -> T:
+    """Run an action, then `end`, which may be called more than once: again if it was interrupted."""
+    try:
+        try:
+            return action()
+        finally:
+            end()
+    except BaseException:
+        end()
+        raise
+
+
+def reentered() -> Reentered:
+    """The error of a call inside of another one of the same thread."""
+    return Reentered(
+        "this thread is using the store already, and a signal handler, finalizer or logging handler"
+        " called it again; nothing was changed: only close() may be called there, let the handler"
+        " set a flag instead, or use another thread"
+    )

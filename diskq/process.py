@@ -1,0 +1,114 @@
+"""Which process this is, and whether another one still runs.
+
+A lock tells that somebody lives; a child that was forked in C may keep the lock of a dead parent. So
+who holds something writes down its pid, with what makes a pid unique: the PID namespace and the time
+at which the process began.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import NamedTuple
+
+_STATE, _STARTED = 0, 19  # fields of /proc/PID/stat behind the name, see proc_pid_stat(5)
+
+
+class Process(NamedTuple):
+    """A process, as it names itself. `namespace` 0: the system does not tell."""
+
+    pid: int
+    namespace: int
+    started: int
+
+
+def this_process() -> Process:
+    """The calling process."""
+    pid = os.getpid()
+    try:
+        return Process(pid, os.stat("/proc/self/ns/pid").st_ino, int(_stat(pid)[_STARTED]))
+    except (OSError, IndexError, ValueError):
+        return Process(pid, 0, 0)
+
+
+class Watch:
+    """Tells of processes whether they run. Keeps a descriptor (pidfd) for each that it was asked
+    about, if it may have one. Safe across threads."""
+
+    def __init__(self, mine: Process) -> None:
+        self.mine = mine
+        self._pidfds: dict[Process, int] = {}
+
+    def is_gone(self, process: Process) -> bool:
+        """Whether a process surely ended, reaped or not; False if that cannot be told from here."""
+        if not process.namespace or process.namespace != self.mine.namespace:
+            return False
+        if process.pid == self.mine.pid:
+            return process != self.mine
+        pidfd = self._pidfds.get(process)
+        if pidfd is None:
+            try:
+                pidfd = os.pidfd_open(process.pid)
+            except ProcessLookupError:
+                return True
+            except OSError:  # no more descriptors, or a sandbox
+                return _has_ended(process)
+            if _has_ended(process):  # the pid is another's now
+                os.close(pidfd)
+                return True
+            kept = self._pidfds.setdefault(process, pidfd)
+            if kept != pidfd:  # another thread was faster
+                os.close(pidfd)
+                pidfd = kept
+        import select  # only those who look at others pay for it
+
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(0):
+            return False
+        self.forget(process)
+        return True
+
+    def forget(self, process: Process) -> None:
+        """Keep no descriptor for a process any more."""
+        pidfd = self._pidfds.pop(process, None)
+        if pidfd is not None:
+            os.close(pidfd)
+
+    def close(self) -> None:
+        """Keep none at all."""
+        for process in list(self._pidfds):
+            self.forget(process)
+
+
+def describe(process: Process) -> str:
+    """A process for people: pid, command and state; only the pid where that is all to be had."""
+    try:
+        with open(f"/proc/{process.pid}/cmdline", "rb") as file:
+            command = file.read(200).replace(b"\0", b" ").decode(errors="replace").strip()
+        fields = _stat(process.pid)
+        if int(fields[_STARTED]) == process.started:
+            state = {"T": "stopped", "t": "traced", "D": "waiting for a disk", "Z": "dead"}
+            doing = state.get(fields[_STATE], "running")
+            return f"process {process.pid} ({command or 'no command'}, {doing})"
+    except (OSError, IndexError, ValueError):
+        pass
+    return f"process {process.pid}"
+
+
+def _has_ended(process: Process) -> bool:
+    with suppress(PermissionError):
+        try:
+            os.kill(process.pid, 0)
+        except ProcessLookupError:
+            return True
+    try:
+        fields = _stat(process.pid)
+        return fields[_STATE] in "ZX" or int(fields[_STARTED]) != process.started
+    except (OSError, IndexError, ValueError):
+        return False  # hidden from us
+
+
+def _stat(pid: int) -> list[str]:
+    with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+        return file.read().rpartition(")")[2].split()
