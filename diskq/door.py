@@ -89,6 +89,10 @@ class Door:
                 self._let_go()
         return call.result
 
+    def in_line(self) -> int:
+        """How many calls wait for who leads, and are not claimed."""
+        return len(self._line)
+
     def _is_inside(self) -> bool:
         """Whether a frame of this thread is in `enter`, behind the one that asks. If not, an exception
         in the wrong place left the lead to nobody."""

@@ -64,6 +64,9 @@ class _LogIsClosed(Exception):
         self.topic_id = topic_id
 
 
+_OF_THE_DOOR = (_LogIsClosed, lmdb.MapFullError, lmdb.MapResizedError)
+
+
 class Tx:
     """One transaction: get, put and delete of `state`, and what goes with the commit."""
 
@@ -150,6 +153,7 @@ class Engine:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._door = Door(self._transact, self._let_go)
+        self._writer = self._door.lead  # who has it leads
         self._reader = guard.new_lock()
         self._opening = guard.new_lock()
         self._opened: lmdb.Environment | None = None  # as soon as it is, before it can be used
@@ -203,7 +207,7 @@ class Engine:
 
         One at a time per process, and brief: a long one keeps freed pages from being reused.
 
-        Raises: Reentered, StoreMoved, Closed, Corrupt.
+        Raises: Reentered, Closed, Corrupt.
         """
         if os.getpid() != self._pid:
             self.after_fork_in_child()
@@ -223,7 +227,6 @@ class Engine:
     def _read(self, operation: Callable[[Tx], T]) -> T:
         for _ in range(8):
             env = self.live()
-            self.check_place()
             began_ns = time.monotonic_ns()
             try:
                 self._in_lmdb[1] = True
@@ -341,8 +344,8 @@ class Engine:
             self.segments.clear()
         self._in_lmdb[0] = False
         self._door.leave()
-        if self._door.lead._is_owned():
-            self._door.lead.release()
+        if self._writer._is_owned():
+            self._writer.release()
         if self._env is not None and not self.readonly:
             self.slots.turns.wake_next()
 
@@ -396,11 +399,15 @@ class Engine:
         """As `Tx.log`, for use outside of a transaction; not to be called inside of an operation."""
         if topic_id not in self.logs:
             if self.readonly:
-                return guard.run_alone(
-                    self._reader, lambda: self._open(self.live(), _log_name(topic_id))[0]
-                )
+                return self._open(self.live(), _log_name(topic_id))[0]
             self.commit(lambda tx: tx.log(topic_id))
         return self.logs[topic_id]
+
+    def handles(self) -> dict[bytes, Database]:
+        """The databases that are open, by name."""
+        known = {b"state": self.state, b"held": self.held, b"schedule": self.schedule}
+        logs = {_log_name(topic_id): handle for topic_id, handle in self.logs.items()}
+        return {**known, b"dedup": self.dedup, **logs}
 
     def open_log(self, tx: Tx, topic_id: int) -> Database:
         """For Tx: a log that is not open. A read transaction opens it for itself only."""
@@ -567,11 +574,11 @@ class Engine:
         """Close the environment; whoever still uses it gets Closed. Inside of another call of this
         thread that happens when that one ends."""
         self._closing = True
-        locks_of_mine = self._door.lead, self._reader
+        locks_of_mine = self._writer, self._reader
         if any(lock._is_owned() for lock in locks_of_mine):
             return
         end = partial(guard.surely, int, self._end)
-        guard.run_alone(self._door.lead, lambda: guard.run_alone(self._reader, end))
+        guard.run_alone(self._writer, lambda: guard.run_alone(self._reader, end))
 
     def _end(self) -> None:
         """Let go of all that is open; may be called again."""
@@ -595,9 +602,13 @@ class Engine:
         if self._env is not None and not self.readonly:
             self.slots.release(slot, clean=False)
 
+    def in_line(self) -> int:
+        """How many calls of this process wait for the one that commits; for tests."""
+        return self._door.in_line()
+
     def locks(self) -> list[Any]:
         """Who has all of these has no transaction of another thread beside it."""
-        return [self._door.lead, self._reader, self._opening]
+        return [self._writer, self._reader, self._opening]
 
     def after_fork_in_child(self) -> None:
         """Keep the parent's environment only to close it before the own one is opened."""
@@ -621,23 +632,24 @@ def _run_all(calls: list[Call], tx: Tx) -> bool:
         try:
             call.result = call.operation(tx)
         except Exception as error:
-            if call is calls[0] or not _is_of_operation(error):
+            if call is calls[0] or not _is_of_operation(error, call.operation):
                 raise
             call.alone = True
             return False
     return True
 
 
-def _is_of_operation(error: Exception) -> bool:
+def _is_of_operation(error: Exception, operation: Callable[[Tx], object]) -> bool:
     """Whether an operation raised this, and not a signal handler or a time limit that came while it
-    ran: those are raised by a frame outside of diskq, or are of a kind that is not diskq's."""
-    if isinstance(error, (lmdb.MapFullError, lmdb.MapResizedError)):
-        return False
-    if isinstance(error, OSError) and error.errno is None:
-        return False
-    if not isinstance(error, _OF_OPERATIONS):
+    ran: those are raised by a frame that is not the operation's, or are of a kind that no operation
+    of diskq raises."""
+    if isinstance(error, _OF_THE_DOOR) or (isinstance(error, OSError) and error.errno is None):
         return False
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is None or trace.tb_frame.f_code.co_filename.startswith(_HERE)
+    raised_in = trace.tb_frame.f_code.co_filename if trace is not None else _HERE
+    if raised_in.startswith(_HERE):
+        return isinstance(error, _OF_OPERATIONS)
+    code = getattr(operation, "__code__", None)
+    return code is not None and code.co_filename == raised_in

@@ -93,10 +93,12 @@ def is_tight(tx: Tx) -> bool:
 
 
 def used_bytes(tx: Tx) -> int:
-    """Bytes in use, but for LMDB's list of free pages, what an open reader pins, and what this
-    transaction changed."""
-    pages = 2
-    for _, row in tx.lmdb.cursor(tx.engine.main):
-        if len(row) == TREE.size:  # of a database: mdb.c, MDB_db
+    """Bytes in use, but for LMDB's list of free pages and what an open reader pins."""
+    pages, handles = 2, tx.engine.handles()
+    for name, row in tx.lmdb.cursor(tx.engine.main):
+        if name in handles:  # what this transaction changed is not in the row yet
+            stat = tx.lmdb.stat(handles[name])
+            pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        elif len(row) == TREE.size:
             pages += sum(TREE.unpack(row)[3:6])
     return pages * limits.PAGE_BYTES

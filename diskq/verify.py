@@ -54,6 +54,7 @@ _OF_DAMAGE = SIGABRT, SIGBUS, SIGSEGV  # LMDB ends a process with
 def findings(engine: Engine) -> list[Finding]:
     """What is wrong in the store; a large one is read in a process of its own, because one read
     transaction at a time is open in each."""
+    engine.check_place()
     if os.stat(os.path.join(engine.path, files.DATA)).st_size < _LARGE_BYTES:
         return check_store(engine)
     return [Finding(*line.partition(": ")[::2]) for line in check_in_child(engine.path)]

@@ -84,16 +84,16 @@ def test_consumers_that_do_nothing_else_do_not_starve_each_other(path, start):
 
 UNFAIR_LOCK = """
 import runpy, sys, time
-from diskq.slots import Slots
+from diskq.engine import Engine
 
-begin_writing = Slots.begin_writing
+transact = Engine._transact
 
-def unfair(self):
-    if min(self._mine, default=0) > 0:
+def unfair(self, calls):
+    if min(self.slots._mine, default=0) > 0:
         time.sleep(0.02)
-    begin_writing(self)
+    transact(self, calls)
 
-Slots.begin_writing = unfair
+Engine._transact = unfair
 sys.argv[:] = sys.argv[2:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -28,7 +28,7 @@ def in_one_commit(store, *calls):
         for count, thread in enumerate([blocker, *threads], 1):
             thread.start()
             until = time.monotonic() + DEADLINE_SECONDS
-            while len(store.engine._queue) < count and time.monotonic() < until:
+            while store.engine.in_line() < count and time.monotonic() < until:
                 time.sleep(0.001)
     for thread in [blocker, *threads]:
         thread.join()

@@ -31,10 +31,10 @@ class Gate:
     def queued(self, count):
         """Wait until so many operations queue."""
         for _ in range(3000):
-            if len(self.store.engine._queue) >= count:
+            if self.store.engine.in_line() >= count:
                 return
             threading.Event().wait(0.01)
-        raise AssertionError(f"{len(self.store.engine._queue)} operations queue, not {count}")
+        raise AssertionError(f"{self.store.engine.in_line()} operations queue, not {count}")
 
     def open(self):
         self.go.set()
@@ -93,7 +93,7 @@ def test_what_an_undone_commit_read_is_not_delivered_later(store, topic, consume
     class Captured(Exception):
         pass
 
-    def capture(operation):
+    def capture(operation, *_):
         captured.append(operation)
         raise Captured
 
