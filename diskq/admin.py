@@ -21,10 +21,10 @@ from .codec import (
     new_group,
     new_topic,
 )
-from .engine import Tx
 from .errors import ConfigConflict
 from .log import Log
 from .model import LANE_BITS, GroupSettings, TopicSettings
+from .tx import Tx
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

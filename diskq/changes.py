@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 from . import admin, codec, held, keys, leases, limits, log, options, retention
 from .codec import DEAD, HELD, ID_KEY, LIVE, U32, WAITING, decode_group, decode_topic
-from .engine import Engine, Tx
+from .engine import Engine
 from .environment import Database
 from .errors import ConfigConflict, NotFound
 from .log import Log
 from .model import LANE_BITS, GroupSettings, TopicSettings
 from .settle import Place, Settling
+from .tx import Tx
 
 if TYPE_CHECKING:
     from .admin import Given, Start
@@ -248,8 +249,9 @@ def _erase(tx: Tx, prefix: bytes, database: Database = None) -> bool:
 
 
 def note_boot(tx: Tx, boot_id: bytes) -> None:
-    """Void all leases, since the machine was started anew; nobody is charged for that. Where nothing
-    is flushed, tokens may have been given out that the store does not know of: go on behind them."""
+    """Void all leases, since the machine was started anew; nobody is charged for that. Where
+    nothing is flushed, tokens may have been given out that the store does not know of: go on behind
+    them."""
     meta = admin.load_meta(tx)
     known, meta.boot_id = any(meta.boot_id), boot_id
     if known and codec.DURABILITIES[meta.durability] == "process":

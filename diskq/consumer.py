@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, TypeVar
 from . import check, errors, leases, limits, retention
 from .codec import HELD, LeaseRow
 from .delivery import Delivery, Grant, Member
-from .engine import Tx
 from .log import Log
 from .message import Action, Message
 from .slots import NOTHING, SEVERAL
+from .tx import Tx
 
 if TYPE_CHECKING:
     from .group import Group

@@ -4,14 +4,16 @@
      '--in line --claimed by who leads----------> committed
                     '--the leader failed--> led by its own thread
 
-Leading is holding the lock `lead`. Nothing has to be handed on: who waits looks now and then whether
-its call is done, or whether it may lead itself, so an exception at whatever line holds nobody up. An
-error is raised in the thread of the call that made it, and an exception that no call made (Ctrl-C, a
-time limit) where the interpreter raised it: neither is ever stored and given to another thread.
+Leading is holding the lock `lead`. Nothing has to be handed on: who waits looks now and then
+whether its call is done, or whether it may lead itself, so an exception at whatever line holds
+nobody up. An error is raised in the thread of the call that made it, and an exception that no call
+made (Ctrl-C, a time limit) where the interpreter raised it: neither is ever stored and given to
+another thread.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -29,7 +31,16 @@ _LOOK_SECONDS = 0.05
 class Call:
     """An operation on its way through a commit; `pending` is emptied by the commit itself."""
 
-    __slots__ = ("_busy_seconds", "_until", "alone", "claimed", "gate", "operation", "pending", "result")
+    __slots__ = (
+        "_busy_seconds",
+        "_until",
+        "alone",
+        "claimed",
+        "gate",
+        "operation",
+        "pending",
+        "result",
+    )
 
     def __init__(
         self, operation: Callable[[Any], Any], until: float | None, busy_seconds: float
@@ -54,9 +65,9 @@ class Call:
 class Door:
     """The one way into a commit.
 
-    `transact(calls)` commits them in one transaction, or raises, or marks one that failed as `alone`
-    and returns. `leave()` gives back what other processes wait for, in one call of C. `let_go()` ends
-    whatever a leader has, and the lead. Both may be called more than once.
+    `transact(calls)` commits them in one transaction, or raises, or marks one that failed as
+    `alone` and returns. `leave()` gives back what other processes wait for, in one call of C.
+    `let_go()` ends whatever a leader has, and the lead. Both may be called more than once.
     """
 
     def __init__(
@@ -68,7 +79,9 @@ class Door:
         self._let_go = let_go
         self._line: dict[Call, bool] = {}
 
-    def enter(self, operation: Callable[[Any], Any], until: float | None, busy_seconds: float) -> Any:
+    def enter(
+        self, operation: Callable[[Any], Any], until: float | None, busy_seconds: float
+    ) -> Any:
         """Commit an operation; returns its result.
 
         Raises: Reentered; Busy if other threads of this process led until `until`, by default for
@@ -94,8 +107,8 @@ class Door:
         return len(self._line)
 
     def _is_inside(self) -> bool:
-        """Whether a frame of this thread is in `enter`, behind the one that asks. If not, an exception
-        in the wrong place left the lead to nobody."""
+        """Whether a frame of this thread is in `enter`, behind the one that asks. If not, an
+        exception in the wrong place left the lead to nobody."""
         frame = sys._getframe(1).f_back
         while frame is not None:
             if frame.f_code is Door.enter.__code__ and frame.f_locals.get("self") is self:
@@ -113,14 +126,15 @@ class Door:
                 self._line[call] = True
             if self.lead.acquire(False):
                 self._serve(call)
-            elif not call.gate.acquire(True, _LOOK_SECONDS) and time.monotonic() > until:
-                if not call.claimed and self._line.pop(call, False):
-                    waited = time.monotonic() - began
-                    raise Busy(
-                        f"another thread of this process has been writing to the store for {waited:.1f}"
-                        " s; nothing was changed, try again",
-                        pid=0,
-                    )
+            elif call.gate.acquire(True, _LOOK_SECONDS) or time.monotonic() < until:
+                pass
+            elif not call.claimed and self._line.pop(call, False):  # else it is being committed
+                waited = time.monotonic() - began
+                raise Busy(
+                    "other threads of this process have been writing to the store for"
+                    f" {waited:.1f} s; nothing was changed, try again",
+                    pid=os.getpid(),
+                )
 
     def _serve(self, call: Call) -> None:
         """Commit a call, and with it those in line, as who leads."""

@@ -9,8 +9,8 @@ What LMDB wants (lmdb.h, "Caveats"), and where it is met:
 
 - one environment per directory and process: registry.py shares them;
 - a write transaction stays on its thread: whoever leads begins and ends it, see door.py;
-- no environment crosses a fork: registry.py waits until no transaction is open, the child opens anew
-  on first use; a child that was forked in C is noticed by its pid;
+- no environment crosses a fork: registry.py waits until no transaction is open, the child opens
+  anew on first use; a child that was forked in C is noticed by its pid;
 - no transaction is open while the map is resized: the leader also has the reader's lock;
 - nobody closes a descriptor of its lock file: programs do, so what that drops is held twice.
 """
@@ -21,7 +21,7 @@ import operator
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -29,25 +29,23 @@ from typing import Any, TypeVar
 
 import lmdb
 
-from . import errors, files, guard, limits, locks
+from . import errors, files, guard, limits
 from .clock import Clock
-from .codec import DURABILITIES, FORMAT_VERSION, META_KEY, Meta, format_version
+from .codec import Meta
 from .door import Call, Door
 from .environment import (
     FAULTS,
     Database,
-    adopting,
     full,
     open_databases,
-    open_environment,
-    read_row,
     translate,
 )
+from .opened import Opened
 from .segment import Segment
 from .slots import Slots
+from .tx import LogIsClosed, Tx
 
 T = TypeVar("T")
-TOKEN_BITS = 24  # of a token that number the deliveries of one commit
 _LONG_READ_NS = 10_000_000  # a read that took longer is checked, see `_was_kept`
 _HERE = str(Path(__file__).parent)
 _OF_OPERATIONS = (
@@ -56,70 +54,7 @@ _OF_OPERATIONS = (
 )
 
 
-class _LogIsClosed(Exception):
-    """An operation needs a log that is not open yet: open it, and run the operation again."""
-
-    def __init__(self, topic_id: int) -> None:
-        super().__init__(topic_id)
-        self.topic_id = topic_id
-
-
-_OF_THE_DOOR = (_LogIsClosed, lmdb.MapFullError, lmdb.MapResizedError)
-
-
-class Tx:
-    """One transaction: get, put and delete of `state`, and what goes with the commit."""
-
-    def __init__(self, engine: Engine, txn: lmdb.Transaction[bytes]) -> None:
-        self.engine = engine
-        self.lmdb = txn
-        self.get = txn.get
-        self.put = txn.put
-        self.delete = txn.delete
-        self.commit_id = txn.id() + engine.meta.commit_base
-        self.tokens = self.commit_id << TOKEN_BITS  # the next one
-        self.wakes: dict[int, int] = {}
-        self.announced: set[int] = set()  # topics that got messages, or room: wake who watches
-        # What is true in memory once this is committed: functions of C that return nothing, so
-        # that they happen with the commit whatever is raised; see `at_commit`.
-        self.marks: list[Callable[[], object]] = []
-        self.after: list[Callable[[], None]] = []  # to be called soon after, if nothing prevents it
-
-    def scan(
-        self, prefix: bytes, start: bytes = b"", database: Database = None
-    ) -> Iterator[tuple[bytes, bytes]]:
-        """Rows of `state` or another database whose keys have this prefix, in key order, from the
-        key `start` on. Change nothing in the database before the last row is taken."""
-        cursor = self.lmdb.cursor(database)
-        if cursor.set_range(start or prefix):
-            for item in cursor:
-                if not item[0].startswith(prefix):
-                    return
-                yield item
-
-    @property
-    def tokens_left(self) -> int:
-        """How many tokens this commit can still give out."""
-        return ((self.commit_id + 1) << TOKEN_BITS) - self.tokens
-
-    def next_tokens(self, count: int) -> int:
-        """The first of `count` tokens that were never given out before and never will be again."""
-        self.tokens += count
-        return self.tokens - count
-
-    def wake(self, group: int, count: int) -> None:
-        """After the commit, wake up to `count` consumers blocked on the group."""
-        self.wakes[group] = self.wakes.get(group, 0) + count
-
-    def log(self, topic_id: int) -> Database:
-        """The log database of a topic: its own, or behind the first topics a shared one. None if it
-        is not there, in a read transaction. In a write transaction it is made if need be."""
-        database = self.engine.logs.get(topic_id)
-        return self.engine.open_log(self, topic_id) if database is None else database
-
-    def at_commit(self, target: object, name: str, value: object) -> None:
-        """Set an attribute in the moment in which this is committed, if it is."""
-        self.marks.append(partial(setattr, target, name, value))
+_OF_THE_DOOR = (LogIsClosed, lmdb.MapFullError, lmdb.MapResizedError)
 
 
 class Engine:
@@ -156,9 +91,7 @@ class Engine:
         self._writer = self._door.lead  # who has it leads
         self._reader = guard.new_lock()
         self._opening = guard.new_lock()
-        self._opened: lmdb.Environment | None = None  # as soon as it is, before it can be used
-        self._inherited: lmdb.Environment | None = None  # from the parent
-        self._lock_file = -1
+        self._opened: Opened | None = None
         self._txn: lmdb.Transaction[bytes] | None = None  # of who leads
         self._snapshot: lmdb.Transaction[bytes] | None = None  # of who reads
         self._in_lmdb = [False, False]  # writing, reading: a fork must not cross it
@@ -190,7 +123,8 @@ class Engine:
         shared commit raises, it is undone for all, and the others are run again without that one.
         Waits for others until a time of `time.monotonic()`, by default for `busy_seconds`.
 
-        Raises: Busy, Reentered, StoreMoved, Closed, ReadOnly, DiskFailed, Full; nothing was changed.
+        Raises: Busy, Reentered, StoreMoved, Closed, ReadOnly, DiskFailed, Full; nothing was
+        changed.
         """
         if os.getpid() != self._pid:
             self.after_fork_in_child()
@@ -246,12 +180,6 @@ class Engine:
                 self._end_snapshot()
         raise errors.Unsupported(f"store {self.path} has {limits.MAX_READERS} readers, its limit")
 
-    def _keep_reading(self) -> None:
-        """LMDB takes the lock by which others see that its reader lives only once, and any close of
-        the lock file in this process drops it."""
-        if self._lock_file >= 0:
-            locks.lock_for_process(self._lock_file, self._pid)
-
     def _was_kept(self, env: lmdb.Environment) -> bool:
         """Whether the snapshot is still protected: without the lock, another process may have taken
         it for a dead one's, and what it saw may have been used again."""
@@ -297,7 +225,7 @@ class Engine:
                 self.slots.end_stealing()
                 tx = self._run(env, calls)
                 break
-            except _LogIsClosed as missing:
+            except LogIsClosed as missing:
                 self.logs[missing.topic_id] = self._open(env, _log_name(missing.topic_id))[0]
             except lmdb.MapResizedError:
                 self._resize(env, 0)
@@ -362,8 +290,8 @@ class Engine:
         return translated
 
     def _tell(self, tx: Tx) -> None:
-        """Wake whoever waits for what is committed. It is done: nothing here may look as if not, and
-        who is not woken looks again by itself."""
+        """Wake whoever waits for what is committed. It is done: nothing here may look as if not,
+        and who is not woken looks again by itself."""
         try:
             for group, count in tx.wakes.items():
                 self.slots.wake(group, tx.commit_id, count)
@@ -396,7 +324,8 @@ class Engine:
     # Databases
 
     def log(self, topic_id: int) -> Database:
-        """As `Tx.log`, for use outside of a transaction; not to be called inside of an operation."""
+        """As `Tx.log`, for use outside of a transaction; not to be called inside of an
+        operation."""
         if topic_id not in self.logs:
             if self.readonly:
                 return self._open(self.live(), _log_name(topic_id))[0]
@@ -412,7 +341,7 @@ class Engine:
     def open_log(self, tx: Tx, topic_id: int) -> Database:
         """For Tx: a log that is not open. A read transaction opens it for itself only."""
         if tx.lmdb is not self._snapshot:
-            raise _LogIsClosed(topic_id)
+            raise LogIsClosed(topic_id)
         try:
             return self.live().open_db(_log_name(topic_id), tx.lmdb, create=False)
         except (lmdb.NotFoundError, lmdb.ReadonlyError):
@@ -428,113 +357,27 @@ class Engine:
     # Opening, closing, forking
 
     def open(self, until: float, *, suspect: bool = False) -> None:
-        """Open the environment as the durability inside of it wants: modes must not be mixed.
-        `suspect`: whatever may be wrong with it.
+        """Open the environment; `suspect`: whatever may be wrong with it.
 
-        Raises: NotAStore, Corrupt, WrongFormat, Unsupported, StoreMoved, Busy, Full; then nothing is
-        open, and nothing was changed.
+        Raises: NotAStore, Corrupt, WrongFormat, Unsupported, StoreMoved, Busy, Full; then nothing
+        is open, and nothing was changed.
         """
+        opened = self._opened = Opened(self.path, readonly=self.readonly)
         try:
-            if not suspect:
-                files.check_data(self.path)
-            self._open_slots()
-            if not suspect:
-                self._check_boot()
-            guard.surely(lambda: self._open_environment(until), self._end_opening)
+            opened.open(self.clock, until, suspect=suspect)
             self.check_place()
-        except BaseException as error:
-            guard.surely(int, self._end)
-            if isinstance(error, (*FAULTS, OSError)):
-                raise translate(error, self.path) from error
+        except BaseException:
+            guard.surely(int, opened.close)
             raise
-
-    def _open_slots(self) -> None:
-        if not self.readonly:
-            self.slots = self.members = Slots(os.path.join(self.path, files.SLOTS))
-            self._door.leave = self.slots.turns.leave
-            return
-        with suppress(OSError, ValueError):  # nobody wrote yet, or may tell
-            self.members = Slots(os.path.join(self.path, files.SLOTS), readonly=True)
-
-    def _check_boot(self) -> None:
-        """A store whose commits are not flushed is checked by who opens it first after a boot."""
-        boot = os.path.join(self.path, files.BOOT)
-        if os.path.exists(boot) and not self.used_elsewhere():
-            boot_id = self.clock.boot_id()
-            if any(boot_id):  # else nobody can tell whether there was a boot
-                from .verify import check_boot
-
-                check_boot(self.path, boot_id)
-
-    def used_elsewhere(self) -> bool:
-        """Whether somebody else has the store open for writing, so that the machine was not started
-        since that one opened it."""
-        return self.members is not None and self.members.used_elsewhere()
-
-    def _open_environment(self, until: float) -> None:
-        if not self.readonly:
-            self.slots.begin_opening(until)
-        env = self._open_as("commit", until)
-        durability = DURABILITIES[self.meta.durability]
-        if durability != "commit" or f" {os.getpid()} " in env.readers():
-            env.close()  # with the rows that a dead process of this pid left among readers
-            env = self._open_as(durability, until)
-        if durability == "process" and not os.path.exists(os.path.join(self.path, files.BOOT)):
-            raise errors.Corrupt(
-                f"{self.path}/{files.BOOT} is missing, and nobody knows whether the power failed; make"
-                " an empty file of this name, and the store is checked when it is opened"
-            )
-        if not self.readonly and self.meta.next_group + self.meta.next_topic >= limits.WAKE_WORDS:
-            self.slots.share_words()
+        self.state, self.held, self.schedule, self.dedup = opened.databases
+        self.main, self.meta, self.members = opened.main, opened.meta, opened.members
         self.reserve = limits.MIN_RESERVE_BYTES  # bytes kept for settling; see room.py
         self.looked = False  # at the room: the first put does
-        self._env = env
-
-    def _open_as(self, durability: str, until: float) -> lmdb.Environment:
-        env = self._opened = open_environment(self.path, durability, readonly=self.readonly)
-        self._hold_lock_file(until)
-        self._keep_reading()
-        env.reader_check()
-        self._check_meta(adopting(env, lambda: read_row(env, b"state", META_KEY)))
-        self.main = env.open_db(None)
-        names = b"state", b"held", b"schedule", b"dedup"
-        create = not self.readonly
-        if create:
-            self.slots.turns.take(Call(bool, until, 0), bool)
-        found = guard.surely(
-            lambda: adopting(env, lambda: open_databases(env, *names, create=create)),
-            self._door.leave,
-        )
-        self.state, self.held, self.schedule, self.dedup = found
-        return env
-
-    def _hold_lock_file(self, until: float) -> None:
-        """LMDB makes its lock file anew unless somebody locks its first byte; its own lock of it goes
-        with any close of the file in this process. Not before LMDB opened it: it would fail."""
-        if self._lock_file < 0:
-            name = os.path.join(self.path, files.LOCK)
-            self._lock_file = os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            while not locks.try_lock(self._lock_file, 0, shared=True):
-                if time.monotonic() > until:
-                    raise errors.Busy(f"store {self.path} is being opened by another program", pid=0)
-                time.sleep(0.001)
-
-    def _end_opening(self) -> None:
-        if self.members is not None and not self.readonly:
-            self.slots.end_opening()
-
-    def _check_meta(self, row: bytes | None) -> None:
-        if row is None:
-            raise errors.NotAStore(f"{self.path} is an LMDB environment, but not a diskq store")
-        found = format_version(row)
-        if found != FORMAT_VERSION:
-            raise errors.WrongFormat(
-                f"store {self.path} has format version {found}, this diskq reads version"
-                f" {FORMAT_VERSION}; use the version of diskq that wrote it",
-                found=found,
-                supported=FORMAT_VERSION,
-            )
-        self.meta = Meta(row)
+        if opened.members is not None and not self.readonly:
+            self.slots = opened.members
+            self._door.leave = self.slots.turns.leave
+        self._keep_reading = opened.keep_reading
+        self._env = opened.env  # last: now others may use it
 
     @property
     def is_open(self) -> bool:
@@ -553,9 +396,9 @@ class Engine:
                     raise errors.Closed(f"store {self.path} is closed; open it again")
                 if self._crossed:
                     raise errors.Unsupported(
-                        f"this process was forked while a thread of its parent was using {self.path},"
-                        " in C or inside of that thread; nothing was changed: fork with os.fork or"
-                        " multiprocessing, or open the store after the fork"
+                        f"this process was forked while a thread of its parent was using"
+                        f" {self.path}, in C or inside of that thread; nothing was changed: fork"
+                        " with os.fork or multiprocessing, or open the store after the fork"
                     )
                 self._end()  # closes the parent's environment
                 self.open(time.monotonic() + limits.BUSY_SECONDS)
@@ -567,8 +410,12 @@ class Engine:
 
     def join(self) -> None:
         """Show others that somebody uses the store, once it is known to be sound."""
-        if self.members is not None:
-            self.members.join()
+        if self._opened is not None:
+            self._opened.join()
+
+    def used_elsewhere(self) -> bool:
+        """Whether another process, or another opening, uses the store."""
+        return self._opened is not None and self._opened.used_elsewhere()
 
     def close(self) -> None:
         """Close the environment; whoever still uses it gets Closed. Inside of another call of this
@@ -581,20 +428,11 @@ class Engine:
         guard.run_alone(self._writer, lambda: guard.run_alone(self._reader, end))
 
     def _end(self) -> None:
-        """Let go of all that is open; may be called again."""
-        for env in (self._opened, self._inherited):
-            if env is not None and not self._crossed:
-                env.close()
-        self._env = self._opened = self._inherited = None
-        self._drop_files()
-
-    def _drop_files(self) -> None:
-        file, self._lock_file = self._lock_file, -1
-        if file >= 0:
-            os.close(file)
-        members, self.members = self.members, None
-        if members is not None:
-            members.close()
+        """Close all that is open; may be called again."""
+        opened = self._opened
+        if opened is not None and not self._crossed:
+            opened.close()
+        self._env = self.members = None
         self._door.leave = int
 
     def abandon(self, slot: int) -> None:
@@ -614,10 +452,12 @@ class Engine:
         """Keep the parent's environment only to close it before the own one is opened."""
         if self._pid == os.getpid():
             return
-        crossed, env = self._crossed or any(self._in_lmdb), self._env or self._inherited
-        self._drop_files()
+        crossed, opened = self._crossed or any(self._in_lmdb), self._opened
+        if opened is not None:
+            opened.drop_files()
+        self._env = self.members = None
         self._reset()
-        self._env, self._inherited, self._crossed = None, env, crossed
+        self._opened, self._crossed = opened, crossed
         self._forks += 1
 
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from . import admin, check, limits, log, schedule
 from .clock import NS
-from .engine import Tx
 from .environment import Database
 from .log import Log, Stored, cut
 from .model import LANE_BITS, LogMessage
 from .segment import decode_record, is_purged
+from .tx import Tx
 
 if TYPE_CHECKING:
     from .admin import Start

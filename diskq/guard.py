@@ -3,8 +3,8 @@
 A signal handler, a time limit or a finalizer may raise, or call diskq again, between any two steps
 of a thread. CPython looks for them between bytecodes, never inside of a call that runs no Python:
 
-- `with lock:` around a lock of C gives it back whatever is raised in reality; a tracer can raise where
-  CPython would not, so there is a second end behind it, by the owner only;
+- `with lock:` around a lock of C gives it back whatever is raised in reality; a tracer can raise
+  where CPython would not, so there is a second end behind it, by the owner only;
 - what must happen together, or not at all, is one call: `any(map(call, steps))`.
 """
 
@@ -40,7 +40,8 @@ def run_alone(lock: Any, action: Callable[[], T]) -> T:
 
 
 def surely(action: Callable[[], T], end: Callable[[], object]) -> T:
-    """Run an action, then `end`, which may be called more than once: again if it was interrupted."""
+    """Run an action, then `end`, which may be called more than once: again if it was
+    interrupted."""
     try:
         try:
             return action()

@@ -26,8 +26,8 @@ from .codec import (
     HeldRow,
     decode_held,
 )
-from .engine import Tx
 from .errors import Corrupt
+from .tx import Tx
 
 
 def load(tx: Tx, group_id: int, offset: int) -> HeldRow:

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 
 from . import held
 from .codec import ID_KEY, KEY_KEY, PARK, PARK_KEY, PARKED, U64, GroupRow, HeldRow, decode_held
-from .engine import Tx
 from .segment import key_of
+from .tx import Tx
 
 
 def hash_of(record: bytes, flags: int) -> int | None:

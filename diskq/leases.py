@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from .codec import HELD, ID_KEY, SOLO, TIME_KEY, GroupRow, LeaseRow, decode_lease
-from .engine import Tx
 from .errors import NotFound
 from .model import LANE_BITS
+from .tx import Tx
 
 
 def load(tx: Tx, group_id: int, name: str) -> GroupRow:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from . import check, held, keys, leases, limits
 from .codec import DEAD, HeldRow
-from .engine import Tx
 from .errors import NotFound
 from .model import DeadLetter, Failure
 from .segment import TTL, decode_record
 from .settle import Place, Settling
+from .tx import Tx
 
 if TYPE_CHECKING:
     from .group import Group

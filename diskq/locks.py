@@ -1,9 +1,9 @@
 """Locks on bytes of a file, which belong to an open file description: fcntl(2), F_OFD_SETLK.
 
 A POSIX lock goes with the first close of *any* descriptor of its file in the process: the program
-that reads its own data directory would drop it. These go when the last descriptor of the description
-is closed, by the end of the process too. A child inherits the description, so it must only close:
-to unlock there would unlock the parent.
+that reads its own data directory would drop it. These go when the last descriptor of the
+description is closed, by the end of the process too. A child inherits the description, so it must
+only close: to unlock there would unlock the parent.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from struct import Struct
 from .errors import Unsupported
 
 _FLOCK = Struct("hhqqi4x")  # type, whence, start, length, pid: 0 here
+
 
 def try_lock(file: int, byte: int, *, shared: bool = False) -> bool:
     """Lock a byte, unless another description holds it.
@@ -41,9 +42,11 @@ def try_lock(file: int, byte: int, *, shared: bool = False) -> bool:
 
 
 def unlocker(file: int, start: int, length: int) -> Callable[[], object]:
-    """A function that unlocks bytes, locked or not. It runs no Python, so no signal handler can come
-    between its parts."""
-    return partial(fcntl.fcntl, file, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, 0, start, length, 0))
+    """A function that unlocks bytes, locked or not. It runs no Python, so no signal handler can
+    come between its parts."""
+    return partial(
+        fcntl.fcntl, file, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, 0, start, length, 0)
+    )
 
 
 def is_locked(file: int, start: int, length: int = 1) -> bool:
@@ -54,5 +57,6 @@ def is_locked(file: int, start: int, length: int = 1) -> bool:
 
 
 def lock_for_process(file: int, byte: int) -> None:
-    """Take, again if need be, the POSIX lock on a byte by which LMDB knows that a reader is alive."""
+    """Take, again if need be, the POSIX lock on a byte by which LMDB knows that a reader is
+    alive."""
     fcntl.fcntl(file, fcntl.F_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from . import limits
 from .codec import ID_KEY, TopicRow, decode_topic
-from .engine import Tx
 from .environment import Database
 from .errors import WAY_OUT, Corrupt, NotFound
 from .model import LANE_BITS
 from .segment import LOG_KEY, Packed, Segment, encode_segment, head_of
+from .tx import Tx
 
 _CACHED_BYTES = 64 * limits.KIB  # larger segments are not kept for the next read
 

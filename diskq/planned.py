@@ -7,11 +7,11 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from . import check, log, schedule
-from .engine import Tx
 from .errors import NotFound
 from .log import Log
 from .model import Receipt, ScheduledMessage
 from .segment import decode_record
+from .tx import Tx
 
 if TYPE_CHECKING:
     from .topic import Topic

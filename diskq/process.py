@@ -1,8 +1,8 @@
 """Which process this is, and whether another one still runs.
 
-A lock tells that somebody lives; a child that was forked in C may keep the lock of a dead parent. So
-who holds something writes down its pid, with what makes a pid unique: the PID namespace and the time
-at which the process began.
+A lock tells that somebody lives; a child that was forked in C may keep the lock of a dead parent.
+So who holds something writes down its pid, with what makes a pid unique: the PID namespace and the
+time at which the process began.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ class Watch:
         """Whether a process surely ended, reaped or not; False if that cannot be told from here."""
         if not process.namespace or process.namespace != self.mine.namespace:
             return False
-        if process.pid == self.mine.pid:
-            return process != self.mine
+        return process != self.mine if process.pid == self.mine.pid else self._ended(process)
+
+    def _ended(self, process: Process) -> bool:
         pidfd = self._pidfds.get(process)
         if pidfd is None:
             try:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from . import admin, held, keys, leases, limits, log, schedule
 from .codec import HELD, LIVE, WAITING, HeldRow, TopicRow
-from .engine import Tx
 from .log import Log
 from .model import LANE_BITS
 from .retention import groups_of, heads_of
@@ -29,6 +28,7 @@ from .segment import (
     purged_record,
 )
 from .settle import Settling
+from .tx import Tx
 
 if TYPE_CHECKING:
     from .admin import Start

@@ -26,7 +26,14 @@ ON_DEMAND = (  # modules of diskq that are imported when they are used, by whate
     *("changes", "verify", "restart", "salvage", "purging", "planned", "letters", "following"),
     *("heartbeat", "transaction", "stealing"),
 )
-_LATE = "ctypes", "datetime", "hashlib", "resource", "select", *(f"diskq.{name}" for name in ON_DEMAND)
+_LATE = (
+    "ctypes",
+    "datetime",
+    "hashlib",
+    "resource",
+    "select",
+    *(f"diskq.{name}" for name in ON_DEMAND),
+)
 
 
 def open_engine(
@@ -69,7 +76,8 @@ def open_engine(
 
 
 def close_engine(user: object) -> None:
-    """Give an engine back; the last user closes it. May be called twice, and by a signal handler."""
+    """Give an engine back; the last user closes it. May be called twice, and by a signal
+    handler."""
 
     def close() -> None:
         for identity, engine in list(_engines.items()):
@@ -124,7 +132,7 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _registry
+    global _registry  # noqa: PLW0603 - another thread of the parent may have had it
     _registry = guard.new_lock()
     _forking.clear()
     for engine in _engines.values():

@@ -11,8 +11,8 @@ import errno
 import os
 
 from . import files, limits
-from .engine import Tx
 from .environment import TREE, full, is_out_of_room, translate
+from .tx import Tx
 
 
 def need_room(tx: Tx, size: int) -> None:

@@ -37,7 +37,7 @@ from .codec import (
     unchecked,
 )
 from .creation import COPIED, building, create_in, later, like
-from .engine import Engine, Tx
+from .engine import Engine
 from .environment import Database
 from .log import Log
 from .model import LANE_BITS, TopicSettings
@@ -46,6 +46,7 @@ from .readers import is_used
 from .registry import is_open
 from .restart import restart_group
 from .segment import LOG_KEY, PURGED, RICH, encode_segment, pack_run, purged_record
+from .tx import Tx
 
 Put: TypeAlias = tuple[Database, bytes, bytes]
 _WRONG = (errors.DiskqError, ValueError, LookupError, TypeError, struct.error)
@@ -150,9 +151,7 @@ class _Salvage:
         self._read_topics()
         self._read_groups()
         self._create()
-        self.engine = Engine(
-            self.place, files.identity(self.place), readonly=False, clock=Clock()
-        )
+        self.engine = Engine(self.place, files.identity(self.place), readonly=False, clock=Clock())
         try:
             self.engine.open(time.monotonic() + limits.BUSY_SECONDS, suspect=True)
             for name in sorted(self.logs):

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 from . import limits, log
 from .codec import SCHEDULE_KEY, U32, TopicRow, checked, decode_topic, unchecked
-from .engine import Tx
 from .log import Log
 from .room import is_low
 from .segment import pack_records
+from .tx import Tx
 
 
 class Planned(NamedTuple):

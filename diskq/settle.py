@@ -18,13 +18,13 @@ from typing import NamedTuple
 from . import held, keys, leases, limits, log
 from .clock import nanoseconds
 from .codec import HELD, SOLO, GroupRow, HeldRow, LeaseRow, TopicRow, decode_group
-from .engine import Tx
 from .environment import Database, full
 from .errors import LeaseLost
 from .log import Log
 from .model import Failure
 from .room import is_tight
 from .segment import is_purged
+from .tx import Tx
 
 
 class Place(NamedTuple):

@@ -17,8 +17,8 @@ Nothing in it must last. It has a fixed size and is never truncated or unlinked:
 The bytes that are locked lie far behind its end; see locks.py. Who has the store open shares the
 first; who opens it locks the second; who takes a slot the third. A live consumer holds its slot's:
 the kernel frees it at any death. A process sees its own locks as free, so it remembers its slots. A
-child that was forked in C may keep the lock of its dead parent: then the process that the slot names
-is asked for.
+child that was forked in C may keep the lock of its dead parent: then the process that the slot
+names is asked for.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ import time
 from typing import NamedTuple
 
 from . import guard, locks
-from .errors import Busy, Unsupported, WrongFormat
+from .errors import Busy, Closed, Unsupported, WrongFormat
 from .limits import MAX_CONSUMERS, WAKE_WORDS
-from .process import Process, Watch, describe, this_process
+from .process import Process, Watch, this_process
 from .turns import Turns
 from .wake import ALL, Words
 
@@ -78,12 +78,12 @@ class Slots:
 
     def __init__(self, path: str, *, readonly: bool = False) -> None:
         self._path = path
-        self._file = -1
+        self._file_or_none = -1
         self._watch = Watch(this_process())
         self._lock = guard.new_lock()
         self._mine: dict[int, int] = {}  # slot -> owner
         try:
-            self._file = _open(path, readonly)
+            self._file_or_none = _open(path, readonly)
             # The map keeps the description that it was made of, in forked children too.
             other = _open(path, readonly)
             try:
@@ -98,7 +98,9 @@ class Slots:
                     f"{path} is of another version of diskq; end its users, then remove this file"
                 )
             self._words = Words(self._memory, _WORDS, WAKE_WORDS)
-            self.turns = Turns(os.path.dirname(path), self._file, _TURN_BYTES, self._memory, self._watch)
+            self.turns = Turns(
+                os.path.dirname(path), self._file, _TURN_BYTES, self._memory, self._watch
+            )
             # One number: bytes that all processes put since one looked at the room; for who writes.
             self.put_bytes = memoryview(self._memory)[_PUT_BYTES_AT:][:8].cast("Q")
         except BaseException:
@@ -106,12 +108,18 @@ class Slots:
             raise
 
     def close(self) -> None:
-        """Drop all locks of this process; its consumers count as dead from now on. In a forked child
-        this only closes."""
-        file, self._file = self._file, -1
+        """Drop all locks of this process; its consumers count as dead from now on. In a forked
+        child this only closes."""
+        file, self._file_or_none = self._file_or_none, -1
         if file >= 0:
             os.close(file)  # the memory goes with the last thread that waits in it
         self._watch.close()
+
+    @property
+    def _file(self) -> int:
+        if self._file_or_none < 0:
+            raise Closed("the store is closed; open it again")
+        return self._file_or_none
 
     def begin_opening(self, until: float) -> None:
         """Let no other process open or close the environment until `end_opening`.
@@ -198,7 +206,9 @@ class Slots:
             for index in sorted(range(MAX_CONSUMERS), key=lambda index: used[index] != 0):
                 if index not in self._mine and self._take(index, owner, slot):
                     return index
-            raise Unsupported(f"the store has {MAX_CONSUMERS} live consumers, its limit; close some")
+            raise Unsupported(
+                f"the store has {MAX_CONSUMERS} live consumers, its limit; close some"
+            )
 
         def unlock() -> None:
             self._unlock(_USED_BYTE)
@@ -325,14 +335,15 @@ class Slots:
         while not locks.try_lock(self._file, byte):
             if time.monotonic() > until:
                 raise Busy(
-                    f"{self._path} was locked for too long by a process that opens the store or makes"
-                    " a consumer; is one stopped? Try again, or end it"
+                    f"{self._path} was locked for too long by a process that opens the store or"
+                    " makes a consumer; is one stopped? Try again, or end it",
+                    pid=0,
                 )
             time.sleep(_NAP_SECONDS)
 
     def _unlock(self, byte: int) -> None:
-        if self._file >= 0:  # it may be closed meanwhile, and its locks with it
-            locks.unlocker(self._file, byte, 1)()
+        if self._file_or_none >= 0:  # it may be closed meanwhile, and its locks with it
+            locks.unlocker(self._file_or_none, byte, 1)()
 
 
 def _open(path: str, readonly: bool) -> int:

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 
 from . import admin, files, held, leases, log
 from .codec import DURABILITIES, FORMAT_VERSION, HELD, decode_group, decode_topic
-from .engine import Engine, Tx
+from .engine import Engine
 from .errors import NotFound
 from .model import ConsumerInfo, GroupStats, PendingMessage, StoreStats, TopicStats
 from .readers import open_reads
 from .room import used_bytes
 from .slots import NOTHING, SEVERAL
+from .tx import Tx
 
 
 def group_stats(tx: Tx, group_id: int, name: str) -> GroupStats:

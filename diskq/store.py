@@ -14,12 +14,13 @@ from . import admin, check, limits
 from .clock import Clock
 from .codec import COPY, DURABILITIES
 from .consumer import Consumer
-from .engine import Engine, Tx
+from .engine import Engine
 from .errors import Closed, ConfigConflict, ReadOnly
 from .model import Finding, StoreStats
 from .queue import DEFAULT_GROUP, Queue
 from .registry import close_engine, open_engine
 from .topic import Topic
+from .tx import Tx
 
 if TYPE_CHECKING:
     from .options import TopicChanges
@@ -45,8 +46,8 @@ def open(  # noqa: A001 - diskq.open is to diskq what open is to files
     any. `max_bytes` (at least 4 MiB, None: the disk) bounds a new store's file: puts raise Full
     before it is reached, settling goes on. Both are kept in the store; None takes what is stored.
 
-    `busy_seconds` (30; 0: one attempt of at most 0.1 s; math.inf: without end): how long a call that
-    changes something waits for other processes and threads that do; then it raises Busy.
+    `busy_seconds` (30; 0: one attempt of at most 0.1 s; math.inf: without end): how long a call
+    that changes something waits for other processes and threads that do; then it raises Busy.
 
     The same path may be opened more than once in a process, by its main interpreter. `clock` is for
     tests.
@@ -130,8 +131,8 @@ class Store:
         return self._engine
 
     def commit(self, operation: Callable[[Tx], T], until: float | None = None) -> T:
-        """The one door for writing, see engine.py; for diskq's own use. Waits for others until a time
-        of `time.monotonic()`, by default for `busy_seconds`.
+        """The one door for writing, see engine.py; for diskq's own use. Waits for others until a
+        time of `time.monotonic()`, by default for `busy_seconds`.
 
         Raises: ReadOnly, Closed, Busy, and what the operation raises.
         """
@@ -235,8 +236,8 @@ class Store:
         self._consumers.add(consumer)
 
     def close(self) -> None:
-        """Close the store's consumers, then the store. May be called twice, and by a signal handler;
-        never waits for long."""
+        """Close the store's consumers, then the store. May be called twice, and by a signal
+        handler; never waits for long."""
         self._closed = True
         for consumer in list(self._consumers):
             with suppress(Closed):

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Unpack
 from . import admin, check, limits, log, puts, retention
 from .admin import Start
 from .codec import decode_topic
-from .engine import Tx
 from .errors import Full
 from .group import Group
 from .log import Log
 from .model import LogMessage, Outgoing, Receipt, ScheduledMessage, TopicSettings, TopicStats
+from .tx import Tx
 
 if TYPE_CHECKING:
     from datetime import datetime

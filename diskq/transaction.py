@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Unpack
 
 from . import check, puts
 from .delivery import Delivery
-from .engine import Tx
 from .errors import Closed, WrongProcess
 from .log import Log
 from .message import Action, Message
 from .model import Outgoing, Receipt
 from .queue import Queue
 from .topic import Topic
+from .tx import Tx
 
 if TYPE_CHECKING:
     from .options import PutOptions

@@ -47,9 +47,7 @@ _LEAST_SECONDS = 0.1  # even a call that may not wait tries for so long
 class Turns:
     """One process's turns. Only the thread that leads in the process uses it, until `leave`."""
 
-    def __init__(
-        self, path: str, file: int, first_byte: int, memory: mmap, watch: Watch
-    ) -> None:
+    def __init__(self, path: str, file: int, first_byte: int, memory: mmap, watch: Watch) -> None:
         self._path = path
         self._file = file
         self._first = first_byte

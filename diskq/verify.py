@@ -37,7 +37,7 @@ from .codec import (
     decode_group,
     decode_topic,
 )
-from .engine import TOKEN_BITS, Engine, Tx
+from .engine import Engine
 from .environment import Database
 from .errors import WAY_OUT, Corrupt, DiskqError
 from .limits import BUSY_SECONDS, MIB
@@ -46,6 +46,7 @@ from .model import LANE_BITS, Finding
 from .pages import check_pages
 from .readers import is_used
 from .segment import LOG_KEY, Segment, decode_record, head_of
+from .tx import TOKEN_BITS, Tx
 
 _LARGE_BYTES = 256 * MIB
 _OF_DAMAGE = SIGABRT, SIGBUS, SIGSEGV  # LMDB ends a process with

@@ -22,7 +22,8 @@ from powercut_view import MachineClock, view
 
 import diskq
 from diskq import creation, files, limits, room
-from diskq.engine import Engine, Tx
+from diskq.engine import Engine
+from diskq.tx import Tx
 
 KEPT_BYTES = 8 * 4096  # for settling
 MAP_BYTES = 48 * 4096  # so small that the map grows several times
