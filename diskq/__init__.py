@@ -11,6 +11,15 @@
 Start at `open`. `docs/explanation/architecture.md` shows how the modules build on each other.
 """
 
+try:
+    import lmdb  # noqa: F401 - what else uses it says less if it cannot be had
+except ImportError as error:
+    from .process import ONE_INTERPRETER, is_second_interpreter
+
+    if is_second_interpreter():
+        raise ImportError(ONE_INTERPRETER) from error
+    raise
+
 from . import errors, model
 from .clock import Clock
 from .consumer import Consumer

@@ -23,7 +23,7 @@ from typing import Any
 
 from . import guard
 from .errors import Busy
-from .limits import MAX_SHARED_COMMIT
+from .limits import MAX_SHARED_COMMIT, NOWAIT_SECONDS
 
 _LOOK_SECONDS = 0.05
 
@@ -118,7 +118,8 @@ class Door:
         return False
 
     def _wait(self, call: Call) -> None:
-        began, until = time.monotonic(), call.until
+        began = time.monotonic()
+        until = max(call.until, began + NOWAIT_SECONDS)
         call.gate = threading.Lock()
         call.gate.acquire()
         while call.pending:

@@ -8,7 +8,9 @@ time at which the process began.
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
+from importlib import import_module
 from typing import NamedTuple
 
 _STATE, _STARTED = 0, 19  # fields of /proc/PID/stat behind the name, see proc_pid_stat(5)
@@ -29,6 +31,22 @@ def this_process() -> Process:
         return Process(pid, os.stat("/proc/self/ns/pid").st_ino, int(_stat(pid)[_STARTED]))
     except (OSError, IndexError, ValueError):
         return Process(pid, 0, 0)
+
+
+# py-lmdb keeps its state per process: two interpreters would take each other's objects for theirs.
+ONE_INTERPRETER = (
+    "diskq works in the main interpreter of a process only; use that one (uWSGI:"
+    " single-interpreter = true), or another process"
+)
+
+
+def is_second_interpreter() -> bool:
+    """Whether this is not the main interpreter of the process; False if that cannot be told."""
+    name = "_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters"
+    with suppress(ImportError):
+        current = import_module(name).get_current()
+        return bool(int(current[0] if isinstance(current, tuple) else current))
+    return False
 
 
 class Watch:
@@ -86,12 +104,12 @@ def describe(process: Process) -> str:
     """A process for people: pid, command and state; only the pid where that is all to be had."""
     try:
         with open(f"/proc/{process.pid}/cmdline", "rb") as file:
-            command = file.read(200).replace(b"\0", b" ").decode(errors="replace").strip()
+            words = file.read(200).replace(b"\0", b" ").decode(errors="replace").split()
         fields = _stat(process.pid)
         if int(fields[_STARTED]) == process.started:
             state = {"T": "stopped", "t": "traced", "D": "waiting for a disk", "Z": "dead"}
             doing = state.get(fields[_STATE], "running")
-            return f"process {process.pid} ({command or 'no command'}, {doing})"
+            return f"process {process.pid} ({' '.join(words)[:60] or 'no command'}, {doing})"
     except (OSError, IndexError, ValueError):
         pass
     return f"process {process.pid}"

@@ -7,7 +7,6 @@ keeps the one state that a process of diskq has, and handles forks.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from contextlib import suppress
 from importlib import import_module
@@ -17,6 +16,7 @@ from . import errors, files, guard, limits
 from .clock import Clock
 from .engine import Engine
 from .environment import translate
+from .process import ONE_INTERPRETER, is_second_interpreter
 
 _engines: dict[tuple[int, int], Engine] = {}  # by the identity of their data file
 _registry = guard.new_lock()
@@ -49,7 +49,8 @@ def open_engine(
 ) -> Engine:
     """The engine of the store at `path`, open; `close_engine(user)` gives it back, also if this
     raised. Durability and size are those of a store that is created."""
-    _refuse_other_interpreters(path)
+    if is_second_interpreter():
+        raise errors.Unsupported(f"store {path} cannot be opened here; {ONE_INTERPRETER}")
 
     def find() -> Engine:
         if not files.is_store(path):
@@ -95,19 +96,6 @@ def close_engine(user: object) -> None:
 def is_open(path: str) -> bool:
     """Whether this process has the store at `path` open."""
     return files.identity(path) in _engines
-
-
-def _refuse_other_interpreters(path: str) -> None:
-    """py-lmdb keeps its state per process, not per interpreter: two of them would take each other's
-    objects for their own."""
-    name = "_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters"
-    with suppress(ImportError):
-        current = import_module(name).get_current()
-        if int(current[0] if isinstance(current, tuple) else current):
-            raise errors.Unsupported(
-                f"store {path} cannot be opened in a second interpreter of a process; use the main"
-                " one (uWSGI: single-interpreter = true), or another process"
-            )
 
 
 def _before_fork() -> None:

@@ -48,10 +48,12 @@ class Topic:
         returns that one's receipt with `duplicate=True`, even if it was cancelled.
 
         If the topic is full and discards new messages, wait for room, up to `timeout` seconds,
-        None: without end. A full store or disk raises Full at once.
+        None: without end. A full store or disk raises Full at once. `timeout` includes the wait for
+        others that write to the store, which ends with Busy; without it that wait is bounded by the
+        store's `busy_seconds`, and with `block=False` by 0.1 s.
 
-        Raises: Full, MessageTooLarge, TypeError, ValueError, NotFound (the topic was deleted),
-        ReadOnly, Closed.
+        Raises: Full, Busy, MessageTooLarge, TypeError, ValueError, NotFound (the topic was
+        deleted), StoreMoved, ReadOnly, Closed.
         """
         message = check.message(check.outgoing(body, options) if options else body)
         return self._put([message], block, timeout)[0]
@@ -76,27 +78,26 @@ class Topic:
     ) -> Sequence[Receipt]:
         if timeout is not None or not block:
             timeout = check.timeout(timeout) if block else 0
+        until = None if timeout is None else time.monotonic() + timeout
         prepared = puts.prepare(messages)
-        database = self.store.engine.log(self.id)
 
         def operation(tx: Tx) -> Sequence[Receipt]:
-            return puts.store(Log(tx, database, self.id), self.name, prepared)
+            return puts.store(Log(tx, tx.log(self.id), self.id), self.name, prepared)
 
         try:
-            return self.store.commit(operation)
+            return self.store.commit(operation, until)
         except Full as error:
             if timeout == 0 or not hasattr(error, "topic"):
                 raise
-        return self._put_when_there_is_room(operation, timeout)
+        return self._put_when_there_is_room(operation, until)
 
     def _put_when_there_is_room(
-        self, operation: Callable[[Tx], Sequence[Receipt]], timeout: float | None
+        self, operation: Callable[[Tx], Sequence[Receipt]], until: float | None
     ) -> Sequence[Receipt]:
-        until = None if timeout is None else time.monotonic() + timeout
         while True:
             seen = self.store.engine.slots.watch(self.id, room=True)
             try:
-                return self.store.commit(operation)
+                return self.store.commit(operation, until)
             except Full as error:
                 left = limits.WAIT_SECONDS if until is None else until - time.monotonic()
                 if left <= 0 or not hasattr(error, "topic"):

@@ -29,6 +29,7 @@ from struct import Struct
 from . import locks
 from .door import Call
 from .errors import Busy
+from .limits import NOWAIT_SECONDS
 from .process import Process, Watch, describe
 from .wake import Words
 
@@ -41,7 +42,6 @@ _COUNTER_BYTE, _TICKET_BYTES, _LENGTH = _GENERATIONS, 64, 64 + TICKETS  # behind
 _REPEATS = 8
 _PATIENCE_SECONDS = 0.1
 _LOOK_SECONDS, _LONG_LOOK_SECONDS = 0.005, 0.05
-_LEAST_SECONDS = 0.1  # even a call that may not wait tries for so long
 
 
 class Turns:
@@ -93,7 +93,7 @@ class Turns:
 
     def _wait(self, until: float, check: Callable[[], object]) -> None:
         began = looked = time.monotonic()
-        until = max(until, began + _LEAST_SECONDS)
+        until = max(until, began + NOWAIT_SECONDS)  # for who may not wait
         ticket = self._draw(began + _PATIENCE_SECONDS)
         suspect: Process | None = None
         while True:
