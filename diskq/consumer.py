@@ -161,7 +161,7 @@ class Consumer:
             self._handed = max(self._handed, message.token)
             self._engine.slots.hand_out(self._member.slot, self._handed)
             self.name_handled(message.offset)
-            stealing = self._engine.slots.stealing()
+            stealing = self._engine.slots.turns.stealing()
             look = self._engine.commit if stealing else self._engine.read
             if look(lambda tx: _is_held(tx, message)):  # noqa: B023
                 found.append(message)

@@ -31,28 +31,18 @@ _LOOK_SECONDS = 0.05
 class Call:
     """An operation on its way through a commit; `pending` is emptied by the commit itself."""
 
-    __slots__ = (
-        "_busy_seconds",
-        "_until",
-        "alone",
-        "claimed",
-        "gate",
-        "operation",
-        "pending",
-        "result",
-    )
+    result: Any = None
+    claimed = False  # by a leader, which may be committing it right now
+    alone = False  # it failed in another thread's commit
+    gate: Any = None  # its thread waits here
 
     def __init__(
         self, operation: Callable[[Any], Any], until: float | None, busy_seconds: float
     ) -> None:
         self.operation = operation
+        self.pending = [True]
         self._until = until
         self._busy_seconds = busy_seconds
-        self.pending = [True]
-        self.result: Any = None
-        self.claimed = False  # by a leader, which may be committing it right now
-        self.alone = False  # it failed in another thread's commit
-        self.gate: Any = None  # its thread waits here
 
     @property
     def until(self) -> float:
@@ -65,18 +55,18 @@ class Call:
 class Door:
     """The one way into a commit.
 
-    `transact(calls)` commits them in one transaction, or raises, or marks one that failed as
-    `alone` and returns. `leave()` gives back what other processes wait for, in one call of C.
-    `let_go()` ends whatever a leader has, and the lead. Both may be called more than once.
+    `transact(call, others)` commits them in one transaction, or raises, or marks one of the others
+    that failed as `alone` and returns. `clean()` ends whatever an interrupted one left, and may be
+    called more than once; `unclean` is true from before one begins until after it ended.
     """
 
     def __init__(
-        self, transact: Callable[[list[Call]], None], let_go: Callable[[], object]
+        self, transact: Callable[[Call, list[Call]], None], clean: Callable[[], object]
     ) -> None:
         self.lead = guard.new_lock()
-        self.leave: Callable[[], object] = int  # nothing yet
+        self.unclean = False
         self._transact = transact
-        self._let_go = let_go
+        self._clean = clean
         self._line: dict[Call, bool] = {}
 
     def enter(
@@ -97,8 +87,9 @@ class Door:
             if call.pending:
                 self._wait(call)
         finally:
-            self._line.pop(call, None)  # the first step, and C: no interrupt comes before it
-            if lead._is_owned():  # an interrupt came between the steps of a leader's end
+            if call.gate is not None:
+                self._line.pop(call, None)  # the first step, and C: no interrupt comes before it
+            if lead._is_owned():  # only a tracer, or a second interrupt, comes between its ends
                 self._let_go()
         return call.result
 
@@ -116,6 +107,11 @@ class Door:
             frame = frame.f_back
         self._let_go()
         return False
+
+    def _let_go(self) -> None:
+        if self.unclean:
+            self._clean()
+        self.lead.release()
 
     def _wait(self, call: Call) -> None:
         began = time.monotonic()
@@ -142,13 +138,15 @@ class Door:
         claimed: list[Call] = []
         try:
             while call.pending:
-                if not call.alone:
+                if self._line and not call.alone:
                     self._claim(call, claimed)
-                self._transact([call, *(other for other in claimed if _goes(other))])
+                self._transact(call, [other for other in claimed if _goes(other)])
         finally:
-            self.leave()
-            self._let_go()
-            self._wake(claimed)
+            if self.unclean:
+                self._clean()
+            self.lead.release()
+            if claimed or self._line:
+                self._wake(claimed)
 
     def _claim(self, call: Call, claimed: list[Call]) -> None:
         for other in list(self._line)[: MAX_SHARED_COMMIT - 1 - len(claimed)]:

@@ -87,14 +87,15 @@ class Engine:
 
     def _reset(self) -> None:
         self._pid = os.getpid()
-        self._door = Door(self._transact, self._let_go)
+        self._leave: Callable[[], object] = int  # gives back the turn to write
+        self._door = Door(self._transact, self._clean)
         self._writer = self._door.lead  # who has it leads
         self._reader = guard.new_lock()
         self._opening = guard.new_lock()
         self._opened: Opened | None = None
         self._txn: lmdb.Transaction[bytes] | None = None  # of who leads
         self._snapshot: lmdb.Transaction[bytes] | None = None  # of who reads
-        self._in_lmdb = [False, False]  # writing, reading: a fork must not cross it
+        self._reading = False
         self.logs: dict[int, Database] = {}
         self.segments: dict[
             int, tuple[int, Segment]
@@ -163,7 +164,7 @@ class Engine:
             env = self.live()
             began_ns = time.monotonic_ns()
             try:
-                self._in_lmdb[1] = True
+                self._reading = True
                 self._keep_reading()
                 self._snapshot = env.begin(self.state)
                 result = operation(Tx(self, self._snapshot))
@@ -193,7 +194,7 @@ class Engine:
         if snapshot is not None:
             snapshot.abort()
             self._snapshot = None
-        self._in_lmdb[1] = False
+        self._reading = False
 
     def check_place(self) -> None:
         """Raise StoreMoved unless the path still has the data file that is open here."""
@@ -212,18 +213,19 @@ class Engine:
 
     # Committing, as who leads
 
-    def _transact(self, calls: list[Call]) -> None:
+    def _transact(self, call: Call, others: list[Call]) -> None:
         """All operations in one transaction, in order, or none."""
         if self.readonly:
             raise errors.ReadOnly(f"store {self.path} is open read-only; open it for writing")
-        env = self.live()
+        door, env = self._door, self.live()
+        turns = self.slots.turns
         for _ in range(64):
-            self.slots.turns.take(calls[0], self._check_usable)
             try:
+                door.unclean = True
+                turns.take(call, self._check_usable)
                 self._check_usable()
                 self.check_place()
-                self.slots.end_stealing()
-                tx = self._run(env, calls)
+                tx = self._run(env, call, others)
                 break
             except LogIsClosed as missing:
                 self.logs[missing.topic_id] = self._open(env, _log_name(missing.topic_id))[0]
@@ -235,47 +237,42 @@ class Engine:
             except FAULTS as error:
                 raise self._note_failure(error) from error
             finally:
-                self._door.leave()
+                turns.leave()
+                door.unclean = False
         else:
             raise full(self.path, "its memory map was filled as fast as it grew")
+        turns.wake_next()
         if tx is not None and (tx.wakes or tx.announced or tx.after):
             self._tell(tx)
 
-    def _run(self, env: lmdb.Environment, calls: list[Call]) -> Tx | None:
+    def _run(self, env: lmdb.Environment, call: Call, others: list[Call]) -> Tx | None:
         """Run and commit; None if an operation of another thread failed, and nothing was done."""
-        txn, pending = None, [True]
+        txn, pending = None, call.pending
         try:
-            self._in_lmdb[0] = True
             txn = self._txn = env.begin(self.state, write=True)
             tx = Tx(self, txn)
-            if not _run_all(calls, tx):
+            call.result = call.operation(tx)
+            if others and not _run_others(others, tx, pending):
                 return None
-            for call in calls:
-                call.pending = pending
             # One call of C: what is committed is done, whatever is raised around it.
             any(map(operator.call, (txn.commit, pending.clear, *tx.marks)))
             return tx
         finally:
-            if txn is not None:
-                txn.abort()  # nothing if it is committed
-            self._txn = None
-            self._in_lmdb[0] = False
             if pending:
+                if txn is not None:
+                    txn.abort()
                 self.segments.clear()  # it may have read what is not there now
+            self._txn = None
 
-    def _let_go(self) -> None:
-        """End what a leader has: its transaction, its turn, the lead."""
+    def _clean(self) -> None:
+        """End what an interrupted leader has: its transaction and its turn."""
         txn = self._txn
         if txn is not None:
-            txn.abort()
-            self._txn = None
+            txn.abort()  # nothing if it is committed
             self.segments.clear()
-        self._in_lmdb[0] = False
-        self._door.leave()
-        if self._writer._is_owned():
-            self._writer.release()
-        if self._env is not None and not self.readonly:
-            self.slots.turns.wake_next()
+            self._txn = None
+        self._leave()
+        self._door.unclean = False
 
     def _check_usable(self) -> None:
         if self._failed:
@@ -375,7 +372,7 @@ class Engine:
         self.looked = False  # at the room: the first put does
         if opened.members is not None and not self.readonly:
             self.slots = opened.members
-            self._door.leave = self.slots.turns.leave
+            self._leave = self.slots.turns.leave
         self._keep_reading = opened.keep_reading
         self._env = opened.env  # last: now others may use it
 
@@ -433,7 +430,7 @@ class Engine:
         if opened is not None and not self._crossed:
             opened.close()
         self._env = self.members = None
-        self._door.leave = int
+        self._leave = int
 
     def abandon(self, slot: int) -> None:
         """Let the consumer of this slot count as dead: it was not closed, but forgotten."""
@@ -452,7 +449,8 @@ class Engine:
         """Keep the parent's environment only to close it before the own one is opened."""
         if self._pid == os.getpid():
             return
-        crossed, opened = self._crossed or any(self._in_lmdb), self._opened
+        crossed = self._crossed or self._reading or self._door.unclean
+        opened = self._opened
         if opened is not None:
             opened.drop_files()
         self._env = self.members = None
@@ -465,17 +463,18 @@ def _log_name(topic_id: int) -> bytes:
     return b"log.%d" % topic_id if topic_id < limits.MAX_LOG_DATABASES else b"log"
 
 
-def _run_all(calls: list[Call], tx: Tx) -> bool:
-    """Run the operations in a transaction. False if one failed that is not the first call's: it is
-    marked, to be run by its own thread, and the transaction is to be undone."""
+def _run_others(calls: list[Call], tx: Tx, pending: list[bool]) -> bool:
+    """Run the operations of other threads in a transaction; they are pending as long as the
+    leader's is. False if one failed: it is marked, and the transaction is to be undone."""
     for call in calls:
         try:
             call.result = call.operation(tx)
         except Exception as error:
-            if call is calls[0] or not _is_of_operation(error, call.operation):
+            if not _is_of_operation(error, call.operation):
                 raise
             call.alone = True
             return False
+        call.pending = pending
     return True
 
 

@@ -25,9 +25,8 @@ def try_lock(file: int, byte: int, *, shared: bool = False) -> bool:
 
     Raises: Unsupported where the system has no such locks.
     """
-    kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
     try:
-        fcntl.fcntl(file, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, request(byte, shared=shared))
     except (BlockingIOError, PermissionError):  # EAGAIN, EACCES
         return False
     except OSError as error:
@@ -39,6 +38,12 @@ def try_lock(file: int, byte: int, *, shared: bool = False) -> bool:
             " later, outside of a sandbox that lacks them"
         ) from error
     return True
+
+
+def request(byte: int, *, shared: bool = False) -> bytes:
+    """What F_OFD_SETLK wants to be told to lock a byte."""
+    kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
+    return _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0)
 
 
 def unlocker(file: int, start: int, length: int) -> Callable[[], object]:

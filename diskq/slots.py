@@ -5,9 +5,8 @@ Nothing in it must last. It has a fixed size and is never truncated or unlinked:
     0       magic and version, 8 bytes
     8       u32: how many slots were ever used
     12      u8: 1 once groups or topics may share a wake word
-    13      u8: 1 while who writes may take what others prefetched
     16      u64: bytes put by all processes since one of them looked at the room left
-    24      turns to write, see turns.py
+    13, 24  turns to write, see turns.py
     4096    WAKE_WORDS times u32, see wake.py
     20480   MAX_CONSUMERS slots of 184 bytes: owner u64 (odd; 0: free), group u32, pid u32, PID
             namespace u64, start time of the process u64, handling u64 (offset + 1; 0: none named),
@@ -37,7 +36,7 @@ from .turns import Turns
 from .wake import ALL, Words
 
 _MAGIC = b"diskq\0\0\2"
-_USED_AT, _SHARED_AT, _STEALING_AT, _PUT_BYTES_AT = 8, 12, 13, 16
+_USED_AT, _SHARED_AT, _PUT_BYTES_AT = 8, 12, 16
 _WORDS = 4096
 _SLOTS = _WORDS + 4 * WAKE_WORDS
 _SLOT = struct.Struct("=QIIQQQQBB128s6x")
@@ -259,20 +258,6 @@ class Slots:
     def hand_out(self, index: int, token: int) -> None:
         """Tell others how far a prefetching consumer is: they leave that to it."""
         _U64.pack_into(self._memory, _start(index) + _HANDED, token)
-
-    def begin_stealing(self) -> None:
-        """For who writes, before it looks what others handed out: tell them that it may take the
-        rest. Until the next write."""
-        self._memory[_STEALING_AT] = 1
-
-    def end_stealing(self) -> None:
-        """For who writes, before it does anything."""
-        self._memory[_STEALING_AT] = 0
-
-    def stealing(self) -> bool:
-        """Whether somebody may be taking prefetched messages, and may not have seen the latest
-        `hand_out`: it marks first and then looks, who hands out does the same."""
-        return bool(self._memory[_STEALING_AT])
 
     def set_waiting(self, index: int, waiting: bool) -> None:
         """Tell others that this consumer is blocked in a get."""

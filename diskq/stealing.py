@@ -13,7 +13,7 @@ from .delivery import Delivery, Grant, Member
 def steal(at: Delivery, member: Member, limit: int) -> list[Grant]:
     """The later half of what another consumer prefetched and did not begin: better it is
     handled here and now."""
-    at.tx.engine.slots.begin_stealing()
+    at.tx.engine.slots.turns.begin_stealing()
     for lease in [lease for lease in at.leased() if lease.owner != member.owner]:
         while untouched := at.untouched(lease):
             taken = untouched[len(untouched) // 2 :][-limit:]

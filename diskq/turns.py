@@ -3,6 +3,7 @@
 LMDB has a write lock, too, but waiting for that one cannot be interrupted. So whoever writes first
 locks a byte of the file `slots`. In its head page:
 
+    13   u8: 1 while who writes may take what others prefetched
     24   u32 twice: the ticket that was served last, and drawn last
     32   u32: generation of the lock, see below
     40   pid u64, PID namespace u64, start time u64, since_ns u64: who took the lock last, and when
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from fcntl import F_OFD_SETLK, fcntl
 from mmap import mmap
 from struct import Struct
 
@@ -34,7 +36,8 @@ from .process import Process, Watch, describe
 from .wake import Words
 
 TICKETS = 64
-_TICKETS, _U32, _U64, _WRITER = Struct("=II"), Struct("=I"), Struct("=Q"), Struct("=QQQ")
+_HEAD, _U32, _U64, _WRITER = Struct("=III"), Struct("=I"), Struct("=Q"), Struct("=QQQ")
+_STEALING_AT = 13
 _SERVED_AT, _DRAWN_AT, _GENERATION_AT = 24, 28, 32
 _WRITER_AT, _SINCE_AT, _WORDS_AT = 40, 64, 256
 _GENERATIONS = 16
@@ -55,6 +58,9 @@ class Turns:
         self._watch = watch
         self._words = Words(memory, _WORDS_AT, TICKETS)
         self._me = _WRITER.pack(*watch.mine)
+        self._requests = [
+            locks.request(first_byte + generation) for generation in range(_GENERATIONS)
+        ]
         self._repeats = 0  # writes without waiting while others waited
         # Gives back all that this process has, in one step: a call of C, which no signal handler
         # interrupts. May be called by whoever leads, whether it got a turn or not.
@@ -67,22 +73,36 @@ class Turns:
         Raises: Busy at the call's `until`.
         """
         memory = self._memory
-        served, drawn = _TICKETS.unpack_from(memory, _SERVED_AT)
-        if (served == drawn or self._repeats < _REPEATS) and self._try_lock():
+        served, drawn, generation = _HEAD.unpack_from(memory, _SERVED_AT)
+        try:
+            if served != drawn and self._repeats >= _REPEATS:
+                raise BlockingIOError
+            fcntl(self._file, F_OFD_SETLK, self._requests[generation % _GENERATIONS])
             self._repeats += 1
-        else:
+        except (BlockingIOError, PermissionError):
             self._repeats = 0
             self._wait(call.until, check)
+        memory[_STEALING_AT] = 0
         _U64.pack_into(memory, _SINCE_AT, time.monotonic_ns())
         if memory[_WRITER_AT:_SINCE_AT] != self._me:
             memory[_WRITER_AT:_SINCE_AT] = self._me
 
     def wake_next(self) -> None:
         """Wake the process whose turn it is, if one waits; after `leave`."""
-        served, drawn = _TICKETS.unpack_from(self._memory, _SERVED_AT)
+        served, drawn, _ = _HEAD.unpack_from(self._memory, _SERVED_AT)
         if served != drawn:
             word = (served + 1) % TICKETS
             self._words.wake(word, self._words.read(word) + 1, TICKETS)
+
+    def begin_stealing(self) -> None:
+        """For who writes, before it looks what others handed out: tell them that it may take the
+        rest. Until the next write."""
+        self._memory[_STEALING_AT] = 1
+
+    def stealing(self) -> bool:
+        """Whether somebody may be taking prefetched messages, and may not have seen what was handed
+        out last: it marks first and then looks, who hands out does the same."""
+        return bool(self._memory[_STEALING_AT])
 
     def _try_lock(self) -> bool:
         """Lock the byte of the present generation."""
@@ -119,7 +139,7 @@ class Turns:
         counter = self._first + _COUNTER_BYTE
         while not locks.try_lock(self._file, counter):
             if time.monotonic() > until:
-                return int(_TICKETS.unpack_from(self._memory, _SERVED_AT)[0])
+                return int(_U32.unpack_from(self._memory, _SERVED_AT)[0])
             time.sleep(0.0001)
         ticket = (self._drawn() + 1) % 2**32
         locks.try_lock(self._file, self._byte(ticket))
@@ -132,7 +152,7 @@ class Turns:
 
     def _is_my_turn(self, ticket: int, waited: float) -> bool:
         """Whether nobody who drew before is still waiting; or whether that took too long."""
-        (served, _) = _TICKETS.unpack_from(self._memory, _SERVED_AT)
+        (served,) = _U32.unpack_from(self._memory, _SERVED_AT)
         ahead = (ticket - served) % 2**32
         if ahead <= 1 or ahead > TICKETS or waited > _PATIENCE_SECONDS:
             return True

@@ -55,8 +55,8 @@ class Ledger:
         """Note the state after each commit of this process."""
         transact = Engine._transact
 
-        def watched(engine: Engine, batch: list[Any]) -> None:
-            transact(engine, batch)
+        def watched(engine: Engine, *calls: Any) -> None:
+            transact(engine, *calls)
             self.committed()
 
         Engine._transact = watched  # type: ignore

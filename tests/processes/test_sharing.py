@@ -88,10 +88,10 @@ from diskq.engine import Engine
 
 transact = Engine._transact
 
-def unfair(self, calls):
+def unfair(self, *calls):
     if min(self.slots._mine, default=0) > 0:
         time.sleep(0.02)
-    transact(self, calls)
+    transact(self, *calls)
 
 Engine._transact = unfair
 sys.argv[:] = sys.argv[2:]

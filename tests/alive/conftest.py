@@ -1,0 +1,48 @@
+"""A store at a path for several processes, sound at the end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+import diskq
+
+PYTHON = [sys.executable, "-W", "error::ResourceWarning"]
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Path of a new store with a queue "q"."""
+    path = str(tmp_path / "store")
+    with diskq.open(path, durability="process") as store:
+        store.queue("q")
+    yield path
+    with diskq.open(path, create=False) as store:
+        assert list(store.verify()) == []
+
+
+@pytest.fixture
+def child():
+    """Starts Python code in a process that tells lines, and is told lines; none is left behind."""
+    started = []
+
+    def start(code, *arguments, prefix=()):
+        started.append(
+            subprocess.Popen(
+                [*prefix, *PYTHON, "-c", code, *map(str, arguments)],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                bufsize=1,
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
