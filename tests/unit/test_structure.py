@@ -20,6 +20,7 @@ ORDER = (
         "engine",
         "room",
         "registry",
+        "gaps",
         "log",
         "leases",
         "held",
