@@ -161,7 +161,7 @@ def positions(source: Log, topic: TopicRow, to: Start, what: str) -> list[int]:
     if to == "earliest":
         return [source.first(topic, lane) for lane in lanes]
     if to == "latest":
-        return [topic.offset(lane) for lane in lanes]
+        return topic.offsets
     kinds = "'earliest', 'latest', an offset or a datetime"
     if isinstance(to, str):
         raise ValueError(f"{what} must be {kinds}, not {to!r}")

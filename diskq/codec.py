@@ -128,6 +128,11 @@ class CountedRow(Row):
         """The offset that is next in a lane."""
         return (lane << LANE_BITS) + self.next[lane]
 
+    @property
+    def offsets(self) -> list[int]:
+        """The offset that is next in each lane."""
+        return [self.offset(lane) for lane in range(len(self.next))]
+
 
 _LANES = [Struct(f">B{lanes}Q") for lanes in range(MAX_PRIORITIES + 1)]
 

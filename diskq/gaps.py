@@ -19,11 +19,14 @@ from .errors import Corrupt
 from .model import LANE_BITS
 
 
-def rows(tx: Tx, topic_id: int, start: int = 0) -> Iterator[tuple[int, int]]:
-    """First and stop offset of the gaps that begin at `start` or later, in order."""
+def rows(tx: Tx, topic_id: int, start: int = 0, last: int = 2**64) -> Iterator[tuple[int, int]]:
+    """First and stop offset of the gaps that begin at `start` to `last`, in order."""
     key = _key(topic_id, start)
     for item in tx.scan(key[: ID_KEY.size], key):
-        yield decode(*item)
+        gap = decode(*item)
+        if gap[0] > last:
+            return
+        yield gap
 
 
 def decode(key: bytes, value: bytes) -> tuple[int, int]:
@@ -41,7 +44,7 @@ def add(tx: Tx, topic_id: int, topic: TopicRow, first: int, stop: int) -> None:
     before = _last(tx, topic_id, first)
     if before is not None and before[1] == first:
         first = before[0]
-    for old_first, old_stop in list(_touched(tx, topic_id, first, stop)):
+    for old_first, old_stop in list(rows(tx, topic_id, first, stop)):
         stop = max(stop, old_stop)
         _remove(tx, topic_id, topic, old_first)
     tx.put(_key(topic_id, first), U64.pack(stop))
@@ -52,7 +55,7 @@ def remove_below(tx: Tx, topic_id: int, topic: TopicRow, front: int) -> None:
     """Forget the gaps of a lane that are before its oldest stored message: nobody meets them."""
     if topic.gaps:
         lane_first = front >> LANE_BITS << LANE_BITS
-        for first, _ in list(_touched(tx, topic_id, lane_first, front - 1)):
+        for first, _ in list(rows(tx, topic_id, lane_first, front - 1)):
             _remove(tx, topic_id, topic, first)
 
 
@@ -67,18 +70,10 @@ def ahead(tx: Tx, topic_id: int, topic: TopicRow, cursor: Sequence[int]) -> int:
     if not topic.gaps:
         return 0
     return sum(
-        gone - first
+        stop - first
         for lane, start in enumerate(cursor)
-        for first, gone in _touched(tx, topic_id, start, ((lane + 1) << LANE_BITS) - 1)
+        for first, stop in rows(tx, topic_id, start, ((lane + 1) << LANE_BITS) - 1)
     )
-
-
-def _touched(tx: Tx, topic_id: int, first: int, last: int) -> Iterator[tuple[int, int]]:
-    """The gaps that begin at `first` to `last`."""
-    for gap in rows(tx, topic_id, first):
-        if gap[0] > last:
-            return
-        yield gap
 
 
 def _last(tx: Tx, topic_id: int, offset: int) -> tuple[int, int] | None:

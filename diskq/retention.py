@@ -172,10 +172,10 @@ def _needed(source: Log, row: TopicRow, at: int) -> tuple[list[tuple[int, int]],
     deadline, but only some are decoded."""
     tx = source.tx
     spans: list[tuple[int, int, bytes, bytes]] = []
-    unread = [row.offset(lane) for lane in range(len(row.next))]
+    unread = row.offsets
     for group_id in decode_topic(row.config).groups:
         group = leases.load(tx, group_id, "")
-        unread = [min(offset, group.offset(lane)) for lane, offset in enumerate(unread)]
+        unread = list(map(min, unread, group.offsets))
         spans += (span for span in leases.spans(tx, group_id) if span[1] > at)
     needed = [(offset, (lane + 1) << LANE_BITS) for lane, offset in enumerate(unread)]
     for first, _, key, value in sorted(spans):

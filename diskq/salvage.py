@@ -119,11 +119,7 @@ class _Salvage:
         self.logs = {name: self._items(name) for name in self.databases if name[:3] == b"log"}
         self.topics: dict[int, TopicRow] = {}
         self.groups: dict[int, GroupRow] = {}
-        self.deleted = {
-            (key[1], U32.unpack(key[2:])[0])
-            for key in self.state
-            if key[:1] == b"X" and len(key) == 6
-        }
+        self.deleted = {(key[1], U32.unpack(key[2:])[0]) for key, _ in self._state_rows(b"X", 6)}
         self.broken: set[int] = set()  # groups
         self.lost: dict[int, int] = {}  # messages, by topic
         self.floors: dict[tuple[int, int], int] = {}  # by topic and lane, the first one needed
@@ -136,7 +132,6 @@ class _Salvage:
             self._take_rows()
         self._read_topics()
         self._read_groups()
-        self._read_gaps()
         self._create()
         self.engine = Engine(self.place, readonly=False, clock=Clock(), suspect=True)
         try:
@@ -213,6 +208,9 @@ class _Salvage:
                 names.add(check.name("topic", config.name))
                 self.topics[ID_KEY.unpack(key)[1]] = row
         self._miss(b"N", 1, self.topics)
+        for key, value in sorted(self._state_rows(b"O", codec.GAP_KEY.size)):
+            with self._noting("a log"):
+                self.holes.add(key, value)
 
     def _read_groups(self) -> None:
         """The groups, and in each lane how far back one of them still needs messages."""
@@ -230,13 +228,8 @@ class _Salvage:
                 if not lease.flags & HELD:
                     self._need(ID_KEY.unpack_from(key)[1], lease.next_unsettled)
         for group_id, group in self.groups.items():
-            for lane in range(len(group.next)):
-                self._need(group_id, group.offset(lane))
-
-    def _read_gaps(self) -> None:
-        for key, value in sorted(self._state_rows(b"O", codec.GAP_KEY.size)):
-            with self._noting("a log"):
-                self.holes.add(key, value)
+            for offset in group.offsets:
+                self._need(group_id, offset)
 
     def _miss(self, kind: bytes, name_at: int, there: Container[int]) -> None:
         """Note the names whose topics or groups are not there."""
@@ -402,9 +395,8 @@ class _Salvage:
             meta.next_topic = max(meta.next_topic, topic_id + 1)
         for group_id, group in self.groups.items():
             name = decode_group(group.config).name
-            topic_id, lanes = self._topic_of(group), range(len(group.next))
-            cursor = [group.offset(lane) for lane in lanes]
-            group.ahead = gaps.ahead(tx, topic_id, self.topics[topic_id], cursor)
+            topic_id = self._topic_of(group)
+            group.ahead = gaps.ahead(tx, topic_id, self.topics[topic_id], group.offsets)
             tx.put(ID_KEY.pack(b"G", group_id), group.encode())
             tx.put(admin.group_name(topic_id, name), U32.pack(group_id))
             meta.next_group = max(meta.next_group, group_id + 1)
@@ -421,9 +413,8 @@ class _Salvage:
             topic_id, name = decode_group(group.config)[:2]
             source, topic = Log(tx, databases[topic_id], topic_id), self.topics[topic_id]
             broken = group_id in self.broken
-            wrong = list(
-                islice(verify.check_group(source, f"group {name}", group_id, topic, group), 3)
-            )
+            findings = verify.check_group(source, f"group {name}", group_id, topic, group)
+            wrong = list(islice(findings, 3))
             if broken or wrong:
                 self.findings += map("\t".join, wrong)
                 restart_group(source, topic, group_id, group)

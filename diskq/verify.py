@@ -216,17 +216,16 @@ def _check_needs(
     if len(group.next) != len(topic.next):
         yield Finding(where, f"it has {len(group.next)} lanes, its topic {len(topic.next)}")
         return
-    cursor = [group.offset(lane) for lane in range(len(group.next))]
     first = [source.first(topic, lane) for lane in range(len(topic.next))]
     leased = (row.offsets() for row in leases.rows(source.tx, group_id) if not row.flags & HELD)
-    for offset in chain(cursor, *leased):
+    for offset in chain(group.offsets, *leased):
         if offset < first[offset >> LANE_BITS]:
             yield Finding(where, f"needs offset {offset}, which was trimmed")
         if gaps.past(source.tx, source.topic_id, topic, offset) > offset:
             yield Finding(where, f"needs offset {offset}, which is in a gap of the log")
     if any(mine > end for mine, end in zip(group.next, topic.next, strict=True)):
         yield Finding(where, "its cursor is behind the end of the log")
-    ahead = gaps.ahead(source.tx, source.topic_id, topic, cursor)
+    ahead = gaps.ahead(source.tx, source.topic_id, topic, group.offsets)
     yield from _compare(where, ahead=(group.ahead, ahead))
 
 
