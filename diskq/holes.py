@@ -1,5 +1,5 @@
-"""What is missing from a damaged log: gaps, of which a row tells, and what is lost. For salvage;
-imported on demand."""
+"""The holes of a damaged log: gaps, of which a row tells, and lost messages. For salvage; imported
+on demand."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Holes:
         return max([offset, *(stop for _, stop in self._begin_in(topic_id, offset, offset + 1))])
 
     def between(self, topic_id: int, first: int, stop: int) -> Iterable[Hole]:
-        """What is missing from one offset to another, where nothing is stored."""
+        """The holes from one offset to another, where nothing is stored."""
         for gap, gap_stop in self._begin_in(topic_id, first, stop):
             if first <= gap and gap_stop <= stop:  # else it covers what is stored, or another one
                 if first < gap:

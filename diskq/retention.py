@@ -38,8 +38,8 @@ class Head(NamedTuple):
 
 def trim(source: Log, name: str, at: int | None = None) -> tuple[int, int]:
     """Delete what no group needs or what is over a bound, a bounded part of it: from an offset on,
-    None: from where the last trim of this process ended. Returns how many messages went, and where
-    to go on, 0 once all was looked at. Group rows must have been stored before."""
+    or with None from where the last trim of this process ended, and around. Returns how many
+    messages went, and where to go on, 0 at the end. Group rows must have been stored before."""
     row = log.load(source.tx, source.topic_id, name)
     gone = _drop_old(source, row, 0, 0)
     settled, at = _trim_settled(source, row, at)
@@ -150,7 +150,7 @@ def _trim_settled(source: Log, row: TopicRow, at: int | None = None) -> tuple[in
     if config.settings.retention != "interest" or not config.groups:
         return 0, 0
     places = source.tx.engine.trimmed
-    free = places.get(source.topic_id, 0) if at is None else at
+    start = free = places.get(source.topic_id, 0) if at is None else at
     gone, left = 0, limits.MAX_TRIM_SEGMENTS
     needed, go_on = _needed(source, row, free)
     for first, stop in needed:
@@ -163,6 +163,9 @@ def _trim_settled(source: Log, row: TopicRow, at: int | None = None) -> tuple[in
                 break
         free = max(free, stop)
     places[source.topic_id] = go_on
+    if at is None and start and not go_on and left:
+        around, go_on = _trim_settled(source, row, 0)
+        gone += around
     return gone, go_on
 
 

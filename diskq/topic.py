@@ -124,8 +124,9 @@ class Topic:
         planned.cancel(self, schedule_id)
 
     def trim(self) -> int:
-        """Delete what no group needs any more, and what is over the topic's bounds; returns how
-        many messages. Puts and acks do the same now and then.
+        """Delete the segments of which no group needs a message any more, wherever they stand, and
+        what is over the topic's bounds; returns how many messages. Puts and acks do the same now
+        and then, a bounded part each time.
 
         Raises: NotFound, ReadOnly, Closed.
         """

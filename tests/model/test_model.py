@@ -949,6 +949,11 @@ def test_the_model_finds_a_duplicate_that_is_stored(monkeypatch):
     assert isinstance(find_fault(), AssertionError)
 
 
+def test_the_model_finds_a_gap_that_counts_as_unread(monkeypatch):
+    monkeypatch.setattr(gaps, "ahead", lambda tx, topic_id, topic, cursor: 0)
+    assert isinstance(find_fault(), AssertionError)
+
+
 def test_the_model_finds_a_dropped_message_that_stays_leased(monkeypatch):
     def withdraw(self, floors, counter):
         rows = leases.rows
