@@ -5,10 +5,10 @@ What changes or deletes them is in changes.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from . import check, leases, limits, log
+from . import check, gaps, leases, limits, log
 from .codec import (
     ID_KEY,
     META_KEY,
@@ -123,9 +123,9 @@ def make_group(tx: Tx, source: Log, topic_name: str, name: str, start: Start, gi
     if found is not None:
         return found
     settings = _checked(GroupSettings(), given)
-    cursor = _counts(places(source, topic, start, "start"))
     config = GroupConfig(source.topic_id, name, settings)
-    return add_group(source, topic, name, new_group(config, cursor))
+    row = new_group(config, *position(source, topic, places(source, topic, start, "start")))
+    return add_group(source, topic, name, row)
 
 
 def add_group(source: Log, topic: TopicRow, name: str, row: bytes) -> int:
@@ -161,7 +161,7 @@ def positions(source: Log, topic: TopicRow, to: Start, what: str) -> list[int]:
     if to == "earliest":
         return [source.first(topic, lane) for lane in lanes]
     if to == "latest":
-        return [topic.offset(lane) for lane in lanes]
+        return topic.offsets
     kinds = "'earliest', 'latest', an offset or a datetime"
     if isinstance(to, str):
         raise ValueError(f"{what} must be {kinds}, not {to!r}")
@@ -176,12 +176,15 @@ def positions(source: Log, topic: TopicRow, to: Start, what: str) -> list[int]:
     if offset < max(source.first(topic, mine), 1):  # before what is stored: before all of it
         when_ns = 0
     cursor = [source.offset_at(topic, lane, when_ns) for lane in lanes]
-    cursor[mine] = min(max(offset, source.first(topic, mine)), topic.offset(mine))
+    here = min(max(offset, source.first(topic, mine)), topic.offset(mine))
+    cursor[mine] = gaps.past(source.tx, source.topic_id, topic, here)
     return cursor
 
 
-def _counts(cursor: list[int]) -> list[int]:
-    return [offset - (lane << LANE_BITS) for lane, offset in enumerate(cursor)]
+def position(source: Log, topic: TopicRow, cursor: Sequence[int]) -> tuple[list[int], int]:
+    """`next` and `ahead` of a group that goes on at these offsets, one of each lane."""
+    counts = [offset - (lane << LANE_BITS) for lane, offset in enumerate(cursor)]
+    return counts, gaps.ahead(source.tx, source.topic_id, topic, cursor)
 
 
 def group_name(topic_id: int, name: str) -> bytes:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from . import admin, codec, held, keys, leases, limits, log, options, retention
-from .codec import DEAD, HELD, ID_KEY, LIVE, U32, WAITING, decode_group, decode_topic
+from . import admin, codec, gaps, held, keys, leases, limits, log, options, retention
+from .codec import DEAD, HELD, ID_KEY, LIVE, U32, WAITING, TopicRow, decode_group, decode_topic
 from .engine import Engine
 from .environment import Database
 from .errors import ConfigConflict, NotFound
@@ -80,7 +80,8 @@ def _fixed(what: str, kind: str, name: str) -> ConfigConflict:
 def seek_group(tx: Tx, at: Place, to: Start) -> None:
     """See Group.seek."""
     group = Settling(tx, at)
-    _seek(group, admin.places(group.log, group.load_topic(), to, "to"))
+    topic = group.load_topic()
+    _seek(group, topic, admin.places(group.log, topic, to, "to"))
     group.store()
     retention.trim(group.log, at.topic)
 
@@ -93,19 +94,21 @@ def messages_from(group: Group, to: Start) -> tuple[int, bool]:
     def look(tx: Tx) -> tuple[int, bool]:
         source, topic = Log(tx, place.database, place.topic_id), log.load(tx, place.topic_id, "")
         cursor = admin.places(source, topic, to, "to")
-        count, less = 0, False
+        counts, ahead = admin.position(source, topic, cursor)
+        less = ahead > 0
         for lane, offset in enumerate(cursor):
-            count += topic.offset(lane) - offset
-            begin = to if isinstance(to, int) and to >> LANE_BITS == lane else lane << LANE_BITS
-            less |= begin < offset == source.first(topic, lane)
-        return count, less and to != "latest"
+            if isinstance(to, int) and to >> LANE_BITS == lane:
+                less |= to < offset  # it was moved past what is gone
+            else:
+                less |= lane << LANE_BITS < offset == source.first(topic, lane)
+        return sum(topic.next) - sum(counts) - ahead, less and to != "latest"
 
     return group.topic.store.engine.read(look)
 
 
-def _seek(group: Settling, cursor: Sequence[int]) -> None:
+def _seek(group: Settling, topic: TopicRow, cursor: Sequence[int]) -> None:
     """Go on at these offsets, one of each lane: whoever has a message leased loses it, nothing
-    waits or is parked any more, and dead letters from there on are forgotten."""
+    waits or is parked any more, and dead letters that come again are forgotten."""
     tx, row = group.tx, group.row
     for lease in list(leases.rows(tx, group.id)):
         leases.forget(tx, group.id, lease)
@@ -119,11 +122,12 @@ def _seek(group: Settling, cursor: Sequence[int]) -> None:
     for key, _ in list(keys.holders(tx, group.id)):
         tx.delete(codec.KEY_KEY.pack(b"K", group.id, key))
     for offset, _ in list(held.rows(tx, group.id, DEAD)):
-        if offset >= cursor[offset >> LANE_BITS]:
+        stays = gaps.past(tx, group.at.topic_id, topic, offset) != offset
+        if offset >= cursor[offset >> LANE_BITS] and not stays:
             held.drop(tx, group.id, offset, DEAD)
             row.dead -= 1
     row.ready = row.leased = 0
-    row.next = [offset - (lane << LANE_BITS) for lane, offset in enumerate(cursor)]
+    row.next, row.ahead = admin.position(group.log, topic, cursor)
     ended = row.acked + row.dead + row.expired + row.dropped + row.purged
     row.skipped = sum(row.next) - ended
     tx.wake(group.id, limits.MAX_CONSUMERS)
@@ -142,7 +146,7 @@ def fork_group(tx: Tx, at: Place, name: str) -> int:
     old = Settling(tx, at)
     config = decode_group(old.row.config)._replace(name=name, paused=False)
     group_id = admin.add_group(
-        old.log, old.load_topic(), name, codec.new_group(config, old.row.next)
+        old.log, old.load_topic(), name, codec.new_group(config, old.row.next, old.row.ahead)
     )
     _copy(old, Settling(tx, at._replace(group_id=group_id, group=name)))
     return group_id
@@ -233,6 +237,7 @@ def _sweep_some(tx: Tx, key: bytes, number: int, database: Database) -> bool:
     if key[1] == DELETED_TOPIC:
         places = database, tx.engine.schedule, tx.engine.dedup
         more = any(_erase(tx, U32.pack(number), place) for place in places)
+        more = more or _erase(tx, ID_KEY.pack(b"O", number))
     else:
         more = any(_erase(tx, ID_KEY.pack(kind, number)) for kind in (b"L", b"D", b"K"))
         more = more or _erase(tx, U32.pack(number), tx.engine.held)

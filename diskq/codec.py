@@ -14,6 +14,7 @@ field. To change the format:
     'L' group u32, deadline u64, first u64 a lease over a run of offsets; deadline 0: given back
     'D' group u32, due_ns u64, offset u64  a waiting message's next delivery; no value
     'K' group u32, key hash u64            the offset that has this key: leased, ready or waiting
+    'O' topic u32, first u64               a gap in a topic's log: the offset where it stops
     'X' kind u8, id u32                    a deleted topic or group whose rows are being removed
 
     held, messages that left the log's way for one group:
@@ -37,7 +38,7 @@ from .errors import Corrupt
 from .limits import MAX_HISTORY, MAX_PRIORITIES
 from .model import LANE_BITS, Backoff, Failure, GroupSettings, TopicSettings
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_RUN = 1 << 24  # messages of a lease: one commit has no more tokens
 
 U16, U32, U64 = Struct(">H"), Struct(">I"), Struct(">Q")
@@ -48,6 +49,7 @@ PARK_KEY = Struct(">IBQQ")
 SCHEDULE_KEY = Struct(">IQQ")
 DEDUP_KEY = Struct(">IQ16s")
 KEY_KEY = Struct(">cIQ")  # of the row that says which message has a key
+GAP_KEY = Struct(">cIQ")
 META_KEY = b"M"
 
 
@@ -127,6 +129,11 @@ class CountedRow(Row):
         """The offset that is next in a lane."""
         return (lane << LANE_BITS) + self.next[lane]
 
+    @property
+    def offsets(self) -> list[int]:
+        """The offset that is next in each lane."""
+        return [self.offset(lane) for lane in range(len(self.next))]
+
 
 _LANES = [Struct(f">B{lanes}Q") for lanes in range(MAX_PRIORITIES + 1)]
 
@@ -135,7 +142,7 @@ def _encode_lanes(lanes: Sequence[int]) -> bytes:
     return _LANES[len(lanes)].pack(len(lanes), *lanes)
 
 
-class TopicRow(CountedRow, layout=">QQQQQQQQ"):
+class TopicRow(CountedRow, layout=">QQQQQQQQQ"):
     """A topic: its counters, `next` to be put in each lane, its TopicConfig."""
 
     last_put_ns: int
@@ -146,9 +153,10 @@ class TopicRow(CountedRow, layout=">QQQQQQQQ"):
     scheduled: int
     numbered: int  # messages ever scheduled
     rewritten: int  # how often stored segments were changed, by a purge
+    gaps: int  # rows of gaps in its log
 
 
-class GroupRow(CountedRow, layout=">QQQQQQQQQQQQq"):
+class GroupRow(CountedRow, layout=">QQQQQQQQQQQQqQ"):
     """A group: its counters, `next` never taken in each lane (its cursor), its GroupConfig.
 
     Always: sum(next) = skipped + acked + ready + leased + waiting + parked + dead + expired
@@ -167,7 +175,8 @@ class GroupRow(CountedRow, layout=">QQQQQQQQQQQQq"):
     expired: int
     dropped: int
     purged: int
-    skipped: int  # offsets before its start, less those that it gave back in a seek
+    skipped: int  # offsets before its start or in gaps, less those that it gave back in a seek
+    ahead: int  # offsets in gaps that its cursor has yet to pass
 
 
 RETENTIONS = ("interest", "limits")
@@ -202,7 +211,7 @@ def new_topic(name: str, settings: TopicSettings) -> bytes:
     """The row of a new topic."""
     lanes = _encode_lanes([0] * settings.priorities)
     config = TopicConfig(name, settings).encode()
-    return TopicRow.layout.pack(*[0] * 8) + lanes + config
+    return TopicRow.layout.pack(*[0] * 9) + lanes + config
 
 
 @lru_cache(maxsize=1024)
@@ -240,9 +249,10 @@ class GroupConfig(NamedTuple):
 _GROUP_CONFIG = Struct(">IdIdddIBBB")
 
 
-def new_group(config: GroupConfig, cursor: Sequence[int]) -> bytes:
-    """The row of a new group whose next message in each lane is `cursor`."""
-    counters = GroupRow.layout.pack(*[0] * 12, sum(cursor))
+def new_group(config: GroupConfig, cursor: Sequence[int], ahead: int) -> bytes:
+    """The row of a new group whose next message in each lane is `cursor`, with so many offsets in
+    gaps ahead of that."""
+    counters = GroupRow.layout.pack(*[0] * 12, sum(cursor), ahead)
     return counters + _encode_lanes(cursor) + config.encode()
 
 
@@ -300,6 +310,19 @@ class LeaseRow(Row, layout=">QQQHBI"):
         run = range(self.first, self.first + self.count)
         return [offset for offset in run if self.holds(offset)] if self.settled else list(run)
 
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """Its unsettled messages as runs without a settled one: first and stop offsets, rising."""
+        if not self.settled:
+            yield self.first, self.first + self.count
+            return
+        unsettled = bin((self.settled ^ ((1 << self.count) - 1)) | 1 << self.count)[:2:-1]
+        start = unsettled.find("1")
+        while start >= 0:
+            stop = unsettled.find("0", start)
+            stop = self.count if stop < 0 else stop
+            yield self.first + start, self.first + stop
+            start = unsettled.find("1", stop)
+
     def holds(self, offset: int) -> bool:
         """Whether this offset is one of its unsettled messages."""
         at = offset - self.first
@@ -320,6 +343,18 @@ def decode_lease(key: bytes, value: bytes) -> LeaseRow:
     row.deadline_ns = deadline_ns
     row.settled = int.from_bytes(value[row.layout.size :], "big")
     return row
+
+
+_FLAGS_AND_COUNT = Struct(">26xBI")
+
+
+def span_of(key: bytes, value: bytes) -> tuple[int, int] | None:
+    """First and stop offset of a lease's run, None if it is HELD: all that a look at many needs."""
+    if len(value) < LeaseRow.layout.size:
+        raise Corrupt("a lease is damaged; run 'diskq verify'")
+    flags, count = _FLAGS_AND_COUNT.unpack_from(value)
+    first: int = TIME_KEY.unpack(key)[3]
+    return None if flags & HELD else (first, first + count)
 
 
 LIVE, DEAD, PARK = 0, 1, 2  # kinds of keys of held messages

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import islice, takewhile
+from itertools import chain, islice, takewhile
 from typing import NamedTuple
 
-from . import held, keys, leases, limits, schedule
+from . import gaps, held, keys, leases, limits, schedule
 from .clock import NS, nanoseconds
 from .codec import HELD, PREFETCHED, SOLO, HeldRow, LeaseRow, TopicRow, decode_topic
 from .log import Stored
@@ -131,24 +131,31 @@ class Delivery(Settling):
         return Grant(lease, [stored], message.failures)
 
     def _take_returned(self, run: LeaseRow) -> Grant:
-        messages = self.log.read(run.first, run.first + run.count, self.topic)
-        messages = [message for message in messages if run.holds(message.offset)]
-        messages = self.sift(messages)
+        messages = self.sift(self.read(run))
         if messages:
             run = leases.run_of([message.offset for message in messages], run.flags)
             self.note_keys(run, messages)
             self.row.redelivered += len(messages)
         return Grant(run, messages, 0)
 
+    def read(self, run: LeaseRow) -> list[Stored]:
+        """The unsettled messages of a run; what is between them may be gone."""
+        found = (self.log.read(first, stop, self.topic) for first, stop in run.runs())
+        return list(chain.from_iterable(found))
+
     def _take_unread(self, lane: int, limit: int) -> Grant:
         base = lane << LANE_BITS
         first = base + self.row.next[lane]
         read, wanted = (self.log.read_run, _KEYED_READ) if self.keyed else (self.log.read, limit)
-        found = read(first, min(first + wanted, base + self.topic.next[lane]), self.topic)
+        stop = min(first + wanted, base + self.topic.next[lane])
+        if self.row.ahead:
+            gap, _ = next(gaps.rows(self.tx, self.at.topic_id, first), (stop, stop))
+            stop = min(stop, gap)
+        found = read(first, stop, self.topic)
         messages, passed = (
             self._admit(found, limit) if self.keyed else (self.sift(found), len(found))
         )
-        self.row.next[lane] += passed
+        self.advance(lane, first + passed)
         if len(messages) == passed:
             run = LeaseRow(first, passed)
         else:
@@ -199,7 +206,7 @@ class Delivery(Settling):
         self.row.delivered += count
 
     def _unread(self) -> int:
-        return sum(self.topic.next) - sum(self.row.next)
+        return sum(self.topic.next) - sum(self.row.next) - self.row.ahead
 
     def _fair_share(self, member: Member, limit: int, available: int) -> int:
         """A batch leaves their share to the consumers that are waiting now."""

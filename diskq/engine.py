@@ -101,6 +101,7 @@ class Engine:
             int, tuple[int, Segment]
         ] = {}  # by topic, the one read last; see log.py
         self.looked_ns: dict[int, int] = {}  # by group, when it was looked for dead consumers
+        self.trimmed: dict[int, int] = {}  # by topic, the offset from which the next trim goes on
 
     @property
     def generation(self) -> int:

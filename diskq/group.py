@@ -104,7 +104,7 @@ class Group:
     def seek(self, to: Start) -> None:
         """Let the group go on at "earliest", "latest", an offset, or the first message put at a
         datetime or later, whatever it did with those messages before. Whoever has a message leased
-        loses it; what waits or is parked is forgotten, and so are dead letters from there on. One
+        loses it; what waits or is parked is forgotten, and so are dead letters that come again. One
         commit, which is long if very much waits.
 
         Only what is stored comes again. With `retention="interest"`, the default, a topic keeps

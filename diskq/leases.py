@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .codec import HELD, ID_KEY, SOLO, TIME_KEY, GroupRow, LeaseRow, decode_lease
+from .codec import ID_KEY, SOLO, TIME_KEY, GroupRow, LeaseRow, decode_lease, span_of
 from .errors import NotFound
 from .model import LANE_BITS
 from .tx import Tx
@@ -124,14 +124,12 @@ def rows(tx: Tx, group_id: int, deadline_ns: int = 0, first: int = 0) -> Iterato
     return (decode_lease(*item) for item in tx.scan(start[:5], start))
 
 
-def floors(tx: Tx, group_id: int, group: GroupRow) -> list[int]:
-    """In each lane, the first offset of the log that the group may still need."""
-    found = [group.offset(lane) for lane in range(len(group.next))]
-    for row in rows(tx, group_id):
-        lane = row.first >> LANE_BITS
-        if not row.flags & HELD and row.next_unsettled < found[lane]:
-            found[lane] = row.next_unsettled
-    return found
+def spans(tx: Tx, group_id: int) -> Iterator[tuple[int, int, bytes, bytes]]:
+    """First and stop offset of each run of which the group needs messages of the log, and its row,
+    not decoded: a trim looks at all of them, and decodes a few."""
+    for key, value in tx.scan(ID_KEY.pack(b"L", group_id)):
+        if span := span_of(key, value):
+            yield *span, key, value
 
 
 def _key(group_id: int, row: LeaseRow) -> bytes:

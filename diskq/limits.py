@@ -22,6 +22,7 @@ MAX_EXPIRED_LEASES = 64  # lease rows past their deadline that one get takes bac
 MAX_DEAD_OWNERS_LEASES = 1_000  # lease rows of dead processes that one get takes back
 MAX_REDRIVE_MESSAGES = 1_000  # dead letters that one transaction gives back
 MAX_TRIM_SEGMENTS = 1_000  # segments that one transaction deletes
+MAX_TRIM_RUNS = 1_000  # runs of unsettled messages between which one transaction looks for them
 MAX_PURGE_SEGMENTS = 100  # segments that one transaction reads to purge a key
 
 MAX_DEDUP_BYTES = 1024  # of a dedup_id

@@ -1,7 +1,7 @@
 """The segment log of a topic: append, find, read, trim; and the topic's row.
 
 Segments are immutable and keyed by topic and first offset; a segment begins where the one before it
-ends, so offsets are dense. All functions run inside a transaction.
+ends, or where the gap behind that one ends, see gaps.py. All functions run inside a transaction.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from . import limits
+from . import gaps, limits
 from .codec import ID_KEY, TopicRow, decode_topic
 from .environment import Database
 from .errors import WAY_OUT, Corrupt, NotFound
@@ -129,12 +129,13 @@ class Log:
         """The first offset of a lane put at `when_ns` or later, its end if there is none yet."""
         low, high = self.first(row, lane), row.offset(lane)
         while low < high:
-            segment = next(self.segments((low + high) // 2))
-            if segment.put_at_ns >= when_ns:
-                high = max(segment.first, low)
+            middle = (low + high) // 2
+            segment = next(self.segments(middle), None)
+            if segment is None or segment.first >= high or segment.put_at_ns >= when_ns:
+                high = max(min(segment.first, middle), low) if segment else middle
             else:
                 low = segment.first + segment.count
-        return low
+        return gaps.past(self.tx, self.topic_id, row, low)
 
     def segments(self, offset: int) -> Iterator[Segment]:
         """The segments from the one that has `offset`, or the next behind it, in key order.
@@ -162,24 +163,33 @@ class Log:
                 start = cursor.key()
                 yield from self.tx.scan(start[:4], start, self.database)
 
-    def trim(self, row: TopicRow, lane: int, floor: int, limit: int) -> int:
-        """Delete the segments of a lane that end at or before `floor`, at most `limit` of them;
-        returns how many messages went."""
+    def trim(self, row: TopicRow, first: int, stop: int, limit: int) -> int:
+        """Delete the segments that lie between two offsets of a lane, at most `limit` of them, and
+        note the gap they leave; returns how many messages went. No group may need one of them."""
         deleted = 0
+        front, begin, end = -1, first, first
         cursor = self.tx.lmdb.cursor(self.database)
-        for _ in range(limit):
-            if not cursor.set_range(LOG_KEY.pack(self.topic_id, lane << LANE_BITS)):
+        while limit and cursor.set_range(LOG_KEY.pack(self.topic_id, first)):
+            topic_id, offset = LOG_KEY.unpack(cursor.key())
+            if topic_id != self.topic_id or offset >= stop:
                 break
-            key, value = cursor.item()
+            value = cursor.value()
             count = head_of(value)[0]
-            topic_id, offset = LOG_KEY.unpack(key)
-            if topic_id != self.topic_id or offset >> LANE_BITS != lane or offset + count > floor:
+            if offset + count > stop:
                 break
+            if not deleted:
+                begin, front = offset, self.first(row, offset >> LANE_BITS)
+            end = offset + count
+            cursor.delete()
             row.stored -= count
             row.segments -= 1
             row.bytes -= len(value)
-            cursor.delete()
             deleted += count
+            limit -= 1
+        if begin == front:
+            gaps.remove_below(self.tx, self.topic_id, row, self.first(row, begin >> LANE_BITS))
+        elif deleted:
+            gaps.add(self.tx, self.topic_id, row, begin, end)
         return deleted
 
     def _seek(self, cursor: Any, offset: int) -> bool:

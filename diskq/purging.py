@@ -101,7 +101,7 @@ def _reach(source: Log, row: TopicRow, lane: int, floor: int) -> int:
 
 def _cut(source: Log, row: TopicRow, lane: int, floor: int) -> int:
     """Delete what a lane has below an offset; of one segment that may be a part."""
-    gone = source.trim(row, lane, floor, limits.MAX_TRIM_SEGMENTS)
+    gone = source.trim(row, lane << LANE_BITS, floor, limits.MAX_TRIM_SEGMENTS)
     segment = next(source.segments(floor), None)
     if segment is None or segment.first >= floor or segment.first >> LANE_BITS != lane:
         return gone

@@ -23,8 +23,8 @@ _registry = guard.new_lock()
 _forking: list[Any] = []  # locks that this process holds while it forks
 ON_DEMAND = (  # modules of diskq that are imported when they are used, by whatever thread
     *("dedup", "drafts", "apart", "creation", "backup", "pages", "readers", "stats", "options"),
-    *("changes", "verify", "restart", "salvage", "purging", "planned", "letters", "following"),
-    *("heartbeat", "transaction", "stealing"),
+    *("changes", "verify", "restart", "holes", "salvage", "purging", "planned", "letters"),
+    *("following", "heartbeat", "transaction", "stealing"),
 )
 _LATE = (
     "ctypes",

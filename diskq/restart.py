@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import admin, codec, held, keys
+from . import admin, codec, gaps, held, keys
 from .clock import Clock
 from .codec import (
     DEAD,
@@ -28,8 +28,8 @@ def restart_group(source: Log, topic: TopicRow, group_id: int, group: GroupRow) 
         for key in [key for key, _ in tx.scan(ID_KEY.pack(kind, group_id))]:
             tx.delete(key)
     cursor = admin.positions(source, topic, "earliest", "")
-    counts = [offset - (lane << LANE_BITS) for lane, offset in enumerate(cursor)]
-    row = GroupRow(codec.new_group(decode_group(group.config), counts))
+    position = admin.position(source, topic, cursor)
+    row = GroupRow(codec.new_group(decode_group(group.config), *position))
     keyed = decode_group(group.config).settings.ordering == "key"
     alive: dict[int, codec.HeldRow] = {}
     for key, value in list(tx.scan(U32.pack(group_id), database=tx.engine.held)):
@@ -37,6 +37,7 @@ def restart_group(source: Log, topic: TopicRow, group_id: int, group: GroupRow) 
         if kind == PARK and len(key) == PARK_KEY.size:
             offset = PARK_KEY.unpack(key)[3]
         gone = offset < (cursor + [0] * 256)[offset >> LANE_BITS]
+        gone = gone or gaps.past(tx, source.topic_id, topic, offset) > offset
         if kind == DEAD and gone:
             row.dead += 1
             continue

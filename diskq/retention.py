@@ -1,6 +1,7 @@
-"""What leaves a topic's log, and when: passed by all groups, or over a bound.
+"""What leaves a topic's log, and when: settled by all groups, or over a bound.
 
-- `trim` deletes the segments that nobody needs any more, and those over the topic's bounds;
+- `trim` deletes the segments that nobody needs any more, wherever they stand, and those over the
+  topic's bounds;
 - `make_room` does that before a put, or refuses the put.
 
 What leaves the log leaves every group in the same commit, where what was not settled counts as
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 from . import leases, limits, log
 from .clock import nanoseconds
-from .codec import TopicRow, decode_group, decode_topic
+from .codec import TopicRow, decode_group, decode_lease, decode_topic
 from .errors import Full, MessageTooLarge
 from .log import Log
 from .model import LANE_BITS, TopicSettings
@@ -35,15 +36,17 @@ class Head(NamedTuple):
     put_at_ns: int
 
 
-def trim(source: Log, name: str) -> int:
-    """Delete what no group needs or what is over a bound, a bounded part of it; returns how many
-    messages went. Group rows must have been stored before."""
+def trim(source: Log, name: str, at: int | None = None) -> tuple[int, int]:
+    """Delete what no group needs or what is over a bound, a bounded part of it: from an offset on,
+    or with None from where the last trim of this process ended, and around. Returns how many
+    messages went, and where to go on, 0 at the end. Group rows must have been stored before."""
     row = log.load(source.tx, source.topic_id, name)
-    gone = _drop_old(source, row, 0, 0) + _trim_passed(source, row)
-    if gone:
+    gone = _drop_old(source, row, 0, 0)
+    settled, at = _trim_settled(source, row, at)
+    if gone + settled:
         log.store(source.tx, source.topic_id, row)
         source.tx.announced.add(source.topic_id)
-    return gone
+    return gone + settled, at
 
 
 def make_room(source: Log, name: str, row: TopicRow, count: int, size: int) -> None:
@@ -56,7 +59,7 @@ def make_room(source: Log, name: str, row: TopicRow, count: int, size: int) -> N
         _check_fits(name, bounds, count, size)
         _drop_old(source, row, count, size)
         if _over(row, bounds, count, size):
-            _trim_passed(source, row)
+            _trim_settled(source, row)
         if _over(row, bounds, count, size):
             raise Full(
                 f"topic {name!r} is full: {row.stored} messages of {row.bytes} bytes are"
@@ -101,7 +104,7 @@ def _drop_old(source: Log, row: TopicRow, count: int, size: int) -> int:
         gone = _drop(source, row, old)
     if bounds.discard == "old" or bounds.retention == "limits":
         if bounds.retention == "interest" and _over(row, bounds, count, size):
-            gone += _trim_passed(source, row)
+            gone += _trim_settled(source, row)[0]
         while _over(row, bounds, count, size) and row.segments:
             gone += _drop(source, row, _in_the_way(source, row, count, size))
     return gone
@@ -136,18 +139,53 @@ def _remove_below(source: Log, row: TopicRow, floors: Sequence[int], counter: st
         group.withdraw(floors, counter)
         group.store()
     most = limits.MAX_TRIM_SEGMENTS
-    return sum(source.trim(row, lane, floor, most) for lane, floor in enumerate(floors))
+    return sum(
+        source.trim(row, lane << LANE_BITS, floor, most) for lane, floor in enumerate(floors)
+    )
 
 
-def _trim_passed(source: Log, row: TopicRow) -> int:
-    """Delete what every group has passed, if the topic does not keep that."""
+def _trim_settled(source: Log, row: TopicRow, at: int | None = None) -> tuple[int, int]:
+    """Delete segments that every group has settled, if the topic does not keep them; as `trim`."""
     config = decode_topic(row.config)
     if config.settings.retention != "interest" or not config.groups:
-        return 0
-    tx, most = source.tx, limits.MAX_TRIM_SEGMENTS
-    floors = [leases.floors(tx, group, leases.load(tx, group, "")) for group in config.groups]
-    lowest = map(min, zip(*floors, strict=True))
-    return sum(source.trim(row, lane, floor, most) for lane, floor in enumerate(lowest))
+        return 0, 0
+    places = source.tx.engine.trimmed
+    start = free = places.get(source.topic_id, 0) if at is None else at
+    gone, left = 0, limits.MAX_TRIM_SEGMENTS
+    needed, go_on = _needed(source, row, free)
+    for first, stop in needed:
+        if first > free:
+            before = row.segments
+            gone += source.trim(row, free, first, left)
+            left -= before - row.segments
+            if not left:
+                go_on = free
+                break
+        free = max(free, stop)
+    places[source.topic_id] = go_on
+    if at is None and start and not go_on and left:
+        around, go_on = _trim_settled(source, row, 0)
+        gone += around
+    return gone, go_on
+
+
+def _needed(source: Log, row: TopicRow, at: int) -> tuple[list[tuple[int, int]], int]:
+    """Where groups need messages of the log from an offset on, as first and stop offsets, in order;
+    and up to where these are all, 0: to the end. Every run is looked at, since they are stored by
+    deadline, but only some are decoded."""
+    tx = source.tx
+    spans: list[tuple[int, int, bytes, bytes]] = []
+    unread = row.offsets
+    for group_id in decode_topic(row.config).groups:
+        group = leases.load(tx, group_id, "")
+        unread = list(map(min, unread, group.offsets))
+        spans += (span for span in leases.spans(tx, group_id) if span[1] > at)
+    needed = [(offset, (lane + 1) << LANE_BITS) for lane, offset in enumerate(unread)]
+    for first, _, key, value in sorted(spans):
+        if len(needed) > limits.MAX_TRIM_RUNS and first > at:
+            return sorted([run for run in needed if run[0] < first] + [(first, first)]), first
+        needed += decode_lease(key, value).runs()
+    return sorted(needed), 0
 
 
 def groups_of(source: Log, row: TopicRow) -> Iterator[Settling]:

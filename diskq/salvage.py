@@ -3,7 +3,8 @@
 The damaged file is read as bytes, see pages.py. What has a checksum, messages, is copied if it is
 right. Offsets are kept: what is missing between two messages becomes purged ones, so that what
 groups know of offsets stays true. Rows without a checksum are copied and then checked by how they
-add up; a group that does not starts again at the oldest message.
+add up; a group that does not starts again at the oldest message. Gaps of the log are kept: what is
+missing without such a row is lost.
 """
 
 from __future__ import annotations
@@ -17,41 +18,26 @@ from functools import partial
 from itertools import islice
 from typing import NamedTuple, TypeAlias
 
-from . import admin, check, codec, dedup, errors, files, limits, log, verify
+from . import admin, check, codec, dedup, errors, files, gaps, limits, log, verify
 from .changes import DELETED_TOPIC
 from .clock import Clock
-from .codec import (
-    COPY,
-    HELD,
-    ID_KEY,
-    KEY_KEY,
-    TIME_KEY,
-    U32,
-    GroupRow,
-    Meta,
-    TopicRow,
-    decode_group,
-    decode_held,
-    decode_lease,
-    decode_topic,
-    unchecked,
-)
+from .codec import COPY, HELD, ID_KEY, U32, GroupRow, Meta, TopicRow, decode_group, decode_topic
 from .creation import COPIED, building, create_in, later, like
 from .engine import Engine
 from .environment import Database
+from .holes import Holes, fillers
 from .log import Log
 from .model import LANE_BITS, TopicSettings
 from .pages import Snapshot, snapshots
 from .readers import is_used
 from .registry import is_open
 from .restart import restart_group
-from .segment import LOG_KEY, PURGED, RICH, encode_segment, pack_run, purged_record
+from .segment import LOG_KEY
 from .tx import Tx
 
 Put: TypeAlias = tuple[Database, bytes, bytes]
 _WRONG = (errors.DiskqError, ValueError, LookupError, TypeError, struct.error)
-_RUN = 1_000  # purged messages in a segment
-_MAX_GAP = 1_000_000  # more cannot be missing: the number is damaged
+_MAX_LOST = 1_000_000  # more cannot be missing: the number is damaged
 _BATCH_BYTES = 16 * limits.MIB
 
 
@@ -134,15 +120,12 @@ class _Salvage:
         self.logs = {name: self._items(name) for name in self.databases if name[:3] == b"log"}
         self.topics: dict[int, TopicRow] = {}
         self.groups: dict[int, GroupRow] = {}
-        self.deleted = {
-            (key[1], U32.unpack(key[2:])[0])
-            for key in self.state
-            if key[:1] == b"X" and len(key) == 6
-        }
+        self.deleted = {(key[1], U32.unpack(key[2:])[0]) for key, _ in self._state_rows(b"X", 6)}
         self.broken: set[int] = set()  # groups
         self.lost: dict[int, int] = {}  # messages, by topic
         self.floors: dict[tuple[int, int], int] = {}  # by topic and lane, the first one needed
         self.ends: dict[tuple[int, int], int] = {}  # the same, how far it is copied
+        self.holes = Holes()
 
     def run(self) -> Outcome:
         self.rowless = codec.META_KEY not in self.state
@@ -190,6 +173,8 @@ class _Salvage:
                     elif key[:1] == b"G":
                         self.state[key] = value
                         self.broken.add(ID_KEY.unpack(key)[1])
+            elif len(key) == codec.GAP_KEY.size and key[:1] == b"O":
+                self.state[key] = max(self.state.get(key, value), value)  # a gap only grows
 
     def _newer_segments(self, searched: Snapshot) -> Iterator[tuple[bytes, bytes]]:
         """What any page has of the messages behind those that were copied. All in memory."""
@@ -204,7 +189,8 @@ class _Salvage:
                 place = LOG_KEY.unpack(key)[0], segment.first >> LANE_BITS
                 row = self.topics.get(place[0])
                 known = row.offset(place[1]) if row and place[1] < len(row.next) else 0
-                if segment.first >= self.ends.get(place, 0 if self.rowless else known):
+                end = self.ends.get(place, 0 if self.rowless else known)
+                if segment.first >= self.holes.past(place[0], end):
                     found[key] = value
         yield from sorted(found.items())
 
@@ -224,6 +210,9 @@ class _Salvage:
                 names.add(check.name("topic", config.name))
                 self.topics[ID_KEY.unpack(key)[1]] = row
         self._miss(b"N", 1, self.topics)
+        for key, value in sorted(self._state_rows(b"O", codec.GAP_KEY.size)):
+            with self._noting("a log"):
+                self.holes.add(key, value)
 
     def _read_groups(self) -> None:
         """The groups, and in each lane how far back one of them still needs messages."""
@@ -235,14 +224,14 @@ class _Salvage:
                 if config.topic_id in self.topics:
                     self.groups[ID_KEY.unpack(key)[1]] = row
         self._miss(b"H", ID_KEY.size, self.groups)
-        for key, value in self._state_rows(b"L", TIME_KEY.size):
+        for key, value in self._state_rows(b"L", codec.TIME_KEY.size):
             with self._noting("a lease"):
-                lease = decode_lease(key, value)
+                lease = codec.decode_lease(key, value)
                 if not lease.flags & HELD:
                     self._need(ID_KEY.unpack_from(key)[1], lease.next_unsettled)
         for group_id, group in self.groups.items():
-            for lane in range(len(group.next)):
-                self._need(group_id, group.offset(lane))
+            for offset in group.offsets:
+                self._need(group_id, offset)
 
     def _miss(self, kind: bytes, name_at: int, there: Container[int]) -> None:
         """Note the names whose topics or groups are not there."""
@@ -285,9 +274,7 @@ class _Salvage:
             if end > first:
                 self.findings.append(f"two segments have offset {first} of topic {topic_id}")
                 continue
-            if end < first - _MAX_GAP:
-                end = first
-            yield from self._purged(topic_id, end, first, segment.put_at_ns)
+            yield from self._missing(topic_id, end, first, segment.put_at_ns)
             yield self._placed(topic_id, key, value, segment.count, segment.put_at_ns)
 
     def _rest_of_logs(self) -> Iterator[Put]:
@@ -296,9 +283,10 @@ class _Salvage:
             for lane in range(len(row.next)):
                 place = topic_id, lane
                 end = self.ends.get(place, self.floors.get(place, row.offset(lane)))
-                if not end <= row.offset(lane) <= end + _MAX_GAP:
+                lost = self.holes.lost(topic_id, end, row.offset(lane))
+                if end > row.offset(lane) or lost > _MAX_LOST:
                     row.next[lane] = end - (lane << LANE_BITS)
-                yield from self._purged(topic_id, end, row.offset(lane), row.last_put_ns)
+                yield from self._missing(topic_id, end, row.offset(lane), row.last_put_ns)
 
     def _topic(self, topic_id: int) -> TopicRow:
         """The topic's row, its counters to be counted anew; one of its own if it is lost."""
@@ -308,14 +296,29 @@ class _Salvage:
         row = self.topics[topic_id]
         if topic_id not in self.lost:
             self.lost[topic_id] = row.stored = row.segments = row.bytes = row.scheduled = 0
+            row.gaps = 0
         return row
 
+    def _missing(self, topic_id: int, first: int, stop: int, put_at_ns: int) -> Iterator[Put]:
+        """The rows of gaps between two offsets, and purged messages in place of what is lost there;
+        too many would make a gap, too. Before all that is stored there are no gaps."""
+        place, gap = (topic_id, first >> LANE_BITS), -1
+        for hole in self.holes.between(topic_id, first, stop):
+            if hole.lost and hole.stop - hole.first <= _MAX_LOST:
+                yield from self._purged(topic_id, hole.first, hole.stop, put_at_ns)
+                gap = -1
+            elif place in self.ends:
+                self.lost[topic_id] += hole.stop - hole.first if hole.lost else 0
+                self.topics[topic_id].gaps += gap < 0
+                gap = hole.first if gap < 0 else gap  # two that touch are one
+                yield (
+                    self.engine.state,
+                    codec.GAP_KEY.pack(b"O", topic_id, gap),
+                    codec.U64.pack(hole.stop),
+                )
+
     def _purged(self, topic_id: int, first: int, stop: int, put_at_ns: int) -> Iterator[Put]:
-        record = purged_record(None)
-        for at in range(first, stop, _RUN):
-            count = min(_RUN, stop - at)
-            key = LOG_KEY.pack(topic_id, at)
-            value = encode_segment(key, pack_run([record] * count, RICH | PURGED), put_at_ns)
+        for key, value, count in fillers(topic_id, first, stop, put_at_ns):
             yield self._placed(topic_id, key, value, count, put_at_ns)
             self.lost[topic_id] += count
 
@@ -332,13 +335,17 @@ class _Salvage:
 
     def _group_rows(self) -> Iterator[Put]:
         """Leases, due times, keys and held messages of the groups that are there."""
-        for kind, size in ((b"L", TIME_KEY.size), (b"D", TIME_KEY.size), (b"K", KEY_KEY.size)):
+        for kind, size in (
+            (b"L", codec.TIME_KEY.size),
+            (b"D", codec.TIME_KEY.size),
+            (b"K", codec.KEY_KEY.size),
+        ):
             for key, value in self._state_rows(kind, size):
                 if ID_KEY.unpack_from(key)[1] in self.groups:
                     yield self.engine.state, key, value
         for key, value in self._items(b"held"):
             with self._noting("held messages"):
-                decode_held(value)
+                codec.decode_held(value)
                 if U32.unpack_from(key)[0] in self.groups:
                     yield self.engine.held, key, value
 
@@ -346,7 +353,7 @@ class _Salvage:
         """Scheduled messages and receipts of the topics that are there."""
         for key, value in self._items(b"schedule"):
             with self._noting("scheduled messages"):
-                unchecked(value)
+                codec.unchecked(value)
                 topic_id, _, number = codec.SCHEDULE_KEY.unpack(key)
                 if topic_id in self.topics:
                     row = self._topic(topic_id)
@@ -390,8 +397,10 @@ class _Salvage:
             meta.next_topic = max(meta.next_topic, topic_id + 1)
         for group_id, group in self.groups.items():
             name = decode_group(group.config).name
+            topic_id = self._topic_of(group)
+            group.ahead = gaps.ahead(tx, topic_id, self.topics[topic_id], group.offsets)
             tx.put(ID_KEY.pack(b"G", group_id), group.encode())
-            tx.put(admin.group_name(self._topic_of(group), name), U32.pack(group_id))
+            tx.put(admin.group_name(topic_id, name), U32.pack(group_id))
             meta.next_group = max(meta.next_group, group_id + 1)
         admin.store_meta(tx, meta)
 
@@ -406,9 +415,8 @@ class _Salvage:
             topic_id, name = decode_group(group.config)[:2]
             source, topic = Log(tx, databases[topic_id], topic_id), self.topics[topic_id]
             broken = group_id in self.broken
-            wrong = list(
-                islice(verify.check_group(source, f"group {name}", group_id, topic, group), 3)
-            )
+            findings = verify.check_group(source, f"group {name}", group_id, topic, group)
+            wrong = list(islice(findings, 3))
             if broken or wrong:
                 self.findings += map("\t".join, wrong)
                 restart_group(source, topic, group_id, group)

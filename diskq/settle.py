@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from . import held, keys, leases, limits, log
+from . import gaps, held, keys, leases, limits, log
 from .clock import nanoseconds
 from .codec import HELD, SOLO, GroupRow, HeldRow, LeaseRow, TopicRow, decode_group
 from .environment import Database, full
@@ -62,6 +62,20 @@ class Settling:
     def leased(self) -> Iterator[LeaseRow]:
         """The leases that somebody has, by deadline."""
         return leases.rows(self.tx, self.id, 1)
+
+    def advance(self, lane: int, to: int) -> int:
+        """Move a lane's cursor on to an offset, past the gaps on its way and one that begins there;
+        returns how many messages it passed."""
+        row, start, gone = self.row, self.row.offset(lane), 0
+        for first, stop in gaps.rows(self.tx, self.at.topic_id, start) if row.ahead else ():
+            if first > to:
+                break
+            to = max(to, stop)
+            gone += stop - first
+        row.next[lane] += to - start
+        row.ahead -= gone
+        row.skipped += gone
+        return to - start - gone
 
     # One message
 
@@ -213,9 +227,7 @@ class Settling:
         row = self.row
         gone = 0
         for lane, floor in enumerate(floors):
-            passed = max(floor - row.offset(lane), 0)
-            row.next[lane] += passed
-            gone += passed
+            gone += self.advance(lane, max(floor, row.offset(lane)))
         below = (lease for lease in leases.rows(self.tx, self.id) if not lease.flags & HELD)
         for lease in [lease for lease in below if lease.next_unsettled < floors[lease.lane]]:
             lost = [offset for offset in lease.offsets() if offset < floors[lease.lane]]

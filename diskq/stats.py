@@ -24,7 +24,7 @@ def group_stats(tx: Tx, group_id: int, name: str) -> GroupStats:
     """A group in numbers. Raises: NotFound."""
     row = leases.load(tx, group_id, name)
     topic = log.load(tx, decode_group(row.config).topic_id, "")
-    unread = sum(topic.next) - sum(row.next)
+    unread = sum(topic.next) - sum(row.next) - row.ahead
     states = unread, row.ready, row.leased, row.waiting, row.parked
     totals = row.acked, row.delivered, row.redelivered, row.failed
     ended = row.expired, row.dropped, row.purged

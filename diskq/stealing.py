@@ -22,9 +22,7 @@ def steal(at: Delivery, member: Member, limit: int) -> list[Grant]:
             leases.update(at.tx, at.id, lease)
             at.row.leased -= len(taken)
             run = leases.run_of(taken)
-            messages = at.log.read(run.first, run.first + run.count, at.topic)
-            messages = [message for message in messages if run.holds(message.offset)]
-            if messages := at.sift(messages):
+            if messages := at.sift(at.read(run)):
                 run = leases.run_of([message.offset for message in messages])
                 at.note_keys(run, messages)
                 at.row.redelivered += len(messages)

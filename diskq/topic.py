@@ -125,18 +125,21 @@ class Topic:
         planned.cancel(self, schedule_id)
 
     def trim(self) -> int:
-        """Delete what no group needs any more, and what is over the topic's bounds; returns how
-        many messages. Puts and acks do the same now and then.
+        """Delete the segments of which no group needs a message any more, wherever they stand, and
+        what is over the topic's bounds; returns how many messages. Puts and acks do the same now
+        and then, a bounded part each time.
 
         Raises: NotFound, ReadOnly, Closed.
         """
         database = self.store.engine.log(self.id)
-        total = 0
-        while count := self.store.commit(
-            lambda tx: retention.trim(Log(tx, database, self.id), self.name)
-        ):
+        total = at = 0
+        while True:
+            count, at = self.store.commit(
+                lambda tx: retention.trim(Log(tx, database, self.id), self.name, at)  # noqa: B023
+            )
             total += count
-        return total
+            if not count and not at:
+                return total
 
     def purge(self, *, before: Start | None = None, key: str | None = None) -> int:
         """Delete messages, whether groups are done with them or not: all, those `before` an offset

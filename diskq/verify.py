@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from signal import SIGABRT, SIGBUS, SIGSEGV, Signals
 
-from . import admin, dedup, files, held, keys, leases, schedule
+from . import admin, dedup, files, gaps, held, keys, leases, schedule
 from .changes import DELETED_GROUP
 from .codec import (
     BURIED,
@@ -171,7 +171,7 @@ def _check(tx: Tx, logs: dict[int, Database]) -> Iterator[Finding]:
     for topic_id, topic in topics.items():
         where = f"topic {decode_topic(topic.config).name}"
         source = Log(tx, logs.get(topic_id), topic_id)
-        yield from _check_log(source, where, topic)
+        yield from _guarded(where, _check_log(source, where, topic))
         yield from _guarded(where, _check_schedule(tx, where, topic_id, topic))
         for group_id in decode_topic(topic.config).groups:
             if group_id in groups:
@@ -185,7 +185,7 @@ def check_group(
     source: Log, where: str, group_id: int, topic: TopicRow, group: GroupRow
 ) -> Iterator[Finding]:
     """Everything that is wrong with a group."""
-    yield from _guarded(where, _check_group(source.tx, where, group_id, group))
+    yield from _guarded(where, _check_group(source, where, group_id, topic, group))
     yield from _guarded(where, _check_needs(source, where, group_id, topic, group))
     keyed = decode_group(group.config).settings.ordering == "key"
     yield from _guarded(where, _check_keys(source, where, group_id, keyed))
@@ -220,12 +220,17 @@ def _check_needs(
     if len(group.next) != len(topic.next):
         yield Finding(where, f"it has {len(group.next)} lanes, its topic {len(topic.next)}")
         return
-    for lane, needed in enumerate(leases.floors(source.tx, group_id, group)):
-        first = source.first(topic, lane)
-        if needed < first:
-            yield Finding(where, f"needs offset {needed}, the log begins at {first}")
-        if group.next[lane] > topic.next[lane]:
-            yield Finding(where, "its cursor is behind the end of the log")
+    first = [source.first(topic, lane) for lane in range(len(topic.next))]
+    leased = (row.offsets() for row in leases.rows(source.tx, group_id) if not row.flags & HELD)
+    for offset in chain(group.offsets, *leased):
+        if offset < first[offset >> LANE_BITS]:
+            yield Finding(where, f"needs offset {offset}, which was trimmed")
+        if gaps.past(source.tx, source.topic_id, topic, offset) > offset:
+            yield Finding(where, f"needs offset {offset}, which is in a gap of the log")
+    if any(mine > end for mine, end in zip(group.next, topic.next, strict=True)):
+        yield Finding(where, "its cursor is behind the end of the log")
+    ahead = gaps.ahead(source.tx, source.topic_id, topic, group.offsets)
+    yield from _compare(where, ahead=(group.ahead, ahead))
 
 
 def _check_names(
@@ -254,15 +259,19 @@ def _check_names(
 
 
 def _check_log(source: Log, where: str, topic: TopicRow) -> Iterator[Finding]:
-    """Segments are whole, dense, in order of time, and as many as the row counts."""
+    """Segments are whole, dense but for the gaps, in order of time, and as many as the row counts.
+    Each gap lies between two of them, or behind the last one."""
     stored = size = segments = 0
+    known = dict(gaps.rows(source.tx, source.topic_id))
+    yield from _compare(where, gaps=(topic.gaps, len(known)))
     ends: dict[int, int] = {}
     last_ns: dict[int, int] = {}
     for key, value in source.items():
         offset = LOG_KEY.unpack(key)[1]
         lane, count = offset >> LANE_BITS, head_of(value)[0]
-        if ends.setdefault(lane, offset) != offset:
-            yield Finding(where, f"offset {ends[lane]} is missing, the next segment has {offset}")
+        end = ends.setdefault(lane, offset)
+        if (end := known.pop(end, end)) != offset:
+            yield Finding(where, f"offset {end} is missing, the next segment has {offset}")
         ends[lane] = offset + count
         stored += count
         segments += 1
@@ -275,9 +284,12 @@ def _check_log(source: Log, where: str, topic: TopicRow) -> Iterator[Finding]:
         if not last_ns.get(lane, 0) <= segment.put_at_ns <= topic.last_put_ns:
             yield Finding(where, f"time goes back at offset {offset}")
         last_ns[lane] = segment.put_at_ns
-    for lane, end in ends.items():
+    for lane, last in ends.items():
+        end = known.pop(last, last)
         if lane >= len(topic.next) or end != topic.offset(lane):
             yield Finding(where, f"lane {lane} of the log ends at {end}, which its row denies")
+    for first, stop in known.items():
+        yield Finding(where, f"the gap from {first} to {stop} is not where segments are missing")
     yield from _compare(
         where,
         stored=(topic.stored, stored),
@@ -295,8 +307,16 @@ def sound_segment(key: bytes, value: bytes) -> Segment:
     return segment
 
 
-def _check_group(tx: Tx, where: str, group_id: int, group: GroupRow) -> Iterator[Finding]:
+def _check_group(
+    source: Log, where: str, group_id: int, topic: TopicRow, group: GroupRow
+) -> Iterator[Finding]:
     """Each message is in one place, and the counters are right."""
+    tx = source.tx
+
+    def is_known(offset: int) -> bool:  # a held message may be in a gap ahead, after a seek back
+        passed = _is_passed(group, offset)
+        return passed or gaps.past(tx, source.topic_id, topic, offset) > offset
+
     newest = tx.lmdb.id() + admin.load_meta(tx).commit_base  # the engine may know an older base
     taken: set[int] = set()
     ready = leased = 0
@@ -319,7 +339,7 @@ def _check_group(tx: Tx, where: str, group_id: int, group: GroupRow) -> Iterator
     for kind in (LIVE, DEAD):
         for offset, message in held.rows(tx, group_id, kind):
             counts[message.state] += 1
-            if offset in taken or not _is_passed(group, offset):
+            if offset in taken or not is_known(offset):
                 yield Finding(where, f"held message {offset} is leased too, or not read yet")
             taken.add(offset)
             if (message.state == BURIED) != (kind == DEAD):
@@ -329,7 +349,7 @@ def _check_group(tx: Tx, where: str, group_id: int, group: GroupRow) -> Iterator
             if (offset in leased_held) != (message.state == LEASED):
                 yield Finding(where, f"held message {offset} and its lease disagree")
     parked = [offset for _, offset, _ in keys.parked(tx, group_id)]
-    if taken & set(parked) or not all(_is_passed(group, offset) for offset in parked):
+    if taken & set(parked) or not all(map(is_known, parked)):
         yield Finding(where, "a parked message is somewhere else too, or not read yet")
     here = group.ready + group.leased + group.waiting + group.parked + group.dead
     gone = group.acked + group.expired + group.dropped + group.purged
@@ -393,10 +413,10 @@ def _check_owners(tx: Tx, topics: set[int], groups: set[int]) -> Iterator[Findin
     """Every row belongs to a topic or group that exists, or is being deleted."""
     for key, _ in tx.scan(b"X"):
         (groups if key[1] == DELETED_GROUP else topics).add(U32.unpack(key[2:])[0])
-    for prefix in (b"L", b"D", b"K"):
+    for prefix, owners in ((b"L", groups), (b"D", groups), (b"K", groups), (b"O", topics)):
         for key, _ in tx.scan(prefix):
-            if U32.unpack_from(key, 1)[0] not in groups:
-                yield Finding("store", f"row {key!r} belongs to no group")
+            if U32.unpack_from(key, 1)[0] not in owners:
+                yield Finding("store", f"row {key!r} belongs to nothing")
     engine = tx.engine
     for name, owners in ((engine.held, groups), (engine.schedule, topics), (engine.dedup, topics)):
         for key, _ in tx.scan(b"", database=name):

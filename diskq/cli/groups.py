@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import click
 
-from diskq import Backoff, Clock, Group, GroupStats, changes, limits
+from diskq import Backoff, Clock, Group, GroupStats, Topic, changes, limits
 from diskq.codec import ORDERINGS
 
 from . import output, units
@@ -282,7 +282,7 @@ def _lost_by_seek(group: Group, to: int | str | datetime) -> str:
             target = to
         case _:
             target = topic.offset_at(cast("datetime", to))
-    unread = put - target
+    unread, _ = changes.messages_from(group, to)
     if unread < stats.unread:  # it goes forward, over all that is not settled before
         return listed({"unsettled message": stats.lag - unread})
     return listed(
@@ -291,9 +291,14 @@ def _lost_by_seek(group: Group, to: int | str | datetime) -> str:
             "lease": stats.leased,
             "waiting message": stats.waiting,
             "parked message": stats.parked,
-            "dead letter": sum(1 for _ in group.dead(target)) if lanes == 1 else stats.dead,
+            "dead letter": sum(_is_stored(topic, each.offset) for each in group.dead(target)),
         }
     )
+
+
+def _is_stored(topic: Topic, offset: int) -> bool:
+    """Whether the log has the message of a dead letter, which then comes again."""
+    return any(topic.read(offset, offset + 1))
 
 
 @group.command("fork")

@@ -59,7 +59,7 @@ def calls_that_write(store):
     return {
         "put": lambda: queue.put(b"x"),
         "put_many": lambda: queue.put_many([b"x", b"y"]),
-        "get": lambda: consumer.get(),
+        "get": consumer.get,
         "get_many": lambda: consumer.get_many(3),
         "ack": message.ack,
         "nack": message.nack,
@@ -70,10 +70,10 @@ def calls_that_write(store):
         "topic": lambda: store.topic("new"),
         "group": lambda: queue.topic.group("new"),
         "seek": lambda: queue.group.seek("latest"),
-        "purge": lambda: queue.topic.purge(),
-        "trim": lambda: queue.topic.trim(),
+        "purge": queue.topic.purge,
+        "trim": queue.topic.trim,
         "update": lambda: queue.group.update(max_deliveries=7),
-        "delete": lambda: queue.group.delete(),
+        "delete": queue.group.delete,
         "delete_topic": lambda: store.delete_topic("q"),
     }
 
@@ -104,7 +104,7 @@ def test_timeouts_include_the_wait_for_the_lock(path, stopped):
     os.kill(stopped.pid, signal.SIGCONT)
     stopped.stdout.readline()
     with diskq.open(path, busy_seconds=math.inf) as store:
-        consumer = store.queue("q").consumer()
+        store.queue("q").consumer()
         stop_again(store, stopped)
 
 

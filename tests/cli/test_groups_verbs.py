@@ -196,6 +196,27 @@ def test_seek_back_in_a_topic_with_bounds_blames_those(shell: Any) -> None:
     )
 
 
+def test_seek_and_purge_count_no_message_of_a_gap(shell: Any) -> None:
+    shell.fill()
+    for number in range(6):
+        shell.run("put", "mail", str(number))
+    with shell.open() as store, store.topic("mail").group("workers").consumer() as consumer:
+        messages = consumer.get_many(5)
+        consumer.ack_many([messages[1], messages[3]])
+        messages[4].reject("its segment goes")
+        messages[2].release()
+        store.topic("mail").trim()
+        assert [message.offset for message in store.topic("mail").read()] == [0, 2, 5]
+        said = shell.out(*SEEK, "1", "--dry-run")
+        assert "and lose 1 ready message and 1 lease; 2 messages to come; earlier ones" in said
+        said = shell.error(*SEEK, "3", code=2)
+        assert "1 ready message and 1 lease would be lost" in said
+        purge = "purge", "mail", "--before", "4"
+        assert "and lose 2 stored messages\n" in shell.out(*purge, "--dry-run")
+        assert shell.out(*purge, "--yes") == "purged 2 messages of topic mail\n"
+    assert (shell.stats().purged, shell.stats().dead, shell.stats().unread) == (2, 1, 1)
+
+
 def test_seek_beyond_the_end_is_refused(shell: Any) -> None:
     shell.fill(b"a", b"b")
     for options in [], ["--dry-run"], ["--yes"]:

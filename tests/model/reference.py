@@ -126,6 +126,31 @@ class ModelTopic:
     def first(self, lane):
         return min((s.first for s in self.segments if s.lane == lane), default=self.end(lane))
 
+    def upcoming(self, offset):
+        """The first stored offset of a lane from this one on, its end if there is none."""
+        lane = offset // LANE
+        behind = (s for s in self.segments if s.lane == lane and s.end > offset)
+        return min((max(s.first, offset) for s in behind), default=self.end(lane))
+
+    def stored_from(self, cursor):
+        """How many messages are stored from these offsets on, one of each lane."""
+        return sum(max(s.end - max(s.first, cursor[s.lane]), 0) for s in self.segments)
+
+    def is_in_gap(self, offset):
+        """Whether it was settled by all groups, and went before an older message."""
+        return self.first(offset // LANE) < offset < self.upcoming(offset)
+
+    @property
+    def gaps(self):
+        """First and stop offsets of what is missing behind the oldest message of each lane."""
+        found = []
+        for lane in range(len(self.ends)):
+            mine = sorted((s.first, s.end) for s in self.segments if s.lane == lane)
+            ends = [end for _, end in mine]
+            firsts = [*(first for first, _ in mine[1:]), self.end(lane)]
+            found += [pair for pair in zip(ends, firsts, strict=False) if pair[0] < pair[1]]
+        return found
+
     def floors(self, to):
         """Where a start or a seek goes, in each lane."""
         lanes = range(len(self.ends))
@@ -140,7 +165,7 @@ class ModelTopic:
             if to < max(self.first(mine), 1):
                 when = 0
             found = [self.since(lane, when) for lane in lanes]
-            found[mine] = min(max(to, self.first(mine)), self.end(mine))
+            found[mine] = self.upcoming(min(max(to, self.first(mine)), self.end(mine)))
             return found
         return [self.since(lane, to[0]) for lane in lanes]
 
@@ -229,7 +254,7 @@ class ModelTopic:
             raise TooLarge
         self.drop_old(count, size)
         if self.over(count, size):
-            self.forget_passed()
+            self.forget_settled()
         if self.over(count, size):
             raise Full
 
@@ -240,7 +265,7 @@ class ModelTopic:
             gone += self.drop([each for each in self.segments if each.put_at <= since])
         if self.discard == "old" or self.retention == "limits":
             if self.retention == "interest" and self.over(count, size):
-                gone += self.forget_passed()
+                gone += self.forget_settled()
             while self.over(count, size) and self.segments:
                 oldest = min(self.segments, key=lambda each: (each.put_at, each.first))
                 gone += self.drop([oldest])
@@ -254,19 +279,21 @@ class ModelTopic:
             self.dropped += len(segment.messages)
         return len(segments)
 
-    def forget_passed(self):
-        """Forget what every group has passed; without a group, nothing."""
+    def forget_settled(self):
+        """Forget the segments that every group has settled; without a group, nothing."""
         if self.retention != "interest" or not self.groups:
             return 0
         before = len(self.segments)
-        floors = [group.floors() for group in self.groups.values()]
-        lowest = [min(each) for each in zip(*floors, strict=True)]
-        self.segments = [each for each in self.segments if each.end > lowest[each.lane]]
+        self.segments = [
+            each
+            for each in self.segments
+            if any(group.needs(each) for group in self.groups.values())
+        ]
         return before - len(self.segments)
 
     def trim(self):
         self.drop_old(0, 0)
-        self.forget_passed()
+        self.forget_settled()
 
     def purge(self, floors, everything):
         for group in self.groups.values():
@@ -341,18 +368,22 @@ class ModelGroup:
     def leased(self):
         return sum(len(lease.offsets) for lease in self.leases)
 
-    def floors(self):
-        """The first offsets that the group still needs from the log."""
-        needed = [run[0] for run, _ in self.ready]
-        needed += [lease.offsets[0] for lease in self.leases if not lease.retry]
-        found = list(self.cursor)
-        for offset in needed:
-            found[offset // LANE] = min(found[offset // LANE], offset)
-        return found
+    def needs(self, segment):
+        """Whether the group still needs a message of it."""
+        runs = [run for run, _ in self.ready]
+        runs += [lease.offsets for lease in self.leases if not lease.retry]
+        leased = any(segment.first <= offset < segment.end for run in runs for offset in run)
+        return leased or segment.end > self.cursor[segment.lane]
 
     @property
     def unread(self):
-        return sum(self.topic.end(lane) - at for lane, at in enumerate(self.cursor))
+        return self.topic.stored_from(self.cursor)
+
+    def advance(self, lane, to):
+        """Move the cursor on, and past what is not stored; returns how many messages it passed."""
+        before = self.unread
+        self.cursor[lane] = self.topic.upcoming(max(to, self.cursor[lane]))
+        return before - self.unread
 
     def stats(self, topic, name):
         ready = sum(len(run) for run, _ in self.ready)
@@ -469,12 +500,13 @@ class ModelGroup:
         if self.keyed:  # a lease is over messages that were put together
             segments = (each for each in self.topic.segments if each.end > self.cursor[lane])
             end = next(each.end for each in segments if each.lane == lane)
+        offset = self.cursor[lane] - 1
         while self.cursor[lane] < end and len(found) < limit:
-            if not self.keyed and seen == limit:
-                break
+            if self.cursor[lane] > offset + 1 or (not self.keyed and seen == limit):
+                break  # a lease is over messages without a gap between them
             seen += 1
             offset = self.cursor[lane]
-            self.cursor[lane] += 1
+            self.advance(lane, offset + 1)
             message = self.topic.messages[offset]
             if self._gone(offset, None):
                 continue
@@ -636,8 +668,7 @@ class ModelGroup:
         def mine(offset):
             return offset // LANE == lane and offset < floor
 
-        gone = max(floor - self.cursor[lane], 0)
-        self.cursor[lane] += gone
+        gone = self.advance(lane, floor)
         lost = []
         for lease in list(self.leases):
             for offset in [each for each in lease.offsets if mine(each) and not lease.retry]:
@@ -680,7 +711,11 @@ class ModelGroup:
             lease.offsets = []
         self.leases, self.ready, self.holders = [], [], {}
         self.waiting, self.parked = set(), set()
-        self.dead = {offset for offset in self.dead if offset < cursor[offset // LANE]}
+        self.dead = {
+            offset
+            for offset in self.dead
+            if offset < cursor[offset // LANE] or self.topic.is_in_gap(offset)
+        }
         self.failed = {each: failed for each, failed in self.failed.items() if each in self.dead}
         self.cursor = list(cursor)
 

@@ -32,7 +32,7 @@ from hypothesis.stateful import (
 from reference import LANE, Full, ModelGroup, ModelTopic, Put, TooLarge
 
 import diskq
-from diskq import dedup, held, keys, leases
+from diskq import changes, dedup, gaps, held, keys, leases
 from diskq.settle import Settling
 
 MEMORY = Path("/dev/shm")
@@ -313,7 +313,6 @@ class QueueMachine(RuleBasedStateMachine):
 
     # What leaves the log
 
-    @seldom
     @rule()
     def trim(self):
         self.topic.trim()
@@ -396,6 +395,8 @@ class QueueMachine(RuleBasedStateMachine):
         name = sorted(self.models)[pick % len(self.models)]
         to = self.within(to, self.group(name).seek)
         cursor = self.topic_model.floors(self.place(to))
+        come, _ = changes.messages_from(self.group(name), self.when(to))
+        assert come == self.topic_model.stored_from(cursor)
         self.group(name).seek(self.when(to))
         self.models[name].seek(cursor)
         self.topic_model.trim()
@@ -742,6 +743,26 @@ class QueueMachine(RuleBasedStateMachine):
             self.model_of(member).ack(delivery.lease, delivery.offset)
             member.held.remove(delivery)
 
+    @rule(
+        many=st.lists(PLAIN, min_size=2, max_size=5), pick=PICK, settle=st.lists(PICK, max_size=8)
+    )
+    def leave_gaps(self, many, pick, settle):
+        """Messages in a segment each are taken, some are settled, and the topic is trimmed; then a
+        group begins at the oldest, or goes back to it."""
+        self.put(many, True)
+        member = self.member(pick)
+        self.get_many(self.members.index(member), 8)
+        for choice in settle:
+            there = [delivery for delivery in member.held if not delivery.lost]
+            if there:
+                verb = "reject" if choice % 8 == 0 else "ack"
+                self.settle_one(member, there[choice % len(there)], verb)
+        self.trim()
+        if pick % 3 == 0:
+            self.seek(pick // 3, "earliest")
+        elif pick % 3 == 1 and len(self.models) < len(GROUPS):
+            self.new_group({"max_deliveries": 2, "backoff": diskq.Backoff(0)}, "earliest")
+
     @precondition(lambda self: any(model.dead for model in self.models.values()))
     @rule(pick=PICK, how=st.sampled_from(["all", "first", "last", "unknown", "forget"]))
     def redrive(self, pick, how):
@@ -817,6 +838,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert found.bytes == sum(segment.size for segment in model.segments)
         assert found.scheduled == len(model.scheduled)
         assert found.dropped == model.dropped
+        assert self.store.engine.read(lambda tx: list(gaps.rows(tx, self.topic.id))) == model.gaps
         assert self.other.stats().put == self.other_count
         expected = [self.models[name].stats("t", name) for name in sorted(self.models)]
         assert list(found.groups) == expected
@@ -924,6 +946,11 @@ def test_the_model_finds_a_key_that_two_messages_have(monkeypatch):
 
 def test_the_model_finds_a_duplicate_that_is_stored(monkeypatch):
     monkeypatch.setattr(dedup, "find", lambda source, row, digest: None)
+    assert isinstance(find_fault(), AssertionError)
+
+
+def test_the_model_finds_a_gap_that_counts_as_unread(monkeypatch):
+    monkeypatch.setattr(gaps, "ahead", lambda tx, topic_id, topic, cursor: 0)
     assert isinstance(find_fault(), AssertionError)
 
 

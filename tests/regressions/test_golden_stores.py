@@ -181,7 +181,7 @@ def test_an_opening_that_writes_is_found_out(golden, tmp_path):
 
 @golden_stores
 @pytest.mark.parametrize("readonly", [False, True])
-@pytest.mark.parametrize("version", [0, 99, 2**16 - 1])
+@pytest.mark.parametrize("version", [0, 1, 99, 2**16 - 1])
 def test_a_store_of_an_unknown_format_is_refused_and_not_touched(
     golden, tmp_path, readonly, version
 ):

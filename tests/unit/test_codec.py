@@ -156,7 +156,7 @@ def test_a_topics_row_comes_back(name, settings, groups, last_put_ns, end):
 )
 def test_a_groups_row_comes_back(name, topic_id, settings, cursor):
     config = codec.GroupConfig(topic_id, name, settings)
-    row = codec.GroupRow(codec.new_group(config, cursor))
+    row = codec.GroupRow(codec.new_group(config, cursor, ahead=7))
     row.acked, row.leased, row.dead = 1, 2, 3
     again = codec.GroupRow(row.encode())
     assert codec.decode_group(again.config) == config

@@ -20,6 +20,7 @@ ORDER = (
         "engine",
         "room",
         "registry",
+        "gaps",
         "log",
         "leases",
         "held",
@@ -142,5 +143,5 @@ def code_lines_of(module):
     return len(code)
 
 
-def test_the_core_has_fewer_than_3600_lines_of_code():
-    assert sum(map(code_lines_of, ORDER)) < 3600
+def test_the_core_has_fewer_than_3725_lines_of_code():
+    assert sum(map(code_lines_of, ORDER)) < 3725
