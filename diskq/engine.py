@@ -36,6 +36,7 @@ from .environment import (
     read_row,
     translate,
 )
+from .hands import Hands
 from .segment import Segment
 from .slots import Slots
 
@@ -57,6 +58,7 @@ class Tx:
         self.wakes: dict[int, int] = {}
         self.announced: set[int] = set()  # topics that got messages, or room: wake who watches
         self.after: list[Callable[[], None]] = []  # to be called once this is committed
+        self.room: Any = None  # what it may copy, once somebody asked; see room.py
 
     def scan(
         self, prefix: bytes, start: bytes = b"", database: Database = None
@@ -148,6 +150,7 @@ class Engine:
             int, tuple[int, Segment]
         ] = {}  # by topic, the one read last; see log.py
         self.looked_ns: dict[int, int] = {}  # by group, when it was looked for dead consumers
+        self.hands: dict[int, Hands] = {}  # by group, what this process has in hand
 
     # The two doors
 

@@ -12,7 +12,8 @@ Nothing in it must last. It has a fixed size and is never truncated or unlinked:
     4096    WAKE_WORDS times u32, see wake.py
     20480   MAX_CONSUMERS slots of 168 bytes: owner u64 (odd; 0: free), group u32, pid u32,
             handling u64 (offset + 1; 0: none named), handed u64 (token of the last prefetched
-            message that was handed out), waiting u8, length of the name u8, name
+            message that was handed out), waiting u8 (threads blocked in a get), length of the name
+            u8, name
 
 A live consumer holds a POSIX lock on the first byte of its slot. The kernel frees it at any death,
 a forked child does not inherit it, and F_GETLK asks for it without side effects. Two rules follow
@@ -69,7 +70,7 @@ class Slot(NamedTuple):
     pid: int
     handling: int | None
     handed: int
-    waiting: bool
+    waiting: int
     name: str
 
 
@@ -251,9 +252,9 @@ class Slots:
         `hand_out`: it marks first and then looks, who hands out does the same."""
         return bool(self._memory[_STEALING])
 
-    def set_waiting(self, index: int, waiting: bool) -> None:
-        """Tell others that this consumer is blocked in a get."""
-        self._memory[_start(index) + _WAITING] = waiting
+    def set_waiting(self, index: int, threads: int) -> None:
+        """Tell others how many threads of this consumer are blocked in a get."""
+        self._memory[_start(index) + _WAITING] = min(threads, 255)
 
     def read(self, index: int) -> Slot:
         """What a slot says."""
@@ -262,7 +263,7 @@ class Slots:
         )
         text = name[:length].decode(errors="replace")
         named = handling - 1 if handling else None
-        return Slot(owner, group, pid, named, handed, bool(waiting), text)
+        return Slot(owner, group, pid, named, handed, waiting, text)
 
     def alive(self, index: int, owner: int) -> bool:
         """Whether the consumer `owner`, which had this slot, is alive."""
@@ -289,13 +290,14 @@ class Slots:
                         dead.append((index, owner))
         return others, dead
 
-    def count_waiting(self, group: int, but: int) -> int:
-        """Live consumers of the group, other than slot `but`, that are blocked in a get."""
-        flags = self._column(_WAITING)
-        if 1 not in flags:
+    def count_waiting(self, group: int) -> int:
+        """Threads of live consumers of the group that are blocked in a get."""
+        counts = self._column(_WAITING)
+        if not any(counts):
             return 0
-        slots = [(at, self.read(at)) for at, flag in enumerate(flags) if flag and at != but]
-        return sum(slot.group == group and self.alive(at, slot.owner) for at, slot in slots)
+        slots = [(at, self.read(at)) for at, count in enumerate(counts) if count]
+        mine = (slot for at, slot in slots if slot.group == group and self.alive(at, slot.owner))
+        return sum(slot.waiting for slot in mine)
 
     def _column(self, field: int) -> bytes:
         """One byte of each slot that was ever used."""

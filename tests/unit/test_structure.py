@@ -17,6 +17,7 @@ ORDER = (
     *(
         "wake",
         "slots",
+        "hands",
         "engine",
         "room",
         "registry",
@@ -26,12 +27,13 @@ ORDER = (
         "keys",
         "schedule",
         "settle",
+        "reclaim",
         "delivery",
         "retention",
         "puts",
         "admin",
     ),
-    *("message", "consumer", "group", "topic", "queue", "store"),
+    *("presence", "message", "consumer", "group", "topic", "queue", "store"),
     "__init__",
 )
 
