@@ -244,7 +244,7 @@ class Consumer:
 
     def _look(self, thread: int, stuck: bool, tx: Tx) -> tuple[float, bool]:
         at = Delivery(tx, self.place)
-        return at.look(self._member._replace(thread=thread), stuck=stuck), at.paused
+        return at.look(self._member._replace(thread=thread), stuck), at.paused
 
     def _sleep(self, seen: int, seconds: float) -> list[tuple[int, int]]:
         """Sleep on the group's word. Death wakes nobody, so look now and then whether consumers of

@@ -339,7 +339,7 @@ class Delivery(Settling):
 
     # Waiting
 
-    def look(self, member: Member, *, stuck: bool = False) -> float:
+    def look(self, member: Member, stuck: bool) -> float:
         """Seconds until there may be a message to take, 0 if there seems to be one now. `stuck`: a
         get has just found that there is no room to move what is in the way of all others."""
         row = self.row

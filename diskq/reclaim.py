@@ -45,13 +45,14 @@ def expire(group: Settling) -> None:
 
 
 def handed_out(group: Settling, lease: LeaseRow) -> list[int]:
-    """What of a lease its holder was given: of a prefetched one, only so far as it told."""
-    offsets = lease.offsets()
-    if not lease.flags & PREFETCHED:
-        return offsets
+    """What of a lease its holder was given: of a prefetched one, only so far as it told. Where that
+    is not known any more, what was leased alone counts: it is handed out at once."""
     slot = group.tx.engine.slots.read(lease.slot)
-    last = slot.handed - lease.token + lease.first if slot.owner == lease.owner else -1
-    return [offset for offset in offsets if offset <= last]
+    known = slot.owner == lease.owner
+    if not lease.flags & PREFETCHED or (not known and lease.flags & (HELD | SOLO)):
+        return lease.offsets()
+    last = slot.handed - lease.token + lease.first if known else -1
+    return [offset for offset in lease.offsets() if offset <= last]
 
 
 def untouched(group: Settling, lease: LeaseRow) -> list[int]:

@@ -185,9 +185,9 @@ def test_history_keeps_the_latest_32_entries(topic):
 
 def test_error_texts_are_cut_at_2000_characters(topic, group, consumer):
     topic.put_many([b"a", b"b"])
-    consumer.get_nowait().reject("\xe4" * 1900 + "x" * 101)
-    consumer.get_nowait().reject("\xe4" * 1900 + "x" * 99)
-    errors = ["\xe4" * 1900 + "x" * 100, "\xe4" * 1900 + "x" * 99]
+    consumer.get_nowait().reject("\xe4" * 1800 + "x" * 201)
+    consumer.get_nowait().reject("\xe4" * 1800 + "x" * 199)
+    errors = ["\xe4" * 1800 + "x" * 200, "\xe4" * 1800 + "x" * 199]
     assert [letter.error for letter in group.dead()] == errors
 
 
@@ -314,9 +314,7 @@ def test_an_exception_in_a_loop_leaves_its_message_unsettled(topic, group, consu
     assert group.stats().leased == 1
 
 
-def test_a_loop_whose_lease_was_lost_goes_on_and_acks_nothing(
-    store, topic, group, consumer, clock
-):
+def test_a_loop_whose_lease_was_lost_goes_on_and_acks_nothing(store, topic, group, consumer, clock):
     topic.put_many([b"a", b"b"])
     loop = iter(consumer)
     lost = next(loop)
