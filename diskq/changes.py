@@ -12,12 +12,13 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from . import admin, codec, gaps, held, keys, leases, limits, log, options, retention
-from .codec import DEAD, HELD, ID_KEY, LIVE, U32, WAITING, TopicRow, decode_group, decode_topic
+from .codec import DEAD, HELD, ID_KEY, LIVE, U32, TopicRow, decode_group, decode_topic
 from .engine import Engine
 from .environment import Database
 from .errors import ConfigConflict, NotFound
 from .log import Log
 from .model import LANE_BITS, GroupSettings, TopicSettings
+from .room import room_of
 from .settle import Place, Settling
 from .tx import Tx
 
@@ -113,10 +114,7 @@ def _seek(group: Settling, topic: TopicRow, cursor: Sequence[int]) -> None:
     for lease in list(leases.rows(tx, group.id)):
         leases.forget(tx, group.id, lease)
     for offset, message in list(held.rows(tx, group.id, LIVE)):
-        if message.state == WAITING:
-            held.stop_waiting(tx, group.id, row, offset, message)
-        elif message.state == codec.LEASED:
-            held.drop(tx, group.id, offset)
+        held.stop_waiting(tx, group.id, row, offset, message)
     for key, offset, _ in list(keys.parked(tx, group.id)):
         keys.unpark(tx, group.id, row, key, offset)
     for key, _ in list(keys.holders(tx, group.id)):
@@ -137,7 +135,7 @@ def fork_group(tx: Tx, at: Place, name: str) -> int:
     """Make a group that is where another one is: its cursor, what waits, is parked or is dead, and
     its settings. What is leased there is ready here. Returns its id.
 
-    Raises: ConfigConflict if there is a group of this name.
+    Raises: ConfigConflict if there is a group of this name, Full.
     """
     if tx.get(admin.group_name(at.topic_id, name)) is not None:
         raise ConfigConflict(
@@ -156,16 +154,20 @@ def _copy(group: Settling, other: Settling) -> None:
     """Copy all but the cursor and the totals to a new group. What is leased here is given back
     there, uncharged."""
     tx, copy = group.tx, other.row
-    now = group.clock.wall_ns()
+    room = room_of(tx)
     for lease in [lease for lease in leases.rows(tx, group.id) if not lease.flags & HELD]:
         leases.grant(tx, other.id, leases.run_of(lease.offsets(), lease.flags & codec.SOLO))
         copy.ready += lease.unsettled
-    for offset, message in list(held.rows(tx, group.id, LIVE)):
-        due_ns = message.due_ns if message.state == WAITING else now
-        held.wait(tx, other.id, copy, offset, message, due_ns)
-    for key, offset, message in list(keys.parked(tx, group.id)):
+    live, dead = (list(held.rows(tx, group.id, kind)) for kind in (LIVE, DEAD))
+    parked = list(keys.parked(tx, group.id))
+    for message in [each for _, each in (*live, *dead)] + [each for _, _, each in parked]:
+        if not room.take(message.size):
+            raise group.full()
+    for offset, message in live:
+        held.wait(tx, other.id, copy, offset, message, message.due_ns)
+    for key, offset, message in parked:
         keys.park(tx, other.id, copy, key, offset, message)
-    for offset, message in list(held.rows(tx, group.id, DEAD)):
+    for offset, message in dead:
         held.bury(tx, other.id, copy, offset, message, message.due_ns)
     for key, offset in list(keys.holders(tx, group.id)):
         keys.take(tx, other.id, key, offset)

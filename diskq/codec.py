@@ -35,7 +35,7 @@ from zlib import crc32
 
 from .clock import NS, nanoseconds
 from .errors import Corrupt
-from .limits import MAX_HISTORY, MAX_PRIORITIES
+from .limits import MAX_HISTORY, MAX_HISTORY_BYTES, MAX_PRIORITIES
 from .model import LANE_BITS, Backoff, Failure, GroupSettings, TopicSettings
 
 FORMAT_VERSION = 2
@@ -267,13 +267,14 @@ def decode_group(config: bytes) -> GroupConfig:
 
 
 HELD, SOLO, PREFETCHED = 1, 2, 4  # flags of a lease; SOLO of a held message too
+RETURNED = 4  # flag of a held message: it was delivered, and given back for later
 
 
 class LeaseRow(Row, layout=">QQQHBI"):
     """The right to the unsettled messages of the run `first` to `first + count`.
 
     `settled` is a bit set by position. Flag HELD: the one message is in `held`, not in the log.
-    Flag SOLO: a batch died and nobody knows of which message, so deliver each alone.
+    Flag SOLO: each may be what killed a consumer that had several, so deliver it alone.
     Flag PREFETCHED: its messages are handled one by one, in order; others may take the last ones.
     """
 
@@ -287,6 +288,7 @@ class LeaseRow(Row, layout=">QQQHBI"):
     def __init__(self, first: int, count: int, settled: int = 0, flags: int = 0) -> None:
         self.token = self.owner = self.granted_ns = self.slot = self.deadline_ns = 0
         self.moved_ns = 0  # its deadline within a transaction that is not committed yet
+        self.lasts_ns = 0  # how long a consumer has from a grant or extension on
         self.first, self.count, self.settled, self.flags = first, count, settled, flags
         self.keys: dict[int, int] = {}  # in a group that keeps key order: hash of each message
 
@@ -358,14 +360,14 @@ def span_of(key: bytes, value: bytes) -> tuple[int, int] | None:
 
 
 LIVE, DEAD, PARK = 0, 1, 2  # kinds of keys of held messages
-WAITING, LEASED, BURIED, PARKED = 1, 2, 3, 4  # their states
+WAITING, BURIED, PARKED = 1, 3, 4  # their states; a leased one keeps WAITING, see held.py
 CAUSES = ("", "nack", "reject", "expired", "crashed", "redriven", "ttl")
 _HISTORY = Struct(">QBHH")
 
 
 class HeldRow(Row, layout=">BBHQQ"):
-    """A message out of the log's way, with all that happened to it. `due_ns` is 0 unless it waits;
-    of a dead one it is when it died."""
+    """A message out of the log's way, with all that happened to it. `due_ns` is when it is due, or
+    was before it was leased; of a dead one it is when it died, of a parked one 0."""
 
     state: int
     flags: int
@@ -378,9 +380,28 @@ class HeldRow(Row, layout=">BBHQQ"):
         self.state = self.failures = self.due_ns = 0
         self.history: tuple[Failure, ...] = ()
 
+    @property
+    def size(self) -> int:
+        """Bytes of the row as it is stored, or a little more."""
+        return 2 * _HISTORY.size + self.layout.size + len(self.record) + _size(self.history)
+
+    def note(self, failure: Failure, most: int = MAX_HISTORY_BYTES) -> None:
+        """Add to the history, which keeps the latest entries within `most` bytes: where that is not
+        enough the oldest texts are shortened first, then the names in it."""
+        entries = [*self.history, failure][-MAX_HISTORY:]
+        over = _size(entries) - most
+        for field in ("error", "consumer"):
+            for at, entry in enumerate(entries if over > 0 else ()):
+                text = getattr(entry, field).encode(errors="backslashreplace")
+                kept = text[: max(len(text) - max(over, 0), 0)]
+                over -= len(text) - len(kept)
+                if len(kept) < len(text):
+                    entries[at] = entry._replace(**{field: kept.decode(errors="ignore")})
+        self.history = tuple(entries)
+
     def encode(self) -> bytes:
         """The row as it is stored."""
-        history = b"".join(map(_encode_failure, self.history[-MAX_HISTORY:]))
+        history = b"".join(map(_encode_failure, self.history))
         return checked(self.pack() + U32.pack(len(history)) + history + self.record)
 
 
@@ -406,6 +427,10 @@ def unchecked(data: bytes) -> bytes:
     if data[:4] != U32.pack(crc32(data[4:])):
         raise Corrupt("a message out of the log fails its checksum; run 'diskq verify'")
     return data[4:]
+
+
+def _size(history: Sequence[Failure]) -> int:
+    return sum(len(_encode_failure(failure)) for failure in history)
 
 
 def _encode_failure(failure: Failure) -> bytes:

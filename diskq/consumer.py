@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from . import check, errors, leases, limits, retention
 from .codec import HELD, LeaseRow
 from .delivery import Delivery, Grant, Member
+from .hands import Hands
 from .log import Log
 from .message import Action, Message
-from .slots import NOTHING, SEVERAL
+from .presence import Presence
 from .tx import Tx
 
 if TYPE_CHECKING:
@@ -31,29 +35,34 @@ class Consumer:
 
     `for message in consumer` waits for messages without end, and acks each in the commit that
     leases the next one, unless the body settled it, or tried to: what a failed settle or
-    transaction had is left alone, and comes again after its deadline. An exception or `break`
-    leaves the last message unsettled. The loop ends when the consumer is closed, by any thread.
+    transaction had is left alone, and comes again after its deadline. So is a message whose lease
+    was lost while the body handled it. An exception or `break` leaves the last message unsettled.
+    The loop ends when the consumer is closed, by any thread.
 
-    With `prefetch`, one commit leases so many messages, which are handed out one by one. Only those
-    handed out count as being handled: should the process die, the others are not charged; and
-    consumers without work take the later half of what is left.
+    If the process dies, the message it was handling is charged: the one in a `with` block, or the
+    only one it has. If it had several, each is delivered alone from then on, and while a thread has
+    one of these, other threads of the process get none of the group, until it is known which one
+    kills. So a get may wait, or raise Empty, though messages are there.
+
+    With `prefetch`, one commit leases so many messages, which are handed out one by one, each with
+    at least two thirds of its `lease_seconds` left. Only those handed out count as being handled:
+    should the process die, the others are not charged; and consumers without work take the later
+    half of what is left.
     """
 
     def __init__(self, group: Group, name: str, prefetch: int, heartbeat: bool) -> None:
         self.group = group
         self.name = name
-        self._closed = False
         self._acked = self._acked_bytes = 0  # since it last looked for segments to trim
         self._engine = group.topic.store.engine
-        self._generation = self._engine.generation
         self.place = group.place
         owner = int.from_bytes(os.urandom(8), "big") | 1
         until = time.monotonic() + group.topic.store.busy_seconds
         slot = self._engine.slots.take(owner, group.id, name, until)
         self._member = Member(owner, slot, prefetch > 1)
+        self._presence = Presence(self._engine, slot)
         self._prefetch = prefetch
         self._fetched: deque[Message] = deque()
-        self._handed = 0  # the latest token of those handed out
         self._heartbeat: Heartbeat | None = None
         if heartbeat:
             from .heartbeat import Heartbeat  # a cron job pays for each import
@@ -97,7 +106,7 @@ class Consumer:
             try:
                 [message] = self._take(1, None, done)
             except errors.Closed:
-                if self._closed:
+                if self._presence.closed:
                     return
                 raise
             yield message
@@ -107,33 +116,59 @@ class Consumer:
         self, limit: int, timeout: float | None, done: Message | None = None
     ) -> list[Message]:
         """Lease up to `limit` messages, and ack `done` in the same commit; wait for them."""
+        thread = threading.get_ident()
         if self._fetched:
             self.check_open()
             if done is not None:
-                self.ack_many([done])
+                with suppress(errors.LeaseLost):
+                    self.ack_many([done])
                 done = None
-            if messages := self._hand_out(limit):
+            if messages := self._hand_out(limit, thread):
                 return messages
         until = None if timeout is None else time.monotonic() + timeout
-
-        def take(at: Delivery) -> list[Grant]:
-            if done is not None:
-                at.ack(done.lease, [done.offset])
-            return at.take(self._member, max(limit, self._prefetch))
-
-        while True:
-            self.check_open()
-            seen = self._engine.slots.word(self.group.id)
-            grants = self.in_group(take, settles=done is not None)
-            if done is not None:
-                self.count_acked([done])
+        last = False
+        try:
+            while True:
+                self.check_open()
+                seen = self._engine.slots.word(self.group.id)
+                grants, stuck = self._lease(limit, thread, done)
                 done = None
-            if grants and (messages := self._messages(grants, limit)):
-                return messages
-            if not self._wait(seen, until):
-                return []
+                if grants and (messages := self._messages(grants, limit, thread)):
+                    return messages
+                if last:
+                    return []
+                if not self._wait(seen, until, thread, stuck):
+                    # Others left a share to this one until now: what has come is looked at once.
+                    self._presence.count_waiting(thread, False)
+                    last = self._engine.slots.word(self.group.id) != seen
+                    if not last:
+                        return []
+        finally:
+            self._presence.count_waiting(thread, False)
 
-    def _messages(self, grants: Sequence[Grant], limit: int) -> list[Message]:
+    def _lease(
+        self, limit: int, thread: int, done: Message | None
+    ) -> tuple[list[Grant], frozenset[int]]:
+        """Ack `done`, unless its lease was lost, and lease what is there, in one commit. Returns it
+        and the lanes for which there is no room."""
+
+        def take(at: Delivery) -> tuple[bool, list[Grant], frozenset[int]]:
+            acked = done is not None and _acked(at, done)
+            member = self._member._replace(thread=thread, waiting=self._presence.is_waiting(thread))
+            grants = at.take(member, max(limit, self._prefetch))
+            if grants:  # in the commit: the next one to take something counts it no more
+                self._presence.count_waiting(thread, False)
+            return acked, grants, at.stuck
+
+        acked, grants, stuck = self.in_group(take, settles=done is not None)
+        if done is not None:
+            if acked:
+                self.count_acked([done])
+            else:
+                self._give_up([done])
+        return grants, stuck
+
+    def _messages(self, grants: Sequence[Grant], limit: int, thread: int) -> list[Message]:
         found = [
             Message(self, lease, stored, failures)
             for lease, messages, failures in grants
@@ -143,12 +178,15 @@ class Consumer:
             self._heartbeat.watch(found)
         if self._member.prefetch:
             self._fetched += found
-            return self._hand_out(limit)
-        if len(grants) > 1:  # runs that were given back may interleave
+            handed = self._hand_out(limit, thread)
+            for lease, _, _ in grants:  # what is left of them is in nobody's hand
+                self._hands.drop(lease)
+            return handed
+        if len(grants) > 1:
             found.sort(key=_delivery_order)
         return found
 
-    def _hand_out(self, limit: int) -> list[Message]:
+    def _hand_out(self, limit: int, thread: int) -> list[Message]:
         """The next prefetched messages that nobody took back meanwhile. They are named as handled
         before that is looked up, so nobody takes them after that; behind whoever may be taking them
         right now, it is looked up in a commit."""
@@ -158,41 +196,56 @@ class Consumer:
                 message = self._fetched.popleft()
             except IndexError:
                 break
-            self._handed = max(self._handed, message.token)
-            self._engine.slots.hand_out(self._member.slot, self._handed)
-            self.name_handled(message.offset)
-            stealing = self._engine.slots.turns.stealing()
-            look = self._engine.commit if stealing else self._engine.read
-            if look(lambda tx: _is_held(tx, message)):  # noqa: B023
+            self._presence.hand_out(message.token)
+            self._hands.take_message(thread, message, message.lease, message.offset)
+            self._presence.name(message)
+            if self._still_held(message):
                 found.append(message)
-        if len(found) > 1:
-            self.name_handled(SEVERAL)
+            else:
+                self._hands.drop(message)
+                self.unname([message])
         return found
 
-    def _wait(self, seen: int, until: float | None) -> bool:
-        """Sleep until the group may have a message; False if none came in time."""
+    def _still_held(self, message: Message) -> bool:
+        """Whether nobody took a prefetched message back; one that waited for long gets its time."""
+        lease, offset = message.lease, message.offset
+        left_ns = lease.deadline_ns - self._engine.clock.monotonic_ns()
+        if 3 * left_ns < 2 * lease.lasts_ns:
+            try:
+                self.in_group(lambda at: at.extend(lease, offset, None), settles=False)
+            except errors.LeaseLost:
+                return False
+            return True
+        stealing = self._engine.slots.turns.stealing()
+        look = self._engine.commit if stealing else self._engine.read
+        return look(lambda tx: _is_held(tx, message))
+
+    def _wait(
+        self, seen: int, until: float | None, thread: int, stuck: frozenset[int] = frozenset()
+    ) -> bool:
+        """Sleep until the group may have a message; False if none came in time. If the last get was
+        `stuck`, sleep at least once: what it saw does not count."""
         slots, group_id = self._engine.slots, self.group.id
         dead: list[tuple[int, int]] = []
-        slots.set_waiting(self._member.slot, True)
-        try:
-            while slots.word(group_id) == seen:
-                seconds, paused = self._engine.read(self._look)
+        self._presence.count_waiting(thread, True)
+        slept = False
+        while slots.word(group_id) == seen and not (stuck and slept):
+            seconds, paused = self._engine.read(partial(self._look, thread, bool(stuck)))
+            if seconds <= 0:
+                break
+            for index, owner in () if paused else dead:  # they held nothing, or it was seen
+                slots.forget(index, owner)
+            if until is not None:
+                seconds = min(seconds, until - time.monotonic())
                 if seconds <= 0:
-                    break
-                for index, owner in () if paused else dead:  # they held nothing, or it was seen
-                    slots.forget(index, owner)
-                if until is not None:
-                    seconds = min(seconds, until - time.monotonic())
-                    if seconds <= 0:
-                        return False
-                dead = self._sleep(seen, seconds)
-            return True
-        finally:
-            slots.set_waiting(self._member.slot, False)
+                    return False
+            dead = self._sleep(seen, seconds)
+            slept = True
+        return True
 
-    def _look(self, tx: Tx) -> tuple[float, bool]:
+    def _look(self, thread: int, stuck: bool, tx: Tx) -> tuple[float, bool]:
         at = Delivery(tx, self.place)
-        return at.look(self._member), at.paused
+        return at.look(self._member._replace(thread=thread), stuck), at.paused
 
     def _sleep(self, seen: int, seconds: float) -> list[tuple[int, int]]:
         """Sleep on the group's word. Death wakes nobody, so look now and then whether consumers of
@@ -242,14 +295,22 @@ class Consumer:
         try:
             self.in_group(action)
         except errors.LeaseLost:
-            for message in messages:
-                message.failed = True
+            self._give_up(messages)
             raise
 
-    def name_handled(self, offset: int | None) -> None:
-        """For Message: name the message being handled, for blame after a crash; no commit."""
-        if self.usable:
-            self._engine.slots.handle(self._member.slot, offset)
+    def _give_up(self, messages: Sequence[Message]) -> None:
+        """Their lease was lost."""
+        for message in messages:
+            message.failed = True
+        self.unname(messages)
+
+    def name_handled(self, message: Message) -> None:
+        """For Message: name it as being handled."""
+        self._presence.name(message)
+
+    def unname(self, messages: Iterable[Message]) -> None:
+        """For Message: these are not handled any more."""
+        self._presence.unname(messages)
 
     def in_group(self, action: Callable[[Delivery], T], *, settles: bool = True) -> T:
         """For diskq's own use: run an action on the group in one commit; trim now and then."""
@@ -278,6 +339,7 @@ class Consumer:
             message.settled = True
             self._acked_bytes += len(message.body)
         self._acked += len(messages)
+        self._presence.unname(messages)
 
     def _reset_acked(self) -> None:
         self._acked = self._acked_bytes = 0
@@ -286,9 +348,9 @@ class Consumer:
 
     def close(self) -> None:
         """Give back what is not settled, uncharged, and leave the group. May be called twice."""
-        if self._closed or not self.usable:
+        if not self.usable:
             return
-        self._closed = True
+        self._presence.closed = True
         self._fetched.clear()
         if self._heartbeat is not None:
             self._heartbeat.stop()
@@ -300,7 +362,7 @@ class Consumer:
         except errors.NotFound:
             clean = True  # the group was deleted, and its leases with it
         except (errors.Full, errors.DiskFailed):
-            self._engine.slots.handle(self._member.slot, NOTHING)  # closing charges nobody
+            self._presence.name_nothing()
         finally:
             self._engine.slots.nudge(self.group.id)
             self._engine.slots.release(self._member.slot, clean=clean)
@@ -308,7 +370,17 @@ class Consumer:
     @property
     def usable(self) -> bool:
         """Whether it is open and of this process."""
-        return not self._closed and self._generation == self._engine.generation
+        return self._presence.usable
+
+    @property
+    def inherited(self) -> bool:
+        """For diskq's own use: whether it belongs to a process that forked this one."""
+        return self._presence.inherited
+
+    @property
+    def _hands(self) -> Hands:
+        known = self._engine.hands
+        return known.get(self.group.id) or known.setdefault(self.group.id, Hands())
 
     def __enter__(self) -> Consumer:
         return self
@@ -319,7 +391,7 @@ class Consumer:
     def __del__(self) -> None:
         # Never commit from here: any thread may hold any lock. Others see the slot free, and take
         # back what it held.
-        if getattr(self, "_member", None) is not None and self.usable:
+        if getattr(self, "_presence", None) is not None and self.usable:
             self._engine.abandon(self._member.slot)
             if self._heartbeat is not None:
                 self._heartbeat.stop()
@@ -329,11 +401,11 @@ class Consumer:
 
     def check_open(self) -> None:
         """For diskq's own use. Raises: Closed, WrongProcess."""
-        if self._generation != self._engine.generation:
+        if self.inherited:
             raise errors.WrongProcess(
                 f"consumer {self.name!r} belongs to the process that forked this one; make another"
             )
-        if self._closed:
+        if self._presence.closed:
             raise errors.Closed(f"consumer {self.name!r} is closed; make another")
 
     def check_unsettled(self, message: Message) -> None:
@@ -355,6 +427,15 @@ def _delivery_order(message: Message) -> tuple[bool, int, int]:
     if message.lease.flags & HELD:
         return False, 0, 0
     return True, -message.priority, message.offset
+
+
+def _acked(at: Delivery, message: Message) -> bool:
+    """Ack a message, unless its lease was lost."""
+    try:
+        at.ack(message.lease, [message.offset])
+    except errors.LeaseLost:
+        return False
+    return True
 
 
 def _is_held(tx: Tx, message: Message) -> bool:

@@ -1,37 +1,41 @@
-"""What begins a delivery: who gets which messages next; and who died or let a deadline pass.
+"""What begins a delivery: which messages a consumer gets next.
 
     unread, ready, due --take--> leased
 
-A get prefers retries that are due, then the highest priority, then the lowest offset. On its way it
-passes over what expired, was purged, or is to wait for an earlier message of its key.
+A get prefers retries that are due, then the highest priority, then the lowest offset, among what
+may be delivered now. On its way it passes over what expired, was purged, or waits for an earlier
+message of its key. Where there is no room to move such a message, its lane stands still. A suspect
+(see reclaim.py) is delivered alone, and holds back what comes after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
-from itertools import chain, islice, takewhile
+from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
-from . import gaps, held, keys, leases, limits, schedule
+from . import gaps, held, keys, leases, limits, reclaim, schedule
 from .clock import NS, nanoseconds
-from .codec import HELD, PREFETCHED, SOLO, HeldRow, LeaseRow, TopicRow, decode_topic
+from .codec import HELD, PREFETCHED, RETURNED, SOLO, HeldRow, LeaseRow, TopicRow, decode_topic
+from .hands import Hand
 from .log import Stored
 from .model import LANE_BITS, Failure
-from .room import is_low, is_tight
+from .room import is_spent, room_of
 from .segment import PURGED, TTL, is_purged, ttl_of
 from .settle import Settling
-from .slots import SEVERAL
 
 _KEYED_READ = 64  # unread messages that a get looks at together in search of a free key
 
 
 class Member(NamedTuple):
-    """A consumer, as lease rows name it; `prefetch`: it handles what it gets one by one."""
+    """A consumer, as lease rows name it; `prefetch`: it handles what it gets one by one. And which
+    of its threads asks, and whether that one counts as waiting."""
 
     owner: int
     slot: int
     prefetch: bool = False
+    thread: int = 0
+    waiting: bool = False
 
 
 class Grant(NamedTuple):
@@ -46,7 +50,7 @@ class Delivery(Settling):
     """A group inside one transaction, for who takes messages and settles them."""
 
     topic: TopicRow
-    _passed = 0  # messages that were not to be delivered in this transaction; large ones count more
+    stuck: frozenset[int] = frozenset()  # lanes whose next message has no room to be moved
 
     # Taking
 
@@ -56,17 +60,22 @@ class Delivery(Settling):
         if self.paused:
             return []
         if self.row.leased:
-            self._expire()
+            reclaim.expire(self)
             looked_ns = self.tx.engine.looked_ns.get(self.id, 0)
             if self.clock.monotonic_ns() - looked_ns > nanoseconds(limits.LOOK_SECONDS):
-                self._reap()
+                reclaim.reap(self)
         topic = self.topic = self.load_topic()
-        if self._may_promote():
+        later = bool(topic.scheduled) and room_of(self.tx).low
+        if topic.scheduled and not later:
             schedule.promote(self.log, topic)
         grants = self._grant_all(member, limit)
-        if not grants and self.row.leased and self._reap():
+        if not grants and self.row.leased and reclaim.reap(self):
             grants = self._grant_all(member, limit)
-        if not grants and self.row.leased and self._may_steal(member):
+        if not grants and later:  # it may fail, which must not hold up what is there
+            schedule.promote(self.log, topic)
+            grants = self._grant_all(member, limit)
+        steals = not grants and self.row.leased and not self._is_held_up(member)
+        if steals and self._may_steal(member):
             from .stealing import steal
 
             grants = steal(self, member, limit)
@@ -75,14 +84,15 @@ class Delivery(Settling):
         return grants
 
     def _grant_all(self, member: Member, limit: int) -> list[Grant]:
-        if limit > 1:
-            available = self._unread() + self.row.ready + self.row.waiting
-            limit = self._fair_share(member, limit, available)
+        if self._waits_for_suspect(member):
+            return []
         if self.settings.max_in_flight is not None:
             limit = min(limit, self.settings.max_in_flight - self.row.leased)
+        if limit > 1:
+            limit = self._fair_share(member, limit)
         grants: list[Grant] = []
         while limit > 0 and self.tx.tokens_left >= limits.MAX_GET_MESSAGES:
-            grant = self._next(limit, not grants, member.prefetch)
+            grant = self._next(member, limit, not grants)
             if grant is None:
                 break
             if grant.messages:
@@ -90,48 +100,50 @@ class Delivery(Settling):
                 grants.append(grant)
                 alone = grant.lease.flags & SOLO or (grant.lease.flags & HELD and member.prefetch)
                 limit -= limit if alone else len(grant.messages)
-            if self._passed > limits.MAX_COPIED_MESSAGES:
+            if is_spent(self.tx):
                 break
         return grants
 
-    def _next(self, limit: int, alone: bool, prefetch: bool) -> Grant | None:
+    def _next(self, member: Member, limit: int, alone: bool) -> Grant | None:
         """The next messages in order, out of one place; none if all of them were passed over."""
         row, topic = self.row, self.topic
-        if row.waiting and (alone or not prefetch):
-            retry = self._take_retry(alone)
-            if retry is not None:
-                return retry
+        if row.waiting and (alone or not member.prefetch):
+            due = held.next_due(self.tx, self.id)
+            if due is not None and due[0] <= self.clock.wall_ns():
+                return self._take_retry(member, due[1], alone)
         for lane in range(len(topic.next) - 1, -1, -1):
-            if row.ready:
-                run = leases.take_back(self.tx, self.id, row, lane, limit, alone)
-                if run is not None:
-                    return self._take_returned(run)
-            if topic.next[lane] > row.next[lane] and not (self.keyed and self._is_blocked(lane)):
+            if lane in self.stuck:
+                continue
+            if row.ready and (run := leases.first_ready(self.tx, self.id, lane)):
+                if run.flags & SOLO and not self._may_take_suspect(member, alone):
+                    return None
+                return self._take_returned(run, limit)
+            if topic.next[lane] > row.next[lane]:
                 return self._take_unread(lane, limit)
         return None
 
-    def _take_retry(self, alone: bool) -> Grant | None:
-        due = held.next_due(self.tx, self.id)
-        if due is None or due[0] > self.clock.wall_ns():
-            return None
-        offset = due[1]
+    def _take_retry(self, member: Member, offset: int, alone: bool) -> Grant | None:
         message = held.load(self.tx, self.id, offset)
         solo = message.flags & SOLO
-        if solo and not alone:
+        if solo and not self._may_take_suspect(member, alone):
             return None
-        message.flags &= ~SOLO
         lease = LeaseRow(offset, 1, flags=HELD | solo)
-        stored = Stored(offset, message.record, message.flags, message.put_at_ns)
+        stored = Stored(offset, message.record, message.flags & ~SOLO, message.put_at_ns)
         if message.flags & (TTL | PURGED) and self._is_gone(stored, message):
             return Grant(lease, [], 0)
         held.lease(self.tx, self.id, self.row, offset, message)
-        self._copied(len(message.record))
-        self.row.redelivered += bool(message.history)
+        self.row.redelivered += bool(message.history or message.flags & RETURNED)
         self.note_keys(lease, [stored])
         return Grant(lease, [stored], message.failures)
 
-    def _take_returned(self, run: LeaseRow) -> Grant:
-        messages = self.sift(self.read(run))
+    def _take_returned(self, first: LeaseRow, limit: int) -> Grant:
+        run = leases.take_back(self.tx, self.id, self.row, first, limit)
+        found = self.read(run)
+        messages, passed = self.sift(found)
+        if passed < len(found):
+            rest = leases.run_of([message.offset for message in found[passed:]], run.flags)
+            leases.grant(self.tx, self.id, rest)
+            self.row.ready += rest.unsettled
         if messages:
             run = leases.run_of([message.offset for message in messages], run.flags)
             self.note_keys(run, messages)
@@ -152,11 +164,9 @@ class Delivery(Settling):
             gap, _ = next(gaps.rows(self.tx, self.at.topic_id, first), (stop, stop))
             stop = min(stop, gap)
         found = read(first, stop, self.topic)
-        messages, passed = (
-            self._admit(found, limit) if self.keyed else (self.sift(found), len(found))
-        )
+        messages, passed = self._admit(found, limit) if self.keyed else self.sift(found)
         self.advance(lane, first + passed)
-        if len(messages) == passed:
+        if len(messages) == passed and messages:
             run = LeaseRow(first, passed)
         else:
             run = leases.run_of([message.offset for message in messages] or [first])
@@ -166,10 +176,10 @@ class Delivery(Settling):
 
     def _admit(self, found: list[Stored], limit: int) -> tuple[list[Stored], int]:
         """The first messages, up to `limit`, whose keys are free and now theirs; and how many were
-        looked at. Those of busy keys are parked."""
+        passed. Those of busy keys are parked."""
         admitted: list[Stored] = []
         for passed, message in enumerate(found):
-            if len(admitted) == limit:
+            if len(admitted) == limit or is_spent(self.tx) or self._sticks(message):
                 return admitted, passed
             if self._is_gone(message, None):
                 continue
@@ -178,13 +188,12 @@ class Delivery(Settling):
                 admitted.append(message)
                 if key is not None:
                     keys.take(self.tx, self.id, key, message.offset)
-            elif is_tight(self.tx):  # nothing is parked now, so nothing passes it
+                continue
+            parked = HeldRow(message.record, message.flags, message.put_at_ns)
+            if not room_of(self.tx).take(parked.size):  # so nothing passes it
+                self._stick(message.offset)
                 return admitted, passed
-            else:
-                parked = HeldRow(message.record, message.flags, message.put_at_ns)
-                keys.park(self.tx, self.id, self.row, key, message.offset, parked)
-                if self._copied(len(message.record)):
-                    return admitted, passed + 1
+            keys.park(self.tx, self.id, self.row, key, message.offset, parked)
         return admitted, len(found)
 
     def note_keys(self, lease: LeaseRow, messages: Sequence[Stored]) -> None:
@@ -196,22 +205,73 @@ class Delivery(Settling):
     def grant(self, grant: Grant, member: Member) -> None:
         """Store the lease of a grant."""
         lease, count = grant.lease, len(grant.messages)
-        lease.owner, lease.slot, prefetch = member
-        lease.flags |= PREFETCHED if prefetch else 0
+        lease.owner, lease.slot = member.owner, member.slot
+        lease.flags |= PREFETCHED if member.prefetch else 0
         lease.token = self.tx.next_tokens(lease.count)
         lease.granted_ns = self.clock.wall_ns()
-        lease.deadline_ns = self.clock.monotonic_ns() + nanoseconds(self.settings.lease_seconds)
+        lease.lasts_ns = nanoseconds(self.settings.lease_seconds)
+        lease.deadline_ns = self.clock.monotonic_ns() + lease.lasts_ns
         leases.grant(self.tx, self.id, lease)
+        self.hands.take_lease(member.thread, lease)
         self.row.leased += count
         self.row.delivered += count
 
     def _unread(self) -> int:
         return sum(self.topic.next) - sum(self.row.next) - self.row.ahead
 
-    def _fair_share(self, member: Member, limit: int, available: int) -> int:
+    def _fair_share(self, member: Member, limit: int) -> int:
         """A batch leaves their share to the consumers that are waiting now."""
-        waiting = self.tx.engine.slots.count_waiting(self.id, member.slot)
+        waiting = self.tx.engine.slots.count_waiting(self.id) - member.waiting
+        if waiting <= 0:
+            return limit
+        most = limit * (waiting + 1)  # more makes no difference
+        now = self.clock.wall_ns()
+        due = held.count_due(self.tx, self.id, now, most) if self.row.waiting else 0
+        available = min(self._unread() + self.row.ready + due, most)
+        if self.settings.max_in_flight is not None:
+            available = min(available, self.settings.max_in_flight - self.row.leased)
         return min(limit, max(1, -(-available // (waiting + 1))))
+
+    # Suspects
+
+    def _may_take_suspect(self, member: Member, alone: bool) -> bool:
+        """Whether a suspect may be delivered: alone, and to a process that has nothing else of this
+        group in hand, but for what the same thread got before."""
+        company = map(self._is_in_hand, self.hands.of_others(member.thread))
+        return alone and not self._note_held_up(any(company))
+
+    def _waits_for_suspect(self, member: Member) -> bool:
+        """Whether another thread of this process has a suspect in hand, so that this one gets
+        nothing."""
+        suspects = self.hands.of_others(member.thread, suspects=True)
+        return self._note_held_up(any(map(self._is_in_hand, suspects)))
+
+    def _note_held_up(self, held_up: bool) -> bool:
+        if held_up:
+            self.hands.held_up = True
+        return held_up
+
+    def _is_in_hand(self, hand: Hand) -> bool:
+        """Whether it is still leased and its time not over."""
+        row = leases.find(self.tx, self.id, hand.lease)
+        if row is None or row.deadline_ns <= self.clock.monotonic_ns():
+            return False
+        return hand.offset is None or row.holds(hand.offset)
+
+    def _is_held_up(self, member: Member) -> bool:
+        """Whether this thread gets nothing now, because of a suspect."""
+        if self._waits_for_suspect(member):
+            return True
+        due = held.next_due(self.tx, self.id) if self.row.waiting else None
+        if due and due[0] <= self.clock.wall_ns():
+            suspect = held.load(self.tx, self.id, due[1]).flags & SOLO
+            return bool(suspect) and not self._may_take_suspect(member, True)
+        for lane in range(len(self.topic.next) - 1, -1, -1) if self.row.ready else ():
+            if run := leases.first_ready(self.tx, self.id, lane):
+                return bool(run.flags & SOLO) and not self._may_take_suspect(member, True)
+            if self.topic.next[lane] > self.row.next[lane]:
+                return False
+        return False
 
     def _pass_on_the_watch(self) -> None:
         """Who takes a message stops waiting for the next retry: another one is to wait for it."""
@@ -221,15 +281,38 @@ class Delivery(Settling):
 
     # Passing over what is not to be delivered any more
 
-    def sift(self, messages: list[Stored]) -> list[Stored]:
-        """Those to be delivered; the others are counted and end here."""
+    def sift(self, messages: list[Stored]) -> tuple[list[Stored], int]:
+        """Those to be delivered; and how many were passed: the others are counted, and end here."""
         kinds = 0
         for message in messages:
             kinds |= message.flags
         aged = decode_topic(self.topic.config).settings.max_age_seconds is not None
         if not aged and not kinds & (TTL | PURGED):
-            return messages
-        return [message for message in messages if not self._is_gone(message, None)]
+            return messages, len(messages)
+        kept: list[Stored] = []
+        for passed, message in enumerate(messages):
+            if (passed and is_spent(self.tx)) or self._sticks(message):
+                return kept, passed
+            if not self._is_gone(message, None):
+                kept.append(message)
+        return kept, len(messages)
+
+    def _sticks(self, message: Stored) -> bool:
+        """Whether a message has expired, and there is no room for it among the dead letters."""
+        if not self.settings.keep_expired or not message.flags & TTL:
+            return False
+        dies = self._outlived(message) and not is_purged(message.record, message.flags)
+        if dies and not room_of(self.tx).take(len(message.record)):
+            self._stick(message.offset)
+            return True
+        return False
+
+    def _stick(self, offset: int) -> None:
+        self.stuck |= {offset >> LANE_BITS}
+
+    def _outlived(self, message: Stored) -> bool:
+        ttl_ns = ttl_of(message.record, message.flags)
+        return bool(ttl_ns) and self.clock.wall_ns() - message.put_at_ns >= ttl_ns
 
     def _is_gone(self, message: Stored, row: HeldRow | None) -> bool:
         """Whether a message was purged, outlived its TTL, or the topic's max_age (then it leaves
@@ -248,7 +331,7 @@ class Delivery(Settling):
             self._expire_message(offset, row, HeldRow(record, flags, put_at_ns))
         else:
             return False
-        self._passed += 1
+        room_of(self.tx).pass_over()
         self.free_key(offset, HeldRow(record, flags, put_at_ns))
         return True
 
@@ -260,123 +343,34 @@ class Delivery(Settling):
             self.row.expired += 1
             return
         now = self.clock.wall_ns()
-        message.history += (Failure(now, "ttl", "", ""),)
+        message.note(Failure(now, "ttl", "", ""))
         held.bury(self.tx, self.id, self.row, offset, message, now)
-
-    # Taking back
-
-    def _expire(self) -> None:
-        """Take messages back whose deadline passed, now that somebody wants them. What was only
-        prefetched, behind the one being handled, is not charged; nor is any that there is no room
-        to copy."""
-        now = self.clock.monotonic_ns()
-        passed = takewhile(lambda lease: lease.deadline_ns <= now, self.leased())
-        expired = list(islice(passed, limits.MAX_EXPIRED_LEASES))
-        tight = bool(expired) and is_tight(self.tx)
-        for lease in expired:
-            name = self._holder_name(lease)
-            untouched = set(lease.offsets() if tight else self.untouched(lease))
-            for offset in [offset for offset in lease.offsets() if offset not in untouched]:
-                if self._copied(self._fail(lease, offset, "expired", name, "")):
-                    leases.update(self.tx, self.id, lease)  # the rest with the next get
-                    return
-            self._release_all(lease, solo=False)
-
-    def _copied(self, size: int) -> bool:
-        """Note that a message of so many bytes was copied; whether that is enough for one get."""
-        self._passed += 1 + limits.MAX_COPIED_MESSAGES * size // (self.tx.engine.reserve // 4)
-        return self._passed >= limits.MAX_COPIED_MESSAGES
-
-    def untouched(self, lease: LeaseRow) -> list[int]:
-        """What of a prefetched lease its holder has not begun to handle."""
-        if not lease.flags & PREFETCHED or lease.flags & HELD:
-            return []
-        slot = self.tx.engine.slots.read(lease.slot)
-        handed = slot.handed - lease.token + lease.first if slot.owner == lease.owner else 0
-        return [offset for offset in lease.offsets() if offset > handed]
-
-    def _reap(self) -> bool:
-        """Take back the leases of dead consumers; charge only what they were handling."""
-        began_ns = self.clock.monotonic_ns()
-        dead: dict[tuple[int, int], list[LeaseRow]] = {}
-        found = list(islice(self._dead(), limits.MAX_DEAD_OWNERS_LEASES))
-        for lease in found:
-            dead.setdefault((lease.slot, lease.owner), []).append(lease)
-        more = len(found) == limits.MAX_DEAD_OWNERS_LEASES
-        for (slot, owner), its in dead.items():
-            self._take_from_dead(slot, owner, its, more)
-        now_ns = self.clock.monotonic_ns()  # with many leases the look is long: then seldom
-        self.tx.engine.looked_ns[self.id] = now_ns + 20 * (now_ns - began_ns)
-        return bool(dead)
-
-    def _dead(self) -> Iterator[LeaseRow]:
-        alive: dict[tuple[int, int], bool] = {}
-        for lease in self.leased():
-            who = lease.slot, lease.owner
-            if who not in alive:
-                alive[who] = self.tx.engine.slots.alive(*who)
-            if not alive[who]:
-                yield lease
-
-    def _take_from_dead(self, index: int, owner: int, its: list[LeaseRow], more: bool) -> None:
-        """The message that the dead consumer named, or its only one, is charged. If it named none
-        of several, they are delivered each alone from now on, and so charged at the next death."""
-        slots = self.tx.engine.slots
-        slot = slots.read(index)
-        named = slot.handling if slot.owner == owner else None
-        several = sum(lease.unsettled for lease in its) > 1
-        for lease in its:
-            blamed = named
-            unknown = named == SEVERAL or (named is None and not lease.flags & PREFETCHED)
-            if unknown and lease.unsettled == 1 and (not several or lease.flags & SOLO):
-                blamed = lease.next_unsettled
-            if blamed is not None and lease.holds(blamed):
-                self._fail(lease, blamed, "crashed", self._holder_name(lease), "", delay_ns=0)
-            self._release_all(lease, solo=unknown)
-        if not more:  # else it still says which of the others was handled
-            self.tx.after.append(partial(slots.forget, index, owner))
-
-    def _holder_name(self, lease: LeaseRow) -> str:
-        slot = self.tx.engine.slots.read(lease.slot)
-        return slot.name if slot.owner == lease.owner else ""
 
     # Waiting
 
-    def look(self, member: Member) -> float:
-        """Seconds until there may be a message to take, 0 if there seems to be one now."""
+    def look(self, member: Member, stuck: bool) -> float:
+        """Seconds until there may be a message to take, 0 if there seems to be one now. `stuck`: a
+        get has just found that there is no room to move what is in the way of all others."""
         row = self.row
         self.topic = self.load_topic()
         if self.paused:
             return limits.WAIT_SECONDS
         most = self.settings.max_in_flight
         room = most is None or row.leased < most
-        unread = (lane for lane, end in enumerate(self.topic.next) if end > row.next[lane])
-        if room and (row.ready or not all(map(self._is_blocked, unread))):
+        held_up = self._is_held_up(member)
+        if room and not (held_up or stuck) and (row.ready or self._unread()):
             return 0
         waits = [limits.WAIT_SECONDS]
-        if room and row.waiting and (due := held.next_due(self.tx, self.id)):
+        if room and not held_up and row.waiting and (due := held.next_due(self.tx, self.id)):
             waits.append((due[0] - self.clock.wall_ns()) / NS)
-        if room and self._may_promote():
+        if room and self.topic.scheduled:
             waits.append((schedule.next_due(self.tx, self.at.topic_id) - self.clock.wall_ns()) / NS)
         if row.leased and (first := next(self.leased(), None)):
             waits.append((first.deadline_ns - self.clock.monotonic_ns()) / NS)
-            if any(self._dead()) or self._may_steal(member):
+            if any(reclaim.dead(self)) or (not held_up and self._may_steal(member)):
                 return 0
         return max(min(waits), 0)
 
-    def _may_promote(self) -> bool:
-        """Whether what falls due gets its offset now: not while room is low and other is unread."""
-        return bool(self.topic.scheduled) and not (self._unread() > 0 and is_low(self.tx))
-
-    def _is_blocked(self, lane: int) -> bool:
-        """Whether the next unread message of a lane would be parked, and there is no room."""
-        if not self.keyed or not is_tight(self.tx):
-            return False
-        first = self.row.offset(lane)
-        _, record, flags, _ = self.log.read_run(first, first + 1, self.topic)[0]
-        key = keys.hash_of(record, flags)
-        return key is not None and keys.holder(self.tx, self.id, key) is not None
-
     def _may_steal(self, member: Member) -> bool:
         others = (lease for lease in self.leased() if lease.owner != member.owner)
-        return any(self.untouched(lease) for lease in others)
+        return any(reclaim.untouched(self, lease) for lease in others)

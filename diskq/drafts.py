@@ -52,7 +52,8 @@ def store_drafts(
     new = [each for each in drafts if not each.digest or named.get(each.digest) is each]
     later = [each for each in new if _due_ns(source, each)]
     if later:
-        need_room(source.tx, sum(len(each.record) for each in later))
+        sizes = [len(each.record) for each in later]
+        need_room(source.tx, sum(sizes) + max(sizes))  # and once more, to move each when it is due
     if now := [each for each in new if not _due_ns(source, each)]:
         size = stored_size([len(each.record) for each in now], len({each.lane for each in now}))
         retention.make_room(source, name, row, len(now), size)

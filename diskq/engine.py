@@ -40,6 +40,7 @@ from .environment import (
     open_databases,
     translate,
 )
+from .hands import Hands
 from .opened import Opened
 from .segment import Segment
 from .slots import Slots
@@ -101,6 +102,7 @@ class Engine:
             int, tuple[int, Segment]
         ] = {}  # by topic, the one read last; see log.py
         self.looked_ns: dict[int, int] = {}  # by group, when it was looked for dead consumers
+        self.hands: dict[int, Hands] = {}  # by group, what this process has in hand
         self.trimmed: dict[int, int] = {}  # by topic, the offset from which the next trim goes on
 
     @property

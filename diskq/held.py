@@ -1,24 +1,25 @@
 """Messages that left the log's way for one group: waiting, leased again, parked or dead.
 
-    held   group, LIVE, offset         waiting or leased
+    held   group, LIVE, offset         waiting, or leased if it has no row 'D'
     held   group, DEAD, offset         dead; found without reading what waits
     held   group, PARK, key, offset    parked behind an earlier message of its key, see keys.py
     state  'D' group, due_ns, offset   one row for each that waits, in order of time
 
-A held message has its body with it, so a slow or dead one never keeps its segment in the log.
+A held message has its body with it, so a slow or dead one never keeps its segment in the log. To
+lease it, or to give it back, the row is not written again.
 Counters of the states are in the group's row, which the caller stores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice, takewhile
 
 from .codec import (
     BURIED,
     DEAD,
     HELD_KEY,
     ID_KEY,
-    LEASED,
     LIVE,
     TIME_KEY,
     WAITING,
@@ -65,18 +66,31 @@ def next_due(tx: Tx, group_id: int) -> tuple[int, int] | None:
     return None
 
 
+def count_due(tx: Tx, group_id: int, now_ns: int, most: int) -> int:
+    """How many waiting messages are due, at most `most`."""
+    rows = islice(tx.scan(ID_KEY.pack(b"D", group_id)), most)
+    return sum(1 for _ in takewhile(lambda row: TIME_KEY.unpack(row[0])[2] <= now_ns, rows))
+
+
 def lease(tx: Tx, group_id: int, group: GroupRow, offset: int, row: HeldRow) -> None:
     """Take a waiting message out of the waiting ones."""
-    tx.delete(TIME_KEY.pack(b"D", group_id, row.due_ns, offset))
-    row.state, row.due_ns = LEASED, 0
-    group.waiting -= 1
-    put(tx, group_id, LIVE, offset, row)
+    group.waiting -= tx.delete(TIME_KEY.pack(b"D", group_id, row.due_ns, offset))
+
+
+def give_back(tx: Tx, group_id: int, group: GroupRow, offset: int, row: HeldRow) -> None:
+    """Let a leased message wait again, in its old place."""
+    tx.put(TIME_KEY.pack(b"D", group_id, row.due_ns, offset), b"")
+    group.waiting += 1
+
+
+def is_waiting(tx: Tx, group_id: int, offset: int, row: HeldRow) -> bool:
+    """Whether a live message waits; else it is leased."""
+    return tx.get(TIME_KEY.pack(b"D", group_id, row.due_ns, offset)) is not None
 
 
 def stop_waiting(tx: Tx, group_id: int, group: GroupRow, offset: int, row: HeldRow) -> None:
-    """Forget a waiting message."""
-    tx.delete(TIME_KEY.pack(b"D", group_id, row.due_ns, offset))
-    group.waiting -= 1
+    """Forget a live message, whether it waits or is leased."""
+    lease(tx, group_id, group, offset, row)
     drop(tx, group_id, offset)
 
 
@@ -90,6 +104,13 @@ def rows(tx: Tx, group_id: int, kind: int, start: int = 0) -> Iterator[tuple[int
     first = HELD_KEY.pack(group_id, kind, start)
     for key, value in tx.scan(first[:5], first, tx.engine.held):
         yield HELD_KEY.unpack(key)[2], decode_held(value)
+
+
+def offsets(tx: Tx, group_id: int, kind: int) -> Iterator[int]:
+    """The offsets of the live or the dead messages of a group."""
+    prefix = HELD_KEY.pack(group_id, kind, 0)[:5]
+    for key, _ in tx.scan(prefix, database=tx.engine.held):
+        yield HELD_KEY.unpack(key)[2]
 
 
 def get(tx: Tx, group_id: int, kind: int, offset: int) -> HeldRow | None:

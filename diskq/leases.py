@@ -10,7 +10,9 @@ another one has lost the lease.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Iterator, Sequence
+from itertools import islice, takewhile
 
 from .codec import ID_KEY, SOLO, TIME_KEY, GroupRow, LeaseRow, decode_lease, span_of
 from .errors import NotFound
@@ -77,34 +79,57 @@ def move(tx: Tx, group_id: int, row: LeaseRow, deadline_ns: int) -> None:
     grant(tx, group_id, row)
 
 
-def give_back(tx: Tx, group_id: int, group: GroupRow, row: LeaseRow, *, solo: bool) -> None:
-    """Make the unsettled messages of a leased row ready for the next get, in their old place.
+def give_back(
+    tx: Tx, group_id: int, group: GroupRow, row: LeaseRow, suspects: Collection[int] = ()
+) -> None:
+    """Make the unsettled messages of a leased row ready for the next get, in their old place;
+    `suspects` are to be delivered alone, as all of a SOLO row are.
 
     Settled ones at both ends are cut off, so that the row's first message is its own.
     """
     tx.delete(_key(group_id, row))
-    if count := row.unsettled:
-        grant(tx, group_id, run_of(row.offsets(), SOLO if solo else 0))
-        group.leased -= count
-        group.ready += count
-        tx.wake(group_id, count)
-
-
-def take_back(
-    tx: Tx, group_id: int, group: GroupRow, lane: int, limit: int, alone: bool
-) -> LeaseRow | None:
-    """Take up to `limit` messages out of the first row of a lane that was given back, as a run to
-    grant; of a SOLO row one, and only if it goes `alone`."""
-    row = next(rows(tx, group_id, 0, lane << LANE_BITS), None)
-    if row is None or row.deadline_ns or row.lane != lane or (row.flags & SOLO and not alone):
-        return None
-    tx.delete(_key(group_id, row))
     offsets = row.offsets()
-    taken = 1 if row.flags & SOLO else min(limit, len(offsets))
-    group.ready -= taken
-    if taken < len(offsets):
-        grant(tx, group_id, run_of(offsets[taken:], row.flags))
-    return run_of(offsets[:taken], row.flags)
+    solo = offsets if row.flags & SOLO else [each for each in offsets if each in suspects]
+    others = [each for each in offsets if each not in suspects] if solo != offsets else []
+    for some, flags in ((solo, SOLO), (others, 0)):
+        if some:
+            grant(tx, group_id, run_of(some, flags))
+    if offsets:
+        group.leased -= len(offsets)
+        group.ready += len(offsets)
+        tx.wake(group_id, len(offsets))
+
+
+def first_ready(tx: Tx, group_id: int, lane: int) -> LeaseRow | None:
+    """The row that has the lowest offset of a lane that was given back, None if none was."""
+    return next(_ready(tx, group_id, lane), None)
+
+
+def take_back(tx: Tx, group_id: int, group: GroupRow, row: LeaseRow, limit: int) -> LeaseRow:
+    """Take the lowest offsets of a lane that were given back, up to `limit`, as a run to grant:
+    those of `row`, the first of them, and of the rows that interleave with it. Of a SOLO row it is
+    one, and others end before the first of a SOLO row."""
+    offsets = row.offsets()
+    wanted, mixed = (1, [row]) if row.flags & SOLO else (limit, [row])
+    for other in islice(_ready(tx, group_id, row.lane), 1, None) if wanted > 1 else ():
+        wanted = min(wanted, bisect_left(offsets, other.first) if other.flags & SOLO else wanted)
+        if other.flags & SOLO or other.first > offsets[min(wanted, len(offsets)) - 1]:
+            break
+        offsets = sorted(offsets + other.offsets())
+        mixed.append(other)
+    for each in mixed:
+        tx.delete(_key(group_id, each))
+    taken, rest = offsets[:wanted], offsets[wanted:]
+    group.ready -= len(taken)
+    if rest:
+        grant(tx, group_id, run_of(rest, row.flags))
+    return run_of(taken, row.flags)
+
+
+def _ready(tx: Tx, group_id: int, lane: int) -> Iterator[LeaseRow]:
+    """The rows of a lane that were given back, by their first offset."""
+    found = rows(tx, group_id, 0, lane << LANE_BITS)
+    return takewhile(lambda row: not row.deadline_ns and row.lane == lane, found)
 
 
 def run_of(offsets: Sequence[int], flags: int = 0) -> LeaseRow:

@@ -10,6 +10,7 @@ from . import check, held, keys, leases, limits
 from .codec import DEAD, HeldRow
 from .errors import NotFound
 from .model import DeadLetter, Failure
+from .room import room_of
 from .segment import TTL, decode_record
 from .settle import Place, Settling
 from .tx import Tx
@@ -59,7 +60,8 @@ def forget(group: Group, offsets: Sequence[int]) -> None:
     def operation(tx: Tx) -> None:
         at = Settling(tx, place)
         for offset in chosen:
-            _exhume(at, offset)
+            _load(at, offset)
+            _forget(at, offset)
             at.row.purged += 1
         at.store()
 
@@ -77,28 +79,33 @@ def _redrive_some(group: Group, limit: int) -> int:
     place = group.place
 
     def operation(tx: Tx) -> int:
-        chosen: list[int] = []
-        size = 0
-        for offset, row in islice(held.rows(tx, group.id, DEAD), limits.MAX_REDRIVE_MESSAGES):
-            if len(chosen) == limit or size >= tx.engine.reserve // 4:
-                break
-            chosen.append(offset)
-            size += len(row.record)
-        return _revive(tx, place, chosen)
+        most = min(limit, limits.MAX_REDRIVE_MESSAGES)
+        chosen = list(islice(held.offsets(tx, group.id, DEAD), most))
+        return _revive(tx, place, chosen, part=True)
 
     return group.topic.store.commit(operation)
 
 
-def _revive(tx: Tx, place: Place, offsets: Sequence[int]) -> int:
+def _revive(tx: Tx, place: Place, offsets: Sequence[int], *, part: bool = False) -> int:
     """Each waits for a delivery at once, or behind the holder of its key, with a clean slate but
-    its history; it expires no more."""
+    its history; it expires no more. Returns how many; only of a `part`, fewer than were asked for.
+
+    Raises: NotFound, Full.
+    """
     at = Settling(tx, place)
-    now = tx.engine.clock.wall_ns()
-    for offset in offsets:
-        row = _exhume(at, offset)
+    now, room = tx.engine.clock.wall_ns(), room_of(tx)
+    for count, offset in enumerate(offsets):
+        row = _load(at, offset)
+        enough = part and count > 0
+        if (enough and room.spent) or not room.take(row.size, kept=True):
+            if not enough:
+                raise at.full()
+            at.store()
+            return count
+        _forget(at, offset)
         row.failures = 0
         row.flags &= ~TTL
-        row.history += (Failure(now, "redriven", "", ""),)
+        row.note(Failure(now, "redriven", "", ""))
         key = keys.hash_of(row.record, row.flags) if at.keyed else None
         if key is not None and keys.holder(tx, at.id, key) is not None:
             keys.park(tx, at.id, at.row, key, offset, row)
@@ -111,17 +118,21 @@ def _revive(tx: Tx, place: Place, offsets: Sequence[int]) -> int:
     return len(offsets)
 
 
-def _exhume(at: Settling, offset: int) -> HeldRow:
-    """Take a message out of the dead ones. Raises: NotFound."""
+def _load(at: Settling, offset: int) -> HeldRow:
+    """A dead letter. Raises: NotFound."""
     row = held.get(at.tx, at.id, DEAD, offset)
     if row is None:
         raise NotFound(
             f"no dead letter has offset {offset}; see group.dead() or 'diskq dead ls'",
             offset=offset,
         )
+    return row
+
+
+def _forget(at: Settling, offset: int) -> None:
+    """Take a message out of the dead ones."""
     held.drop(at.tx, at.id, offset, DEAD)
     at.row.dead -= 1
-    return row
 
 
 def _dead_letter(offset: int, row: HeldRow) -> DeadLetter:

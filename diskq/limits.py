@@ -47,6 +47,8 @@ MAX_DEDUP_SECONDS = 30 * 86400.0
 
 # What is kept of a message that failed.
 MAX_HISTORY = 32  # the latest entries
+MAX_HISTORY_BYTES = 4 * KIB - 256  # a small message and its history then fit in one page
+SHORT_HISTORY_BYTES = 256  # while room is short; entries stay, their texts are cut
 MAX_ERROR_CHARS = 2_000
 
 # The store.

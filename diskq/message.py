@@ -27,7 +27,8 @@ class Message:
     message was taken back meanwhile; and AlreadySettled, Closed or WrongProcess.
 
     As a context manager it acks on success and nacks with the error on an exception. Use it in the
-    process that got it; any thread will do.
+    process that got it; any thread will do. A child that is forked inside the block leaves the
+    message to its parent.
     """
 
     __slots__ = (
@@ -87,9 +88,10 @@ class Message:
         """The message can never succeed: it is a dead letter at once."""
         self.consumer.settle(self, self.rejecting(reason), True)
 
-    def release(self) -> None:
-        """Give the message back to its old place, uncharged, for the next get of anybody."""
-        self.consumer.settle(self, self.releasing(), True)
+    def release(self, delay_seconds: float | None = None) -> None:
+        """Give the message back, uncharged: to its old place, for the next get of any consumer; or
+        with `delay_seconds` it waits that long, and others come first."""
+        self.consumer.settle(self, self.releasing(delay_seconds), True)
 
     def extend(self, seconds: float | None = None) -> None:
         """Let the lease end `seconds` from now (default: the group's `lease_seconds`). Messages
@@ -107,32 +109,36 @@ class Message:
 
     def nacking(self, delay_seconds: float | None, error: str | None) -> Action:
         """For diskq's own use: the action of `nack`."""
-        delay_ns = None
-        if delay_seconds is not None:
-            most = limits.MAX_DELAY_SECONDS
-            delay_ns = nanoseconds(check.seconds("delay_seconds", delay_seconds, 0, most))
+        delay_ns = None if delay_seconds is None else _delay_ns(delay_seconds)
         return self._failing("nack", check.text("error", error or ""), delay_ns)
 
     def rejecting(self, reason: str) -> Action:
         """For diskq's own use: the action of `reject`."""
         return self._failing("reject", check.text("reason", reason), None)
 
-    def releasing(self) -> Action:
+    def releasing(self, delay_seconds: float | None) -> Action:
         """For diskq's own use: the action of `release`."""
-        return lambda at: at.release(self.lease, self.offset)
+        delay_ns = 0 if delay_seconds is None else _delay_ns(delay_seconds)
+        return lambda at: at.release(self.lease, self.offset, delay_ns)
 
     def _failing(self, cause: str, error: str, delay_ns: int | None) -> Action:
         name = self.consumer.name
         return lambda at: at.fail(self.lease, self.offset, cause, name, error, delay_ns)
 
     def __enter__(self) -> Message:
-        self.consumer.name_handled(self.offset)
+        self.consumer.name_handled(self)
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        self.consumer.name_handled(None)
-        if self.settled:
+        if self.consumer.inherited:  # a child that was forked in the block leaves it
             return
+        try:
+            if not self.settled:
+                self._settle_after(error)
+        finally:
+            self.consumer.unname([self])
+
+    def _settle_after(self, error: BaseException | None) -> None:
         if error is None:
             self.ack()
         elif isinstance(error, Exception):
@@ -143,3 +149,7 @@ class Message:
 
     def __repr__(self) -> str:
         return f"<Message {self.topic}/{self.offset} attempt {self.attempt} {len(self.body)} bytes>"
+
+
+def _delay_ns(seconds: float) -> int:
+    return nanoseconds(check.seconds("delay_seconds", seconds, 0, limits.MAX_DELAY_SECONDS))

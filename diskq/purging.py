@@ -11,7 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from . import admin, held, keys, leases, limits, log, schedule
-from .codec import HELD, LIVE, WAITING, HeldRow, TopicRow
+from .codec import HELD, LIVE, HeldRow, TopicRow
 from .log import Log
 from .model import LANE_BITS
 from .retention import groups_of, heads_of
@@ -167,7 +167,7 @@ def _withdraw_held(group: Settling, floors: Sequence[int], key: bytes | None = N
     for offset, message in list(held.rows(group.tx, group.id, LIVE)):
         if not wanted(offset, message):
             continue
-        if message.state == WAITING:
+        if held.is_waiting(group.tx, group.id, offset, message):
             held.stop_waiting(group.tx, group.id, group.row, offset, message)
             group.row.purged += 1
             group.free_key(offset, message)
@@ -180,7 +180,7 @@ def _withdraw_held(group: Settling, floors: Sequence[int], key: bytes | None = N
         if wanted(lease.first, message):
             leases.forget(group.tx, group.id, lease)
             held.drop(group.tx, group.id, lease.first)
-            group.row.leased -= 1
+            group.unlease(1)
             group.row.purged += 1
             group.free_key(lease.first, message)
 

@@ -1,8 +1,13 @@
-"""Room: puts are refused before they touch what is kept for settling.
+"""Room: puts are refused before they touch what is kept for settling, and copies before they touch
+what is kept for acks.
 
 The room is kept in the file itself, whatever else fills the disk: a sixteenth of the file, between
 two limits, is allocated behind its last page, or free inside of it. Only puts make that larger, and
 only they are refused for the lack of it; what settles or trims may use it.
+
+Copies are messages that leave a log for one group (they failed, are parked, dead, or forked), fall
+due, or are given back. They may take a store over its `max_bytes` by a bounded part, and on a full
+disk they may use half of what is kept for settling. The other half is for acks.
 """
 
 from __future__ import annotations
@@ -14,6 +19,21 @@ from . import files, limits
 from .environment import TREE, full, is_out_of_room, translate
 from .tx import Tx
 
+_ENDLESS = 2**63
+
+
+def room_of(tx: Tx) -> Room:
+    """The room that a transaction has."""
+    if tx.room is None:
+        tx.room = Room(tx)
+    found: Room = tx.room
+    return found
+
+
+def is_spent(tx: Tx) -> bool:
+    """Whether a transaction copied enough; see `Room.spent`."""
+    return tx.room is not None and room_of(tx).spent
+
 
 def need_room(tx: Tx, size: int) -> None:
     """Refuse a put of `size` bytes for which there is no room. Looks at the file once per so many
@@ -24,40 +44,138 @@ def need_room(tx: Tx, size: int) -> None:
     engine = tx.engine
     put = engine.slots.put_bytes[0] + size + limits.PAGE_BYTES
     if not engine.looked or put >= engine.reserve // 4:
-        _look(tx, size)
+        room_of(tx).need(size)
         put, engine.looked = 0, True
     engine.slots.put_bytes[0] = put
 
 
-def _look(tx: Tx, size: int) -> None:
-    engine, path = tx.engine, tx.engine.path
-    env = engine.live()
-    info = env.info()
-    high_water = (info["last_pgno"] + 1) * limits.PAGE_BYTES
-    most = min(limits.MAX_RESERVE_BYTES, high_water // 16)
-    engine.reserve = max(limits.MIN_RESERVE_BYTES, most)
-    wanted = size + engine.reserve
-    limit = engine.meta.max_bytes or info["map_size"]
-    least = min(high_water + wanted, limit)
-    spare = min(engine.reserve, limit - least)
-    name = os.path.join(path, files.DATA)
-    file_bytes, disk_full = os.stat(name).st_size, False
-    over = high_water + wanted > limit
-    if over or file_bytes < least:
-        env.reader_check()  # who died while reading keeps freed pages
-    if file_bytes < least:
-        file_bytes, disk_full = _allocate(name, file_bytes, least, spare)
-    if over or disk_full:
-        from .readers import blame, pinned_bytes
+class Room:
+    """What one transaction may still write. It looks at the disk and at the file at most once,
+    when it is first asked."""
 
-        used = used_bytes(tx) + pinned_bytes(env, path)
-        if used + wanted > limit:
-            why = f"of {limit} bytes, {engine.reserve} are kept for settling{blame(env)}"
-            raise full(path, why)
-        # Free pages inside are seldom in a row: while the end is short, many of them must be free.
-        short = file_bytes - high_water < engine.reserve // 2
-        if disk_full and used + wanted > (file_bytes // 2 if short else file_bytes):
-            raise full(path, f"its disk has less than {wanted} bytes left{blame(env)}")
+    def __init__(self, tx: Tx) -> None:
+        engine = tx.engine
+        self._tx, self._path, self._env = tx, engine.path, engine.live()
+        self._name = os.path.join(engine.path, files.DATA)
+        info = self._env.info()
+        self._high_water = (info["last_pgno"] + 1) * limits.PAGE_BYTES
+        most = min(limits.MAX_RESERVE_BYTES, self._high_water // 16)
+        self._reserve = engine.reserve = max(limits.MIN_RESERVE_BYTES, most)
+        self._limit = engine.meta.max_bytes or info["map_size"]
+        self._file_bytes: int | None = None  # once it looked
+        self._put = 0  # bytes that puts of this transaction need
+        self._left: int | None = None  # for copies, once it looked; at least
+        self._exact = False  # that is all there is
+        self._low = False
+        self._passed = self._copied = 0  # messages and bytes so far
+
+    # Copies
+
+    @property
+    def low(self) -> bool:
+        """Whether the disk has less than is kept for settling: pages in a row may be rare."""
+        self._look()
+        return self._low
+
+    @property
+    def short(self) -> bool:
+        """Whether texts are to be cut, because only what messages may need is left."""
+        max_bytes = self._tx.engine.meta.max_bytes
+        spare = _ceiling(max_bytes) - max_bytes + self._reserve // 2
+        return self.low or (max_bytes > 0 and not self._has(spare))
+
+    @property
+    def spent(self) -> bool:
+        """Whether this transaction copied or passed over so much that the rest is for the next
+        one: everybody waits for the write lock."""
+        too_many = self._passed >= limits.MAX_COPIED_MESSAGES
+        return too_many or self._copied >= self._reserve // 4
+
+    def take(self, size: int, *, kept: bool = False) -> bool:
+        """Use room for a copy of `size` bytes; False if there is none, and then nothing is used.
+
+        `kept`: the copy may also use half of what is kept for acks, because it takes the place of
+        another row, or is needed to get on.
+        """
+        pages = -(-size // limits.PAGE_BYTES) * limits.PAGE_BYTES
+        cost = size if size < limits.PAGE_BYTES // 2 else pages
+        self._look()
+        if not self._has(cost - (self._reserve // 4 if kept else 0)):
+            return False
+        assert self._left is not None
+        self._left -= cost
+        self._copied += size
+        self._passed += 1
+        return True
+
+    def pass_over(self) -> None:
+        """Note that a message was looked at and left the group without a copy."""
+        self._passed += 1
+
+    def _has(self, size: int) -> bool:
+        assert self._left is not None
+        if self._left < size and not self._exact:
+            unused = self._high_water - used_bytes(self._tx) - self._pinned()
+            self._left, self._exact = self._left + max(unused, 0), True
+        return self._left >= size
+
+    def _look(self) -> None:
+        if self._left is not None:
+            return
+        disk = os.statvfs(self._path)
+        self._low = disk.f_bavail * disk.f_frsize < self._reserve
+        ceiling = _ceiling(self._tx.engine.meta.max_bytes)
+        if self._low:
+            ceiling = min(ceiling, self._size())
+        self._left = ceiling - self._high_water - self._reserve // 2
+        self._exact = ceiling == _ENDLESS
+
+    # Puts
+
+    def need(self, size: int) -> None:
+        """Let a put of `size` bytes have room, and let the file keep what settling may need behind
+        it. Raises: Full."""
+        wanted = self._put + size + self._reserve
+        least = min(self._high_water + wanted, self._limit)
+        file_bytes, disk_full = self._size(), False
+        over = self._high_water + wanted > self._limit
+        if over or file_bytes < least:
+            self._env.reader_check()  # who died while reading keeps freed pages
+        if file_bytes < least:
+            spare = min(self._reserve, self._limit - least)
+            file_bytes, disk_full = _allocate(self._name, file_bytes, least, spare)
+            self._file_bytes = file_bytes
+        if over or disk_full:
+            from .readers import blame
+
+            used = used_bytes(self._tx) + self._pinned()
+            wanted = size + self._reserve  # what this transaction put before is in use
+            if used + wanted > self._limit:
+                why = f"of {self._limit} bytes, {self._reserve} are kept for settling"
+                raise full(self._path, why + blame(self._env))
+            # Free pages inside are seldom in a row: while the end is short, many must be free.
+            short = file_bytes - self._high_water < self._reserve // 2
+            if disk_full and used + wanted > (file_bytes // 2 if short else file_bytes):
+                why = f"its disk has less than {wanted} bytes left{blame(self._env)}"
+                raise full(self._path, why)
+        self._put += size
+
+    def _size(self) -> int:
+        if self._file_bytes is None:
+            self._file_bytes = os.stat(self._name).st_size
+        return self._file_bytes
+
+    def _pinned(self) -> int:
+        from .readers import pinned_bytes
+
+        return pinned_bytes(self._env, self._path)
+
+
+def _ceiling(max_bytes: int) -> int:
+    """How large copies may let a file become."""
+    if not max_bytes:
+        return _ENDLESS
+    return max_bytes * 5 // 4 if max_bytes >= 64 * limits.MIB else max_bytes * 3 // 2
 
 
 def _allocate(name: str, size: int, least: int, spare: int) -> tuple[int, bool]:
@@ -75,21 +193,6 @@ def _allocate(name: str, size: int, least: int, spare: int) -> tuple[int, bool]:
                 if not is_out_of_room(error, os.path.dirname(name)):
                     raise translate(error, os.path.dirname(name)) from error
     return size, True
-
-
-def is_low(tx: Tx) -> bool:
-    """Whether the disk has less than is kept for settling: then pages in a row may be rare."""
-    disk = os.statvfs(tx.engine.path)
-    return disk.f_bavail * disk.f_frsize < tx.engine.reserve
-
-
-def is_tight(tx: Tx) -> bool:
-    """Whether less than half of what is kept for settling is left, and the disk has no more. That
-    is for acks: no message is to be copied out of a log now."""
-    if not is_low(tx):
-        return False
-    file_bytes = os.stat(os.path.join(tx.engine.path, files.DATA)).st_size
-    return used_bytes(tx) + tx.engine.reserve // 2 > file_bytes
 
 
 def used_bytes(tx: Tx) -> int:

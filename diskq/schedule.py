@@ -15,7 +15,7 @@ from typing import NamedTuple
 from . import limits, log
 from .codec import SCHEDULE_KEY, U32, TopicRow, checked, decode_topic, unchecked
 from .log import Log
-from .room import is_low
+from .room import room_of
 from .segment import pack_records
 from .tx import Tx
 
@@ -50,20 +50,22 @@ def add(source: Log, row: TopicRow, due_ns: int, lane: int, flags: int, record: 
 
 
 def promote(source: Log, row: TopicRow) -> None:
-    """Put what is due, at most MAX_DUE_MESSAGES, and store the topic's row. Only if something is
-    scheduled."""
+    """Put what is due, as much as one transaction should, and store the topic's row. Only if
+    something is scheduled."""
     tx = source.tx
     now = tx.engine.clock.wall_ns()
     if next_due(tx, source.topic_id) > now:
         return
     found = takewhile(lambda each: each.due_ns <= now, rows(tx, source.topic_id))
-    due, size = [], 0
-    most = 1400 if is_low(tx) else tx.engine.reserve // 4
+    due: list[Planned] = []
+    room = room_of(tx)
     for each in islice(found, limits.MAX_DUE_MESSAGES):
-        due.append(each)
-        size += len(each.record)
-        if size >= most:
+        # The first one has to move, or nobody would ever get it. It makes room where it was.
+        if due and (room.low or room.spent or not room.take(len(each.record))):
             break
+        if not due:
+            room.take(len(each.record))
+        due.append(each)
     for lane in sorted({each.lane for each in due}):
         mine = [each for each in due if each.lane == lane]
         flags = 0

@@ -1,7 +1,7 @@
 """What ends a delivery: ack, nack, release, reject; and what takes messages from a whole group.
 
     leased --ack--> gone
-      |--release, holder died--> ready, in its old place
+      |--release, holder died--> ready, in its old place; or, with a delay, waiting
       |--fail (nack, deadline passed, died while handling it)--> waiting
       '--fail (reject, max_deliveries reached)--> dead
 
@@ -11,18 +11,30 @@ what begins a delivery, is delivery.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from . import gaps, held, keys, leases, limits, log
 from .clock import nanoseconds
-from .codec import HELD, SOLO, GroupRow, HeldRow, LeaseRow, TopicRow, decode_group
+from .codec import (
+    HELD,
+    LIVE,
+    PREFETCHED,
+    RETURNED,
+    SOLO,
+    GroupRow,
+    HeldRow,
+    LeaseRow,
+    TopicRow,
+    decode_group,
+)
 from .environment import Database, full
-from .errors import LeaseLost
+from .errors import Full, LeaseLost
+from .hands import Hands
 from .log import Log
 from .model import Failure
-from .room import is_tight
+from .room import room_of
 from .segment import is_purged
 from .tx import Tx
 
@@ -50,6 +62,8 @@ class Settling:
         self.settings, self.paused = config.settings, config.paused
         self.keyed = self.settings.ordering == "key"
         self.log = Log(tx, at.database, at.topic_id)
+        known = tx.engine.hands
+        self.hands = known.get(self.id) or known.setdefault(self.id, Hands())
 
     def load_topic(self) -> TopicRow:
         """The row of the group's topic. Raises: NotFound."""
@@ -105,9 +119,9 @@ class Settling:
             row.settled |= 1 << offset - row.first
         if row.flags & HELD:
             held.drop(self.tx, self.id, row.first)
-        leases.update(self.tx, self.id, row)
+        self._update(lease, row)
         self.row.acked += len(offsets)
-        self._unlease(len(offsets))
+        self.unlease(len(offsets))
         for offset in offsets if lease.keys else ():
             self._pass_on(lease.keys.get(offset))
 
@@ -116,12 +130,11 @@ class Settling:
     ) -> None:
         """A delivery to the consumer `name` failed. Raises: LeaseLost, Full."""
         row = self.holding(lease, [offset])
-        if is_tight(self.tx):
-            raise full(self.tx.engine.path, "what is left of its disk is kept for acks")
-        self._fail(row, offset, cause, name, error, delay_ns)
-        leases.update(self.tx, self.id, row)
+        if not self.take_out(row, offset, cause, name, error, delay_ns):
+            raise self.full()
+        self._update(lease, row)
 
-    def _fail(
+    def take_out(
         self,
         lease: LeaseRow,
         offset: int,
@@ -129,21 +142,29 @@ class Settling:
         name: str,
         error: str,
         delay_ns: int | None = None,
-    ) -> int:
-        """Take a message out of its lease: it waits `delay_ns` (default: the backoff), or is dead
-        if it was rejected or failed `max_deliveries` times. The caller updates the lease's row.
-        Returns how many bytes were copied."""
-        lease.settled |= 1 << offset - lease.first
-        self._unlease(1)
+    ) -> bool:
+        """Take a message that failed out of its lease: it waits `delay_ns` (default: the backoff),
+        or is dead if it was rejected or failed `max_deliveries` times. The caller updates the
+        lease's row. False, and nothing happens, if there is no room for a copy of it."""
         message = self._held(lease, offset)
         if is_purged(message.record, message.flags):
+            self._leave(lease, offset)
             self.row.purged += 1
             held.drop(self.tx, self.id, offset)
             self.free_key(offset, message)
-            return 0
-        now = self.clock.wall_ns()
+            return True
+        now, room = self.clock.wall_ns(), room_of(self.tx)
+        most = limits.SHORT_HISTORY_BYTES if room.short else limits.MAX_HISTORY_BYTES
+        message.note(Failure(now, cause, name, error[: limits.MAX_ERROR_CHARS]), most)
+        kept = bool(lease.flags & HELD) or cause == "crashed"
+        if not room.take(message.size, kept=kept):
+            return False
+        self._leave(lease, offset)
         message.failures += 1
-        message.history += (Failure(now, cause, name, error[: limits.MAX_ERROR_CHARS]),)
+        if cause == "crashed":
+            message.flags |= SOLO
+        elif cause != "expired":  # a handler lived on: it is no suspect any more
+            message.flags &= ~SOLO
         self.row.failed += 1
         if cause == "reject" or message.failures >= self.settings.max_deliveries:
             held.bury(self.tx, self.id, self.row, offset, message, now)
@@ -153,42 +174,57 @@ class Settling:
                 delay_ns = self.settings.backoff.delay_ns(message.failures)
             held.wait(self.tx, self.id, self.row, offset, message, now + delay_ns)
             self.tx.wake(self.id, 1)
-        return len(message.record)
+        return True
 
     def _held(self, lease: LeaseRow, offset: int) -> HeldRow:
         if lease.flags & HELD:
             return held.load(self.tx, self.id, offset)
         _, record, flags, put_at_ns = self.log.read(offset, offset + 1)[0]
-        return HeldRow(record, flags, put_at_ns)
+        return HeldRow(record, flags | (lease.flags & SOLO), put_at_ns)
 
-    def release(self, lease: LeaseRow, offset: int) -> None:
-        """Give one message back, uncharged and in its old place. Raises: LeaseLost."""
+    def release(self, lease: LeaseRow, offset: int, delay_ns: int = 0) -> None:
+        """Give one message back, uncharged: in its old place, or to wait. Raises: LeaseLost, with
+        a delay also Full."""
         row = self.holding(lease, [offset])
-        if row.unsettled == 1:
-            self._release_all(row, solo=False)
+        if delay_ns:
+            self._put_off(row, offset, delay_ns)
+        elif row.unsettled == 1:
+            self.release_all(row)
             return
-        row.settled |= 1 << offset - row.first
-        leases.update(self.tx, self.id, row)
-        leases.grant(self.tx, self.id, LeaseRow(offset, 1))
-        self.row.ready += 1
-        self._unlease(1)
+        else:
+            self._leave(row, offset)
+            leases.grant(self.tx, self.id, LeaseRow(offset, 1))
+            self.row.ready += 1
+        self._update(lease, row)
         self.tx.wake(self.id, 1)
+
+    def _put_off(self, row: LeaseRow, offset: int, delay_ns: int) -> None:
+        message = self._held(row, offset)
+        if not room_of(self.tx).take(message.size, kept=bool(row.flags & HELD)):
+            raise self.full()
+        message.flags |= RETURNED
+        self._leave(row, offset)
+        due_ns = self.clock.wall_ns() + delay_ns
+        held.wait(self.tx, self.id, self.row, offset, message, due_ns)
 
     def release_owned(self, owner: int | None) -> None:
         """Give back all that a consumer holds, or with None all that anybody holds, uncharged."""
         for lease in list(self.leased()):
             if owner is None or lease.owner == owner:
-                self._release_all(lease, solo=False)
+                self.release_all(lease)
 
-    def _release_all(self, lease: LeaseRow, *, solo: bool) -> None:
+    def release_all(self, lease: LeaseRow, suspects: Collection[int] = ()) -> None:
+        """Give back what is unsettled of a lease. `suspects` are delivered alone from now on; what
+        was a suspect before stays one."""
         if lease.flags & HELD and lease.unsettled:
             message = held.load(self.tx, self.id, lease.first)
-            message.flags |= SOLO if solo else 0
-            held.wait(self.tx, self.id, self.row, lease.first, message, self.clock.wall_ns())
-            lease.settled = 1
-            self.row.leased -= 1
+            if lease.first in suspects and not message.flags & SOLO:
+                message.flags |= SOLO
+                held.put(self.tx, self.id, LIVE, lease.first, message)
+            held.give_back(self.tx, self.id, self.row, lease.first, message)
+            self._leave(lease, lease.first)
             self.tx.wake(self.id, 1)
-        leases.give_back(self.tx, self.id, self.row, lease, solo=solo)
+        leases.give_back(self.tx, self.id, self.row, lease, suspects)
 
     def extend(self, lease: LeaseRow, offset: int, seconds: float | None) -> None:
         """Give a lease a new deadline. Raises: LeaseLost.
@@ -197,14 +233,41 @@ class Settling:
         in the next one.
         """
         row = self.holding(lease, [offset])
-        duration = nanoseconds(seconds or self.settings.lease_seconds)
-        leases.move(self.tx, self.id, row, self.clock.monotonic_ns() + duration)
-        lease.moved_ns = row.deadline_ns
+        self._move(lease, row, nanoseconds(seconds or self.settings.lease_seconds))
+
+    def _move(self, lease: LeaseRow, row: LeaseRow, duration_ns: int) -> None:
+        leases.move(self.tx, self.id, row, self.clock.monotonic_ns() + duration_ns)
+        lease.moved_ns, lease.lasts_ns = row.deadline_ns, duration_ns
         self.tx.after.append(partial(setattr, lease, "deadline_ns", row.deadline_ns))
 
-    def _unlease(self, count: int) -> None:
-        """Messages left a lease; consumers that max_in_flight holds back can go on."""
+    def _update(self, lease: LeaseRow, row: LeaseRow) -> None:
+        """Store a lease's row after a message left it. The rest of a prefetched one is handled
+        after that message, and gets its time in the same commit."""
+        if row.flags & PREFETCHED and row.unsettled and self.is_old(lease):
+            self._move(lease, row, nanoseconds(self.settings.lease_seconds))
+        else:
+            leases.update(self.tx, self.id, row)
+
+    def is_old(self, lease: LeaseRow) -> bool:
+        """Whether less than two thirds of the time of a lease are left."""
+        return 3 * (lease.deadline_ns - self.clock.monotonic_ns()) < 2 * lease.lasts_ns
+
+    def _leave(self, lease: LeaseRow, offset: int) -> None:
+        """A message leaves its lease, whose row the caller stores."""
+        lease.settled |= 1 << offset - lease.first
+        self.unlease(1)
+
+    def full(self) -> Full:
+        """The error of a verb that has no room for a copy."""
+        return full(self.tx.engine.path, "what is left of its room is kept for acks")
+
+    def unlease(self, count: int) -> None:
+        """Messages left a lease; consumers that max_in_flight, or a suspect, holds back can go
+        on."""
         self.row.leased -= count
+        if self.hands.held_up:
+            self.hands.held_up = False
+            self.tx.wake(self.id, limits.MAX_CONSUMERS)
         most = self.settings.max_in_flight
         if most is not None and self.row.leased + count >= most:
             self.tx.wake(self.id, count)
@@ -238,7 +301,7 @@ class Settling:
             leases.update(self.tx, self.id, lease)
             gone += len(lost)
             if lease.deadline_ns:
-                self._unlease(len(lost))
+                self.unlease(len(lost))
             else:
                 row.ready -= len(lost)
         setattr(row, counter, getattr(row, counter) + gone)

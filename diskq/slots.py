@@ -10,8 +10,8 @@ Nothing in it must last. It has a fixed size and is never truncated or unlinked:
     4096    WAKE_WORDS times u32, see wake.py
     20480   MAX_CONSUMERS slots of 184 bytes: owner u64 (odd; 0: free), group u32, pid u32, PID
             namespace u64, start time of the process u64, handling u64 (offset + 1; 0: none named),
-            handed u64 (token of the last prefetched message that was handed out), waiting u8,
-            length of the name u8, name
+            handed u64 (token of the last prefetched message that was handed out), waiting u8
+            (threads blocked in a get), length of the name u8, name
 
 The bytes that are locked lie far behind its end; see locks.py. Who has the store open shares the
 first; who opens it locks the second; who takes a slot the third. A live consumer holds its slot's:
@@ -63,7 +63,7 @@ class Slot(NamedTuple):
     process: Process
     handling: int | None
     handed: int
-    waiting: bool
+    waiting: int
     name: str
 
     @property
@@ -259,9 +259,9 @@ class Slots:
         """Tell others how far a prefetching consumer is: they leave that to it."""
         _U64.pack_into(self._memory, _start(index) + _HANDED, token)
 
-    def set_waiting(self, index: int, waiting: bool) -> None:
-        """Tell others that this consumer is blocked in a get."""
-        self._memory[_start(index) + _WAITING] = waiting
+    def set_waiting(self, index: int, threads: int) -> None:
+        """Tell others how many threads of this consumer are blocked in a get."""
+        self._memory[_start(index) + _WAITING] = min(threads, 255)
 
     def read(self, index: int) -> Slot:
         """What a slot says."""
@@ -270,7 +270,7 @@ class Slots:
         )
         text = name[:length].decode(errors="replace")
         named = handling - 1 if handling else None
-        return Slot(owner, group, Process(*process), named, handed, bool(waiting), text)
+        return Slot(owner, group, Process(*process), named, handed, waiting, text)
 
     def alive(self, index: int, owner: int) -> bool:
         """Whether the consumer `owner`, which had this slot, is alive."""
@@ -299,13 +299,14 @@ class Slots:
                         dead.append((index, owner))
         return others, dead
 
-    def count_waiting(self, group: int, but: int) -> int:
-        """Live consumers of the group, other than slot `but`, that are blocked in a get."""
-        flags = self._column(_WAITING)
-        if 1 not in flags:
+    def count_waiting(self, group: int) -> int:
+        """Threads of live consumers of the group that are blocked in a get."""
+        counts = self._column(_WAITING)
+        if not any(counts):
             return 0
-        slots = [(at, self.read(at)) for at, flag in enumerate(flags) if flag and at != but]
-        return sum(slot.group == group and self.alive(at, slot.owner) for at, slot in slots)
+        slots = [(at, self.read(at)) for at, count in enumerate(counts) if count]
+        mine = (slot for at, slot in slots if slot.group == group and self.alive(at, slot.owner))
+        return sum(slot.waiting for slot in mine)
 
     def _column(self, field: int) -> bytes:
         """One byte of each slot that was ever used."""

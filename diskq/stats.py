@@ -64,7 +64,7 @@ def consumers(tx: Tx) -> Iterator[ConsumerInfo]:
             continue  # it learns soon
         where = topic.name, group.name
         handling = None if slot.handling in (NOTHING, SEVERAL) else slot.handling
-        yield ConsumerInfo(slot.name, slot.pid, *where, slot.waiting, handling)
+        yield ConsumerInfo(slot.name, slot.pid, *where, slot.waiting > 0, handling)
 
 
 def store_stats(engine: Engine) -> StoreStats:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from . import leases
 from .delivery import Delivery, Grant, Member
+from .reclaim import untouched
 
 
 def steal(at: Delivery, member: Member, limit: int) -> list[Grant]:
@@ -15,14 +16,20 @@ def steal(at: Delivery, member: Member, limit: int) -> list[Grant]:
     handled here and now."""
     at.tx.engine.slots.turns.begin_stealing()
     for lease in [lease for lease in at.leased() if lease.owner != member.owner]:
-        while untouched := at.untouched(lease):
-            taken = untouched[len(untouched) // 2 :][-limit:]
+        while left := untouched(at, lease):
+            taken = left[len(left) // 2 :][-limit:]
             for offset in taken:
                 lease.settled |= 1 << offset - lease.first
             leases.update(at.tx, at.id, lease)
             at.row.leased -= len(taken)
             run = leases.run_of(taken)
-            if messages := at.sift(at.read(run)):
+            found = at.read(run)
+            messages, passed = at.sift(found)
+            if passed < len(found):
+                rest = leases.run_of([message.offset for message in found[passed:]])
+                leases.grant(at.tx, at.id, rest)
+                at.row.ready += rest.unsettled
+            if messages:
                 run = leases.run_of([message.offset for message in messages])
                 at.note_keys(run, messages)
                 at.row.redelivered += len(messages)

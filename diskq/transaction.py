@@ -73,9 +73,9 @@ class Transaction:
         """See `Message.reject`."""
         self._settle(message, lambda its: its.rejecting(reason))
 
-    def release(self, message: Message) -> None:
+    def release(self, message: Message, delay_seconds: float | None = None) -> None:
         """See `Message.release`."""
-        self._settle(message, Message.releasing)
+        self._settle(message, lambda its: its.releasing(delay_seconds))
 
     def _settle(self, message: Message, action: Callable[[Message], Action]) -> None:
         self._check_open()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lmdb
 
@@ -37,6 +37,7 @@ class Tx:
         self.tokens = self.commit_id << TOKEN_BITS  # the next one
         self.wakes: dict[int, int] = {}
         self.announced: set[int] = set()  # topics that got messages, or room: wake who watches
+        self.room: Any = None  # what it may copy, once somebody asked; see room.py
         # What is true in memory once this is committed: functions of C that return nothing, so
         # that they happen with the commit whatever is raised; see `at_commit`.
         self.marks: list[Callable[[], object]] = []

@@ -24,13 +24,11 @@ from .codec import (
     DEDUP_KEY,
     HELD,
     ID_KEY,
-    LEASED,
     LIVE,
     META_KEY,
     PARKED,
     TIME_KEY,
     U32,
-    WAITING,
     GroupRow,
     Meta,
     TopicRow,
@@ -335,19 +333,19 @@ def _check_group(
             taken.add(offset)
     due = list(_due(tx, group_id))
     waiting = dict(due)
-    counts = {WAITING: 0, LEASED: 0, BURIED: 0}
+    live = dead = 0
     for kind in (LIVE, DEAD):
         for offset, message in held.rows(tx, group_id, kind):
-            counts[message.state] += 1
+            live += kind == LIVE
+            dead += kind == DEAD
             if offset in taken or not is_known(offset):
                 yield Finding(where, f"held message {offset} is leased too, or not read yet")
             taken.add(offset)
             if (message.state == BURIED) != (kind == DEAD):
                 yield Finding(where, f"held message {offset} is among the wrong kind")
-            if (waiting.get(offset) == message.due_ns) != (message.state == WAITING):
-                yield Finding(where, f"held message {offset} and its due row disagree")
-            if (offset in leased_held) != (message.state == LEASED):
-                yield Finding(where, f"held message {offset} and its lease disagree")
+            places = (waiting.get(offset) == message.due_ns) + (offset in leased_held)
+            if places != (kind == LIVE):
+                yield Finding(where, f"held message {offset} has {places} due rows and leases")
     parked = [offset for _, offset, _ in keys.parked(tx, group_id)]
     if taken & set(parked) or not all(map(is_known, parked)):
         yield Finding(where, "a parked message is somewhere else too, or not read yet")
@@ -357,11 +355,10 @@ def _check_group(
         where,
         ready=(group.ready, ready),
         leased=(group.leased, leased),
-        leased_held=(len(leased_held), counts[LEASED]),
-        waiting=(group.waiting, counts[WAITING]),
-        due=(len(due), counts[WAITING]),
+        waiting=(group.waiting, live - len(leased_held)),
+        due=(len(due), live - len(leased_held)),
         parked=(group.parked, len(parked)),
-        dead=(group.dead, counts[BURIED]),
+        dead=(group.dead, dead),
         passed=(sum(group.next), group.skipped + here + gone),
     )
 

@@ -290,7 +290,7 @@ def plant(fault: str) -> None:
 def _tiny_maps(flags: dict[str, bool]) -> None:
     """Let maps begin small. Puts then fill them: what is kept free is for stores with a bound."""
     limits.MAP_BYTES = (MAP_BYTES,)  # type: ignore[assignment]
-    room._look = _allocate_only
+    room.Room.need = lambda self, size: _allocate_only(self._tx, size)  # type: ignore
     setattr(lmdb, "open", partial(_open, lmdb.open, flags))  # noqa: B010 - mypy takes it for a class
 
 

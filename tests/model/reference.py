@@ -63,19 +63,25 @@ class Segment:
 class Lease:
     """Messages that were leased together: held by `consumer` until settled or taken back."""
 
-    def __init__(self, consumer, offsets, deadline, retry, solo, prefetched):
-        self.solo = solo  # it was delivered alone, because a batch with it died before
+    def __init__(self, consumer, offsets, now, lasts, retry, prefetched):
         self.consumer = consumer
         self.offsets = offsets  # those not settled yet, rising
-        self.deadline = deadline
+        self.deadline = now + lasts
+        self.lasts = lasts
         self.retry = retry  # its one message is not in the log any more
         self.prefetched = prefetched
         self.handed = set()  # offsets that were handed out
+        self.alone = False  # it was granted as a suspect
+
+    @property
+    def in_hand(self):
+        """What may have killed its consumer."""
+        return [each for each in self.offsets if not self.prefetched or each in self.handed]
 
     @property
     def untouched(self):
         """What others may take, and what a deadline does not charge."""
-        if not self.prefetched or self.retry:
+        if not self.prefetched or self.retry or self.alone:
             return []
         return [offset for offset in self.offsets if offset not in self.handed]
 
@@ -88,7 +94,7 @@ class Failed:
         self.failures = 0
         self.history = []  # (cause, error)
         self.due = 0
-        self.solo = False
+        self.returned = False  # for later, uncharged
         self.expires = True
         self.purged = False
 
@@ -356,7 +362,8 @@ class ModelGroup:
         self.acked = self.delivered = self.redelivered = self.failures = 0
         self.expired = self.dropped = self.purged = 0
         self.looked = 0  # for dead consumers, since the store was opened
-        self.ready = []  # (offsets, one by one): runs that were given back
+        self.ready = []  # runs that were given back
+        self.suspects = set()  # offsets that are delivered alone, and charged by a death
         self.leases = []
         self.failed = {}  # offset -> Failed
         self.waiting = set()
@@ -370,7 +377,7 @@ class ModelGroup:
 
     def needs(self, segment):
         """Whether the group still needs a message of it."""
-        runs = [run for run, _ in self.ready]
+        runs = list(self.ready)
         runs += [lease.offsets for lease in self.leases if not lease.retry]
         leased = any(segment.first <= offset < segment.end for run in runs for offset in run)
         return leased or segment.end > self.cursor[segment.lane]
@@ -386,7 +393,7 @@ class ModelGroup:
         return before - self.unread
 
     def stats(self, topic, name):
-        ready = sum(len(run) for run, _ in self.ready)
+        ready = sum(map(len, self.ready))
         lag = self.unread + ready + self.leased + len(self.waiting) + len(self.parked)
         return GroupStats(
             topic=topic,
@@ -417,7 +424,7 @@ class ModelGroup:
             return []
         if self.leases:
             for lease in [each for each in self.leases if each.deadline <= self.clock.monotonic]:
-                for offset in [each for each in lease.offsets if each not in lease.untouched]:
+                for offset in lease.in_hand:
                     self.fail(lease, offset, "expired")
                 self.give_back(lease)
             if self.clock.monotonic - self.looked > LOOK_SECONDS * NS:
@@ -433,9 +440,27 @@ class ModelGroup:
         return granted
 
     def _reap(self, crashed):
+        """What had the dead consumers in hand, all of one process? A single message is charged;
+        of several, those that were suspects already; or else all of them become suspects."""
         self.looked = self.clock.monotonic
-        for consumer, handled in crashed.items():
-            self._take_from_dead(consumer, handled)
+        dead = [lease for lease in self.leases if lease.consumer in crashed]
+        candidates = []
+        for lease in dead:
+            named = crashed[lease.consumer]
+            several = named in (None, "several")
+            mine = lease.in_hand if several else [each for each in lease.offsets if each == named]
+            candidates += [(lease, offset) for offset in mine]
+        blamed = [each for each in candidates if each[1] in self.suspects]
+        unknown = any(crashed[lease.consumer] == "several" for lease in dead)
+        if not blamed and len(candidates) == 1 and not unknown:
+            blamed = candidates
+        if not blamed:
+            self.suspects.update(offset for _, offset in candidates)
+        for lease, offset in blamed:
+            self.suspects.add(offset)
+            self.fail(lease, offset, "crashed", delay_ns=0)
+        for lease in dead:
+            self.give_back(lease)
 
     def _grant(self, consumer, limit, prefetched):
         if self.max_in_flight is not None:
@@ -444,36 +469,39 @@ class ModelGroup:
         while limit > 0:
             due = min(((self.failed[offset].due, offset) for offset in self.waiting), default=None)
             retry = due is not None and due[0] <= self.clock.wall
-            if retry and granted and (prefetched or self.failed[due[1]].solo):
+            if retry and granted and prefetched:
                 retry = False
             if retry:
                 offset = due[1]
                 message = self.failed[offset]
+                if granted and offset in self.suspects:
+                    break
                 self.waiting.discard(offset)
                 if self._gone(offset, message):
                     continue
-                solo, message.solo = message.solo, False
-                offsets, again = [offset], bool(message.history)
+                offsets, again = [offset], message.history or message.returned
             else:
                 found = self._from_lanes(limit, bool(granted))
                 if found is None:
                     break
-                offsets, solo, again = found
+                offsets, again = found
                 if not offsets:
                     continue
-            lease = self._lease(consumer, offsets, retry, solo, prefetched)
+            lease = self._lease(consumer, offsets, retry, prefetched)
+            lease.alone = offsets[0] in self.suspects
             granted += [(offset, lease) for offset in offsets]
             self.redelivered += len(offsets) if again else 0
-            limit -= limit if solo or (retry and prefetched) else len(offsets)
+            limit -= limit if lease.alone or (retry and prefetched) else len(offsets)
         if len({lease for _, lease in granted}) > 1 and not prefetched:
             granted.sort(
                 key=lambda item: (0, 0) if item[1].retry else (LANE - item[0] // LANE, item[0])
             )
         return granted
 
-    def _lease(self, consumer, offsets, retry, solo, prefetched):
-        deadline = self.clock.monotonic + self.lease_ns
-        lease = Lease(consumer, list(offsets), deadline, retry, solo, prefetched)
+    def _lease(self, consumer, offsets, retry, prefetched):
+        lease = Lease(
+            consumer, list(offsets), self.clock.monotonic, self.lease_ns, retry, prefetched
+        )
         self.leases.append(lease)
         self.delivered += len(offsets)
         return lease
@@ -481,17 +509,33 @@ class ModelGroup:
     def _from_lanes(self, limit, granted):
         """The next of the highest lane: what was given back, then what is unread."""
         for lane in reversed(range(len(self.cursor))):
-            runs = sorted(each for each in self.ready if each[0][0] // LANE == lane)
-            if runs and not (granted and runs[0][1]):
-                run, solo = runs[0]
-                self.ready.remove(runs[0])
-                cut = 1 if solo else limit
-                if run[cut:]:
-                    self.ready.append((run[cut:], solo))
-                return [each for each in run[:cut] if not self._gone(each, None)], solo, True
+            runs = sorted(each for each in self.ready if each[0] // LANE == lane)
+            if runs and runs[0][0] in self.suspects and granted:
+                return None
+            if runs:
+                taken = self._take_back(runs, limit)
+                return [each for each in taken if not self._gone(each, None)], True
             if self.cursor[lane] < self.topic.end(lane):
-                return self._unread_of(lane, limit), False, False
+                return self._unread_of(lane, limit), False
         return None
+
+    def _take_back(self, runs, limit):
+        """The lowest of what was given back: runs that interleave are one from now on, but none
+        with suspects is mixed with others."""
+        offsets, *behind = runs
+        self.ready.remove(offsets)
+        suspect = offsets[0] in self.suspects
+        limit = 1 if suspect else limit
+        for run in [] if suspect else behind:
+            if run[0] in self.suspects:
+                limit = min(limit, sum(each < run[0] for each in offsets))
+            if run[0] in self.suspects or run[0] > offsets[:limit][-1]:
+                break
+            self.ready.remove(run)
+            offsets = sorted(offsets + run)
+        if offsets[limit:]:
+            self.ready.append(offsets[limit:])
+        return offsets[:limit]
 
     def _unread_of(self, lane, limit):
         found = []
@@ -549,24 +593,10 @@ class ModelGroup:
                 for offset in taken:
                     self._settle(lease, offset)
                 if taken := [offset for offset in taken if not self._gone(offset, None)]:
-                    mine = self._lease(consumer, taken, False, False, prefetched)
+                    mine = self._lease(consumer, taken, False, prefetched)
                     self.redelivered += len(taken)
                     return [(offset, mine) for offset in taken]
         return []
-
-    def _take_from_dead(self, consumer, handled):
-        """Only what was being handled is charged; if that is not known, the only one, or what was
-        delivered alone because of an earlier death, but nothing that was only prefetched."""
-        leases = [lease for lease in self.leases if lease.consumer == consumer]
-        several = sum(len(lease.offsets) for lease in leases) > 1
-        for lease in leases:
-            blamed = handled
-            unknown = handled == "several" or (handled is None and not lease.prefetched)
-            if unknown and len(lease.offsets) == 1 and (lease.solo or not several):
-                blamed = lease.offsets[0]
-            if blamed in lease.offsets:
-                self.fail(lease, blamed, "crashed", delay_ns=0)
-            self.give_back(lease, one_by_one=unknown)
 
     def attempt(self, offset):
         """Which delivery of the message this is, counted from 1."""
@@ -593,8 +623,16 @@ class ModelGroup:
             self.waiting.add(heir)
             self.holders[key] = heir
 
+    def renew(self, lease):
+        """What is left of a prefetched lease is handled after what was handed out: it has its time
+        from then on."""
+        if lease.prefetched and 3 * (lease.deadline - self.clock.monotonic) < 2 * lease.lasts:
+            lease.deadline = self.clock.monotonic + self.lease_ns
+            lease.lasts = self.lease_ns
+
     def ack(self, lease, offset):
         self._settle(lease, offset)
+        self.suspects.discard(offset)
         self.acked += 1
         self.failed.pop(offset, None)
         self.free(offset)
@@ -607,6 +645,8 @@ class ModelGroup:
             self.failed.pop(offset, None)
             self.free(offset)
             return
+        if cause in ("nack", "reject"):
+            self.suspects.discard(offset)
         self.failures += 1
         failed = self.failed.setdefault(offset, Failed(message))
         failed.failures += 1
@@ -619,23 +659,28 @@ class ModelGroup:
         failed.due = self.clock.wall + delay
         self.waiting.add(offset)
 
-    def release(self, lease, offset):
-        if lease.retry:
+    def release(self, lease, offset, delay_ns=0):
+        if delay_ns:
+            self._settle(lease, offset)
+            failed = self.failed.setdefault(offset, Failed(self.topic.messages[offset]))
+            failed.due, failed.returned = self.clock.wall + delay_ns, True
+            self.waiting.add(offset)
+        elif lease.retry:
             self.give_back(lease)
         else:
             self._settle(lease, offset)
-            self.ready.append(([offset], False))
+            self.ready.append([offset])
 
-    def give_back(self, lease, *, one_by_one=False):
+    def give_back(self, lease):
         """All that is left of a lease, uncharged."""
         if lease in self.leases:
             self.leases.remove(lease)
             if lease.retry:
-                self.failed[lease.offsets[0]].due = self.clock.wall
-                self.failed[lease.offsets[0]].solo = one_by_one
                 self.waiting.add(lease.offsets[0])
             else:
-                self.ready.append((list(lease.offsets), one_by_one))
+                for suspect in (True, False):
+                    some = [each for each in lease.offsets if (each in self.suspects) == suspect]
+                    self.ready += [some] if some else []
         lease.offsets = []
 
     def redrive(self, offsets):
@@ -675,10 +720,10 @@ class ModelGroup:
                 self._settle(lease, offset)
                 lost.append(offset)
         kept = []
-        for run, solo in self.ready:
+        for run in self.ready:
             lost += [each for each in run if mine(each)]
             if left := [each for each in run if not mine(each)]:
-                kept.append((left, solo))
+                kept.append(left)
         self.ready = kept
         setattr(self, counter, getattr(self, counter) + gone + len(lost))
         for offset in lost:
@@ -716,23 +761,24 @@ class ModelGroup:
             for offset in self.dead
             if offset < cursor[offset // LANE] or self.topic.is_in_gap(offset)
         }
+        self.suspects &= self.dead
         self.failed = {each: failed for each, failed in self.failed.items() if each in self.dead}
         self.cursor = list(cursor)
 
     def fork(self, fork):
         """Fill a new group."""
         fork.cursor = list(self.cursor)
-        fork.ready = [(list(run), solo) for run, solo in self.ready]
+        fork.ready = [list(run) for run in self.ready]
+        fork.suspects = set(self.suspects)
         for offset, failed in self.failed.items():
             copy = fork.failed[offset] = Failed(failed.message)
             copy.failures, copy.history = failed.failures, list(failed.history)
-            copy.due, copy.solo, copy.expires = failed.due, failed.solo, failed.expires
+            copy.due, copy.returned, copy.expires = failed.due, failed.returned, failed.expires
             copy.purged = failed.purged
         fork.waiting, fork.dead = set(self.waiting), set(self.dead)
         fork.parked, fork.holders = set(self.parked), dict(self.holders)
         for lease in self.leases:
             if lease.retry:
-                fork.failed[lease.offsets[0]].due = self.clock.wall
                 fork.waiting.add(lease.offsets[0])
             else:
-                fork.ready.append((list(lease.offsets), lease.solo))
+                fork.ready.append(list(lease.offsets))

@@ -100,7 +100,7 @@ class Member:
         self.number = number
         self.prefetch = prefetch
         self.fetched = []  # granted, but not handed out
-        self.handling = None  # what it would be blamed for
+        self.named = set()  # offsets of what it handles, as far as it says so
         self.group = group  # name
         self.handle = handle
         self.held = []  # deliveries not settled by this consumer
@@ -122,7 +122,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.path = tempfile.mkdtemp(dir=PLACE, prefix="diskq-model-")
         self.clock = ManualClock()
         self.members = []
-        self.crashed = {}  # number of a dead consumer -> the offset it was handling, or None
+        self.crashed = {}  # number of a dead consumer -> the offset it named, None, or "several"
         self.made = 0
         self.tokens = {}  # (group, offset) -> the latest
         self.other_count = 0
@@ -211,11 +211,12 @@ class QueueMachine(RuleBasedStateMachine):
         """The consumer dies, maybe while handling one of its messages: nothing of it is left in
         this process."""
         self.members.remove(member)
-        self.crashed[member.number] = member.handling
         if handling is not None and member.held:
             chosen = handling % len(member.held)
             member.held[chosen].message.__enter__()
-            self.crashed[member.number] = member.held[chosen].offset
+            member.named.add(member.held[chosen].offset)
+        named = [*member.named, None][0] if len(member.named) < 2 else "several"
+        self.crashed[member.number] = named
         member.held.clear()
         member.fetched.clear()
         member.current = None
@@ -503,17 +504,15 @@ class QueueMachine(RuleBasedStateMachine):
                 return found
         return []
 
-    @staticmethod
-    def handed(member, limit):
-        found = []
+    def handed(self, member, limit):
+        model, found = self.model_of(member), []
         while member.fetched and len(found) < limit:
             offset, lease = member.fetched.pop(0)
             lease.handed.add(offset)
-            member.handling = offset
             if offset in lease.offsets:
+                model.renew(lease)
+                member.named.add(offset)
                 found.append((offset, lease))
-        if len(found) > 1:
-            member.handling = "several"
         return found
 
     @rule(pick=PICK)
@@ -526,21 +525,14 @@ class QueueMachine(RuleBasedStateMachine):
         current = member.current if member.current in member.held else None
         if current is not None and current.message.failed:
             current = None  # who has it knows that a settle of it failed
-        if current is not None and current.lost:
-            member.current = None
-            before = dump(self.store)
-            with pytest.raises(diskq.LeaseLost):
-                next(member.loop)
-            member.loop = iter(member.handle)
-            assert dump(self.store) == before
-            return
+        lost = current is not None and current.lost
         trial, lease = copy.deepcopy((model, current.lease if current else None))
-        if current is not None:
+        if current is not None and not lost:
             trial.ack(lease, current.offset)
         if not trial.take(member.number, 1, self.crashed):
             return  # it would wait
         member.current = None
-        if current is not None:
+        if current is not None and not lost:
             model.ack(current.lease, current.offset)
             member.held.remove(current)
         granted = model.take(member.number, 1, self.crashed)
@@ -604,6 +596,11 @@ class QueueMachine(RuleBasedStateMachine):
 
     @precondition(holds_something)
     @rule(pick=PICK, stale=st.booleans())
+    def release_with_delay(self, pick, stale):
+        self.settle(pick, stale, "put off")
+
+    @precondition(holds_something)
+    @rule(pick=PICK, stale=st.booleans())
     def extend(self, pick, stale):
         self.settle(pick, stale, "extend")
 
@@ -626,6 +623,7 @@ class QueueMachine(RuleBasedStateMachine):
             "nack": lambda: message.nack(error="why"),
             "later": lambda: message.nack(delay_seconds=3),
             "release": message.release,
+            "put off": lambda: message.release(3),
             "reject": lambda: message.reject("because"),
             "extend": lambda: message.extend(5),
             "with": lambda: self.fail_inside(message),
@@ -636,20 +634,21 @@ class QueueMachine(RuleBasedStateMachine):
                 verbs[verb]()
             assert dump(self.store) == before
             assert (lost.value.offset, lost.value.token) == (message.offset, message.token)
+            member.named.discard(delivery.offset)
             return
         verbs[verb]()
         if verb == "extend":
             delivery.lease.deadline = self.clock.monotonic + 5 * NS
+            delivery.lease.lasts = 5 * NS
         else:
             with pytest.raises(diskq.AlreadySettled):
                 message.ack()
             self.settled(member, delivery, verb)
-        if verb == "with":
-            member.handling = None
 
     def settled(self, member, delivery, verb):
         """The model does the same."""
         member.held.remove(delivery)
+        member.named.discard(delivery.offset)
         self.do(self.model_of(member), delivery.lease, delivery.offset, verb)
 
     @staticmethod
@@ -662,10 +661,13 @@ class QueueMachine(RuleBasedStateMachine):
             model.fail(lease, offset, "nack", delay_ns=3 * NS)
         elif verb == "release":
             model.release(lease, offset)
+        elif verb == "put off":
+            model.release(lease, offset, 3 * NS)
         elif verb == "reject":
             model.fail(lease, offset, "reject", "because")
         else:
             model.fail(lease, offset, "nack", "ZeroDivisionError: division by zero")
+        model.renew(lease)
 
     @rule(
         picks=st.lists(
@@ -714,6 +716,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.check_receipts(tx.receipts[: len(real)], receipts)
         for member, delivery, _ in chosen.values():
             member.held.remove(delivery)
+            member.named.discard(delivery.offset)
         self.other_count += others
 
     @staticmethod
@@ -737,11 +740,14 @@ class QueueMachine(RuleBasedStateMachine):
             with pytest.raises(diskq.LeaseLost):
                 member.handle.ack_many(messages)
             assert dump(self.store) == before
+            member.named -= {delivery.offset for delivery in chosen}
             return
         member.handle.ack_many(messages)
         for delivery in chosen:
             self.model_of(member).ack(delivery.lease, delivery.offset)
+            self.model_of(member).renew(delivery.lease)
             member.held.remove(delivery)
+            member.named.discard(delivery.offset)
 
     @rule(
         many=st.lists(PLAIN, min_size=2, max_size=5), pick=PICK, settle=st.lists(PICK, max_size=8)

@@ -13,7 +13,8 @@ import pytest
 
 import diskq
 from diskq import consumer as consumers
-from diskq import delivery, limits, settle
+from diskq import limits
+from diskq.room import Room
 
 DEADLINE_SECONDS = 20
 HOLD = """
@@ -42,8 +43,8 @@ def fill_the_disk(monkeypatch):
     """From now on there is no room for what could wait."""
 
     def fill():
-        for module in (delivery, settle):
-            monkeypatch.setattr(module, "is_tight", lambda tx: True)
+        monkeypatch.setattr(Room, "low", True)
+        monkeypatch.setattr(Room, "_has", lambda room, size: size <= 0)
 
     return fill
 

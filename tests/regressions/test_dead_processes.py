@@ -179,12 +179,12 @@ def test_what_a_dead_consumer_of_a_paused_group_handled_is_charged(path, monkeyp
         other.kill()
         looks, look = [], consumer._look
 
-        def look_thrice(tx):
-            looks.append(tx)
+        def look_thrice(*arguments):
+            looks.append(arguments)
             if len(looks) == 3:  # it saw the death, slept no more, and is about to forget it
                 monkeypatch.undo()
                 raise diskq.Closed("enough")
-            return look(tx)
+            return look(*arguments)
 
         monkeypatch.setattr(consumer, "_look", look_thrice)
         with pytest.raises(diskq.Closed):

@@ -200,7 +200,8 @@ def test_a_held_row_comes_back_with_its_history(record, history, due_ns, put_at_
 
 def test_a_held_row_keeps_only_the_latest_history():
     row = codec.HeldRow(b"", 0, 0)
-    row.history = tuple(Failure(at, "nack", "c", "") for at in range(40))
+    for at in range(40):
+        row.note(Failure(at, "nack", "c", ""))
     kept = codec.decode_held(row.encode()).history
     assert [failure.at_ns for failure in kept] == list(range(8, 40))
 

@@ -234,8 +234,8 @@ def test_the_key_of_a_consumer_that_was_forgotten_comes_again_first(topic, group
     message.__enter__()  # it is being handled
     del consumer, message
     gc.collect()
-    found = other.get_many(9, timeout=0)
-    assert bodies(found) == [b"a1", b"b1"]
+    found = other.get_many(9, timeout=0) + other.get_many(9, timeout=0)
+    assert bodies(found) == [b"a1", b"b1"]  # the first alone: it may kill again
     assert [message.attempt for message in found] == [2, 1]
 
 

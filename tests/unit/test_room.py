@@ -82,16 +82,23 @@ def test_in_a_full_store_messages_can_be_settled_and_then_put_again(small, size)
 
 
 @pytest.mark.parametrize("verb", ["nack", "reject"])
-def test_settling_goes_on_though_everything_fails_and_puts_are_refused(small, verb):
+def test_in_a_full_store_much_can_fail_and_then_all_can_be_acked(small, verb):
+    """What failed is copied, and still stored for the slow group; so it is bounded."""
     topic = small.topic("t")
     group = topic.group("g")
     topic.group("slow")  # keeps all segments
-    fill(topic, bytes(3000))
+    count = fill(topic, bytes(3000))
+    failed = 0
     with group.consumer() as consumer:
         while batch := consumer.get_many(100, timeout=0):
             for message in batch:
-                getattr(message, verb)()
-    assert size_of(small) <= 2 * MAX  # what failed is held, and still stored for the slow group
+                try:
+                    getattr(message, verb)()
+                    failed += 1
+                except diskq.Full:
+                    message.ack()
+            assert size_of(small) <= 1.5 * MAX
+    assert count / 3 < failed < count
     with pytest.raises(diskq.Full):
         topic.put(bytes(3000))
 

@@ -17,6 +17,7 @@ ORDER = (
     *(
         "wake",
         "slots",
+        "hands",
         "engine",
         "room",
         "registry",
@@ -27,12 +28,13 @@ ORDER = (
         "keys",
         "schedule",
         "settle",
+        "reclaim",
         "delivery",
         "retention",
         "puts",
         "admin",
     ),
-    *("message", "consumer", "group", "topic", "queue", "store"),
+    *("presence", "message", "consumer", "group", "topic", "queue", "store"),
     "__init__",
 )
 
