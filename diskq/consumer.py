@@ -74,9 +74,12 @@ class Consumer:
     def get(self, block: bool = True, timeout: float | None = None) -> Message:
         """Lease the next message; wait for one up to `timeout` seconds, None: without end.
 
-        The lease is durable when this returns.
+        The lease is durable when this returns. `timeout` includes the wait for others that write
+        to the store; without it that wait is bounded by the store's `busy_seconds`, and without
+        blocking by 0.1 s.
 
-        Raises: Empty, Closed, WrongProcess, NotFound (the group was deleted), Corrupt.
+        Raises: Empty, Busy (it could not even look), Closed, WrongProcess, NotFound (the group was
+        deleted), StoreMoved, Corrupt.
         """
         messages = self._take(1, check.timeout(timeout) if block else 0)
         if not messages:
@@ -115,25 +118,51 @@ class Consumer:
     def _take(
         self, limit: int, timeout: float | None, done: Message | None = None
     ) -> list[Message]:
-        """Lease up to `limit` messages, and ack `done` in the same commit; wait for them."""
-        thread = threading.get_ident()
+        """Lease up to `limit` messages, and ack `done` in the same commit; wait for them. If an
+        interrupt keeps them from whoever asked, they are given back."""
+        taken: list[Grant | Message] = []
+        if self._strays:
+            self._give_back()
+        try:
+            return self._take_into(taken, limit, timeout, done)
+        except BaseException as error:
+            if taken or not isinstance(error, errors.DiskqError):
+                self._strays.append(taken)
+                with suppress(errors.DiskqError):
+                    self._give_back()
+            raise
+
+    def _take_into(
+        self,
+        taken: list[Grant | Message],
+        limit: int,
+        timeout: float | None,
+        done: Message | None,
+    ) -> list[Message]:
+        thread = threading.current_thread()
+        until = None if timeout is None else time.monotonic() + timeout
         if self._fetched:
             self.check_open()
             if done is not None:
                 with suppress(errors.LeaseLost):
                     self.ack_many([done])
                 done = None
-            if messages := self._hand_out(limit, thread):
+            if messages := self._hand_out(taken, limit, thread):
                 return messages
-        until = None if timeout is None else time.monotonic() + timeout
-        last = False
+        last = looked = False
         try:
             while True:
                 self.check_open()
                 seen = self._engine.slots.word(self.group.id)
-                grants, stuck = self._lease(limit, thread, done)
-                done = None
-                if grants and (messages := self._messages(grants, limit, thread)):
+                try:
+                    grants, stuck = self._lease(taken, limit, thread, done, until)
+                except errors.Busy:
+                    if looked and done is None:
+                        return []
+                    raise
+                done, looked = None, True
+                self.check_open()  # a signal handler may have closed it meanwhile
+                if grants and (messages := self._messages(taken, grants, limit, thread)):
                     return messages
                 if last:
                     return []
@@ -147,26 +176,51 @@ class Consumer:
             self._presence.count_waiting(thread, False)
 
     def _lease(
-        self, limit: int, thread: int, done: Message | None
+        self,
+        taken: list[Grant | Message],
+        limit: int,
+        thread: threading.Thread,
+        done: Message | None,
+        until: float | None,
     ) -> tuple[list[Grant], frozenset[int]]:
         """Ack `done`, unless its lease was lost, and lease what is there, in one commit. Returns it
-        and the lanes for which there is no room."""
+        and the lanes for which there is no room. With the commit, `taken` has it, too."""
 
         def take(at: Delivery) -> tuple[bool, list[Grant], frozenset[int]]:
             acked = done is not None and _acked(at, done)
+            if acked:
+                at.tx.at_commit(done, "settled", True)
             member = self._member._replace(thread=thread, waiting=self._presence.is_waiting(thread))
             grants = at.take(member, max(limit, self._prefetch))
             if grants:  # in the commit: the next one to take something counts it no more
                 self._presence.count_waiting(thread, False)
+                at.tx.marks.append(partial(taken.extend, grants))
             return acked, grants, at.stuck
 
-        acked, grants, stuck = self.in_group(take, settles=done is not None)
+        acked, grants, stuck = self.in_group(take, settles=done is not None, until=until)
         if done is not None:
             if acked:
                 self.count_acked([done])
             else:
                 self._give_up([done])
         return grants, stuck
+
+    def _give_back(self) -> None:
+        """Release what was leased for calls that were interrupted, uncharged."""
+        strays = self._strays[:_MOST_STRAYS]
+
+        def release(at: Delivery) -> None:
+            for taken in strays:
+                for each in taken:
+                    offsets = [each.offset] if isinstance(each, Message) else each.lease.offsets()
+                    for offset in offsets:
+                        with suppress(errors.LeaseLost):
+                            at.release(each.lease, offset, 0)
+                at.tx.marks.append(taken.clear)
+
+        if any(strays):
+            self.in_group(release, settles=False)
+        del self._strays[: max(len(strays) - _MOST_STRAYS // 2, 0)]
 
     def _messages(self, grants: Sequence[Grant], limit: int, thread: int) -> list[Message]:
         found = [

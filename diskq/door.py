@@ -26,6 +26,7 @@ from .errors import Busy
 from .limits import MAX_SHARED_COMMIT, NOWAIT_SECONDS
 
 _LOOK_SECONDS = 0.05
+_OUTCOME_SECONDS = 1.0  # how long an interrupted call waits to be committed, once it is claimed
 
 
 class Call:
@@ -55,8 +56,8 @@ class Call:
 class Door:
     """The one way into a commit.
 
-    `transact(call, others)` commits them in one transaction, or raises, or marks one of the others
-    that failed as `alone` and returns. `clean()` ends whatever an interrupted one left, and may be
+    `transact(call, claimed)` commits a call in one transaction with those that `claim` adds, or
+    raises, or marks one of those that failed as `alone` and returns. `clean()` ends whatever an interrupted one left, and may be
     called more than once; `unclean` is true from before one begins until after it ended.
     """
 
@@ -89,6 +90,8 @@ class Door:
         finally:
             if call.gate is not None:
                 self._line.pop(call, None)  # the first step, and C: no interrupt comes before it
+                if call.claimed and call.pending:  # an interrupt, while it is being committed
+                    call.gate.acquire(True, _OUTCOME_SECONDS)
             if lead._is_owned():  # only a tracer, or a second interrupt, comes between its ends
                 self._let_go()
         return call.result
@@ -138,15 +141,20 @@ class Door:
         claimed: list[Call] = []
         try:
             while call.pending:
-                if self._line and not call.alone:
-                    self._claim(call, claimed)
-                self._transact(call, [other for other in claimed if _goes(other)])
+                self._transact(call, claimed)
         finally:
             if self.unclean:
                 self._clean()
             self.lead.release()
             if claimed or self._line:
                 self._wake(claimed)
+
+    def claim(self, call: Call, claimed: list[Call]) -> list[Call]:
+        """For `transact`, which may begin now: the calls that go with this one, of which some are
+        claimed already."""
+        if self._line and not call.alone:
+            self._claim(call, claimed)
+        return [other for other in claimed if other.pending and not other.alone]
 
     def _claim(self, call: Call, claimed: list[Call]) -> None:
         for other in list(self._line)[: MAX_SHARED_COMMIT - 1 - len(claimed)]:
@@ -162,6 +170,3 @@ class Door:
             with suppress(RuntimeError):  # it is awake
                 other.gate.release()
 
-
-def _goes(call: Call) -> bool:
-    return bool(call.pending) and not call.alone

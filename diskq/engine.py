@@ -216,7 +216,7 @@ class Engine:
 
     # Committing, as who leads
 
-    def _transact(self, call: Call, others: list[Call]) -> None:
+    def _transact(self, call: Call, claimed: list[Call]) -> None:
         """All operations in one transaction, in order, or none."""
         if self.readonly:
             raise errors.ReadOnly(f"store {self.path} is open read-only; open it for writing")
@@ -228,7 +228,7 @@ class Engine:
                 turns.take(call, self._check_usable)
                 self._check_usable()
                 self.check_place()
-                tx = self._run(env, call, others)
+                tx = self._run(env, call, door.claim(call, claimed))
                 break
             except LogIsClosed as missing:
                 self.logs[missing.topic_id] = self._open(env, _log_name(missing.topic_id))[0]

@@ -238,7 +238,7 @@ class Settling:
     def _move(self, lease: LeaseRow, row: LeaseRow, duration_ns: int) -> None:
         leases.move(self.tx, self.id, row, self.clock.monotonic_ns() + duration_ns)
         lease.moved_ns, lease.lasts_ns = row.deadline_ns, duration_ns
-        self.tx.after.append(partial(setattr, lease, "deadline_ns", row.deadline_ns))
+        self.tx.at_commit(lease, "deadline_ns", row.deadline_ns)
 
     def _update(self, lease: LeaseRow, row: LeaseRow) -> None:
         """Store a lease's row after a message left it. The rest of a prefetched one is handled

@@ -17,11 +17,11 @@ def before_commit(monkeypatch, topic):
         commit = topic.store.commit
         begun = []
 
-        def count(operation):
+        def count(operation, *until):
             begun.append(operation)
             if len(begun) == number:
                 action()
-            return commit(operation)
+            return commit(operation, *until)
 
         monkeypatch.setattr(topic.store, "commit", count)
 
