@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from threading import Thread, current_thread
 from typing import TYPE_CHECKING, TypeVar
 
 from . import check, errors, leases, limits, retention
@@ -115,7 +115,7 @@ class Consumer:
         self, limit: int, timeout: float | None, done: Message | None = None
     ) -> list[Message]:
         """Lease up to `limit` messages, and ack `done` in the same commit; wait for them."""
-        thread = threading.get_ident()
+        thread = current_thread()
         if self._fetched:
             self.check_open()
             if done is not None:
@@ -136,7 +136,7 @@ class Consumer:
                     return messages
                 if last:
                     return []
-                if not self._wait(seen, until, thread, stuck):
+                if not self._wait(seen, until, thread, bool(stuck)):
                     # Others left a share to this one until now: what has come is looked at once.
                     self._presence.count_waiting(thread, False)
                     last = self._engine.slots.word(self.group.id) != seen
@@ -146,7 +146,7 @@ class Consumer:
             self._presence.count_waiting(thread, False)
 
     def _lease(
-        self, limit: int, thread: int, done: Message | None
+        self, limit: int, thread: Thread, done: Message | None
     ) -> tuple[list[Grant], frozenset[int]]:
         """Ack `done`, unless its lease was lost, and lease what is there, in one commit. Returns it
         and the lanes for which there is no room."""
@@ -167,7 +167,7 @@ class Consumer:
                 self._give_up([done])
         return grants, stuck
 
-    def _messages(self, grants: Sequence[Grant], limit: int, thread: int) -> list[Message]:
+    def _messages(self, grants: Sequence[Grant], limit: int, thread: Thread) -> list[Message]:
         found = [
             Message(self, lease, stored, failures)
             for lease, messages, failures in grants
@@ -185,7 +185,7 @@ class Consumer:
             found.sort(key=_delivery_order)
         return found
 
-    def _hand_out(self, limit: int, thread: int) -> list[Message]:
+    def _hand_out(self, limit: int, thread: Thread) -> list[Message]:
         """The next prefetched messages that nobody took back meanwhile. They are named as handled
         before that is looked up, so nobody takes them after that; behind whoever may be taking them
         right now, it is looked up in a commit."""
@@ -220,7 +220,11 @@ class Consumer:
         return look(lambda tx: _is_held(tx, message))
 
     def _wait(
-        self, seen: int, until: float | None, thread: int, stuck: frozenset[int] = frozenset()
+        self,
+        seen: int,
+        until: float | None,
+        thread: Thread,
+        stuck: bool,
     ) -> bool:
         """Sleep until the group may have a message; False if none came in time. If the last get was
         `stuck`, sleep at least once: what it saw does not count."""
@@ -229,7 +233,7 @@ class Consumer:
         self._presence.count_waiting(thread, True)
         slept = False
         while slots.word(group_id) == seen and not (stuck and slept):
-            seconds, paused = self._engine.read(partial(self._look, thread, bool(stuck)))
+            seconds, paused = self._engine.read(partial(self._look, thread, stuck))
             if seconds <= 0:
                 break
             for index, owner in () if paused else dead:  # they held nothing, or it was seen
@@ -242,7 +246,7 @@ class Consumer:
             slept = True
         return True
 
-    def _look(self, thread: int, stuck: bool, tx: Tx) -> tuple[float, bool]:
+    def _look(self, thread: Thread, stuck: bool, tx: Tx) -> tuple[float, bool]:
         at = Delivery(tx, self.place)
         return at.look(self._member._replace(thread=thread), stuck), at.paused
 

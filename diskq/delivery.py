@@ -11,6 +11,7 @@ message of its key. Where there is no room to move such a message, its lane stan
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Thread
 from typing import NamedTuple
 
 from . import held, keys, leases, limits, reclaim, schedule
@@ -33,7 +34,7 @@ class Member(NamedTuple):
     owner: int
     slot: int
     prefetch: bool = False
-    thread: int = 0
+    thread: Thread | None = None
     waiting: bool = False
 
 
