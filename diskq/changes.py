@@ -8,6 +8,8 @@ open.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,7 @@ from . import admin, codec, gaps, held, keys, leases, limits, log, options, rete
 from .codec import DEAD, HELD, ID_KEY, LIVE, U32, TopicRow, decode_group, decode_topic
 from .engine import Engine
 from .environment import Database
-from .errors import ConfigConflict, NotFound
+from .errors import Busy, ConfigConflict, NotFound
 from .log import Log
 from .model import LANE_BITS, GroupSettings, TopicSettings
 from .room import room_of
@@ -175,7 +177,7 @@ def _copy(group: Settling, other: Settling) -> None:
     other.store()
 
 
-def delete_topic(engine: Engine, name: str) -> None:
+def delete_topic(engine: Engine, name: str, busy_seconds: float) -> None:
     """Remove a topic, its groups and its messages.
 
     Raises: NotFound.
@@ -195,11 +197,12 @@ def delete_topic(engine: Engine, name: str) -> None:
         tx.announced.add(topic_id)
         tx.put(_deleted(DELETED_TOPIC, topic_id), b"")
 
-    engine.commit(operation)
-    sweep(engine)
+    engine.commit(operation, None, busy_seconds)
+    with suppress(Busy):  # it is deleted; the next opening goes on
+        sweep(engine, busy_seconds)
 
 
-def delete_group(engine: Engine, at: Place) -> None:
+def delete_group(engine: Engine, at: Place, busy_seconds: float) -> None:
     """Remove a group, its leases and held messages.
 
     Raises: NotFound.
@@ -214,8 +217,9 @@ def delete_group(engine: Engine, at: Place) -> None:
         log.store(tx, at.topic_id, topic)
         retention.trim(Log(tx, at.database, at.topic_id), at.topic)
 
-    engine.commit(operation)
-    sweep(engine)
+    engine.commit(operation, None, busy_seconds)
+    with suppress(Busy):  # it is deleted; the next opening goes on
+        sweep(engine, busy_seconds)
 
 
 def _take_away(tx: Tx, topic_id: int, group_id: int, known_as: str) -> None:
@@ -226,18 +230,17 @@ def _take_away(tx: Tx, topic_id: int, group_id: int, known_as: str) -> None:
     tx.wake(group_id, limits.MAX_CONSUMERS)  # its consumers learn that it is gone
 
 
-def sweep(engine: Engine) -> None:
+def sweep(engine: Engine, busy_seconds: float) -> None:
     """Remove what deleted topics and groups left behind, in bounded commits."""
     for key, _ in engine.read(lambda tx: list(tx.scan(b"X"))):
-        number = int(U32.unpack(key[2:])[0])
-        database = engine.log(number) if key[1] == DELETED_TOPIC else None
-        while engine.commit(lambda tx: _sweep_some(tx, key, number, database)):  # noqa: B023
+        while engine.commit(partial(_sweep_some, key), None, busy_seconds):
             pass
 
 
-def _sweep_some(tx: Tx, key: bytes, number: int, database: Database) -> bool:
+def _sweep_some(key: bytes, tx: Tx) -> bool:
+    number = int(U32.unpack(key[2:])[0])
     if key[1] == DELETED_TOPIC:
-        places = database, tx.engine.schedule, tx.engine.dedup
+        places = tx.log(number), tx.engine.schedule, tx.engine.dedup
         more = any(_erase(tx, U32.pack(number), place) for place in places)
         more = more or _erase(tx, ID_KEY.pack(b"O", number))
     else:

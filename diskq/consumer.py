@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import repeat
+from threading import Thread, current_thread
 from typing import TYPE_CHECKING, TypeVar
 
-from . import check, errors, leases, limits, retention
+from . import check, errors, guard, leases, limits, retention
 from .codec import HELD, LeaseRow
 from .delivery import Delivery, Grant, Member
 from .hands import Hands
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .heartbeat import Heartbeat
 
 T = TypeVar("T")
+_MOST_STRAYS = 16
 
 
 class Consumer:
@@ -54,10 +56,12 @@ class Consumer:
         self.group = group
         self.name = name
         self._acked = self._acked_bytes = 0  # since it last looked for segments to trim
-        self._engine = group.topic.store.engine
+        self._store = group.topic.store
+        self._engine = self._store.engine
+        self._strays: list[list[Grant | Message]] = []  # leased for calls that were interrupted
         self.place = group.place
         owner = int.from_bytes(os.urandom(8), "big") | 1
-        until = time.monotonic() + group.topic.store.busy_seconds
+        until = time.monotonic() + self._store.busy_seconds
         slot = self._engine.slots.take(owner, group.id, name, until)
         self._member = Member(owner, slot, prefetch > 1)
         self._presence = Presence(self._engine, slot)
@@ -121,7 +125,7 @@ class Consumer:
         """Lease up to `limit` messages, and ack `done` in the same commit; wait for them. If an
         interrupt keeps them from whoever asked, they are given back."""
         taken: list[Grant | Message] = []
-        if self._strays:
+        if any(self._strays):
             self._give_back()
         try:
             return self._take_into(taken, limit, timeout, done)
@@ -139,7 +143,7 @@ class Consumer:
         timeout: float | None,
         done: Message | None,
     ) -> list[Message]:
-        thread = threading.current_thread()
+        thread = current_thread()
         until = None if timeout is None else time.monotonic() + timeout
         if self._fetched:
             self.check_open()
@@ -166,7 +170,7 @@ class Consumer:
                     return messages
                 if last:
                     return []
-                if not self._wait(seen, until, thread, stuck):
+                if not self._wait(seen, until, thread, bool(stuck)):
                     # Others left a share to this one until now: what has come is looked at once.
                     self._presence.count_waiting(thread, False)
                     last = self._engine.slots.word(self.group.id) != seen
@@ -179,7 +183,7 @@ class Consumer:
         self,
         taken: list[Grant | Message],
         limit: int,
-        thread: threading.Thread,
+        thread: Thread,
         done: Message | None,
         until: float | None,
     ) -> tuple[list[Grant], frozenset[int]]:
@@ -207,7 +211,7 @@ class Consumer:
 
     def _give_back(self) -> None:
         """Release what was leased for calls that were interrupted, uncharged."""
-        strays = self._strays[:_MOST_STRAYS]
+        strays = list(self._strays)
 
         def release(at: Delivery) -> None:
             for taken in strays:
@@ -220,9 +224,12 @@ class Consumer:
 
         if any(strays):
             self.in_group(release, settles=False)
-        del self._strays[: max(len(strays) - _MOST_STRAYS // 2, 0)]
+        while len(self._strays) > _MOST_STRAYS and not self._strays[0]:
+            del self._strays[0]  # the latest may be filled yet, by a commit of another thread
 
-    def _messages(self, grants: Sequence[Grant], limit: int, thread: int) -> list[Message]:
+    def _messages(
+        self, taken: list[Grant | Message], grants: Sequence[Grant], limit: int, thread: Thread
+    ) -> list[Message]:
         found = [
             Message(self, lease, stored, failures)
             for lease, messages, failures in grants
@@ -232,7 +239,8 @@ class Consumer:
             self._heartbeat.watch(found)
         if self._member.prefetch:
             self._fetched += found
-            handed = self._hand_out(limit, thread)
+            taken.clear()
+            handed = self._hand_out(taken, limit, thread)
             for lease, _, _ in grants:  # what is left of them is in nobody's hand
                 self._hands.drop(lease)
             return handed
@@ -240,16 +248,18 @@ class Consumer:
             found.sort(key=_delivery_order)
         return found
 
-    def _hand_out(self, limit: int, thread: int) -> list[Message]:
+    def _hand_out(self, taken: list[Grant | Message], limit: int, thread: Thread) -> list[Message]:
         """The next prefetched messages that nobody took back meanwhile. They are named as handled
         before that is looked up, so nobody takes them after that; behind whoever may be taking them
         right now, it is looked up in a commit."""
         found: list[Message] = []
         while len(found) < limit:
             try:
-                message = self._fetched.popleft()
+                taken.extend(map(deque.popleft, (self._fetched,)))  # in one step
             except IndexError:
                 break
+            message = taken[-1]
+            assert isinstance(message, Message)
             self._presence.hand_out(message.token)
             self._hands.take_message(thread, message, message.lease, message.offset)
             self._presence.name(message)
@@ -270,12 +280,16 @@ class Consumer:
             except errors.LeaseLost:
                 return False
             return True
-        stealing = self._engine.slots.turns.stealing()
-        look = self._engine.commit if stealing else self._engine.read
-        return look(lambda tx: _is_held(tx, message))
+        if self._engine.slots.turns.stealing():
+            return self._store.commit(lambda tx: _is_held(tx, message))
+        return self._engine.read(lambda tx: _is_held(tx, message))
 
     def _wait(
-        self, seen: int, until: float | None, thread: int, stuck: frozenset[int] = frozenset()
+        self,
+        seen: int,
+        until: float | None,
+        thread: Thread,
+        stuck: bool,
     ) -> bool:
         """Sleep until the group may have a message; False if none came in time. If the last get was
         `stuck`, sleep at least once: what it saw does not count."""
@@ -284,7 +298,8 @@ class Consumer:
         self._presence.count_waiting(thread, True)
         slept = False
         while slots.word(group_id) == seen and not (stuck and slept):
-            seconds, paused = self._engine.read(partial(self._look, thread, bool(stuck)))
+            self._engine.check_place()
+            seconds, paused = self._engine.read(partial(self._look, thread, stuck))
             if seconds <= 0:
                 break
             for index, owner in () if paused else dead:  # they held nothing, or it was seen
@@ -297,7 +312,7 @@ class Consumer:
             slept = True
         return True
 
-    def _look(self, thread: int, stuck: bool, tx: Tx) -> tuple[float, bool]:
+    def _look(self, thread: Thread, stuck: bool, tx: Tx) -> tuple[float, bool]:
         at = Delivery(tx, self.place)
         return at.look(self._member._replace(thread=thread), stuck), at.paused
 
@@ -334,23 +349,29 @@ class Consumer:
             for lease, offsets in by_lease.items():
                 at.ack(lease, offsets)
 
-        self._settle(messages, ack)
-        self.count_acked(messages)
+        self._settle(messages, ack, True)
 
     def settle(self, message: Message, action: Action, settled: bool) -> None:
         """For Message: run an action on a message of this consumer in one commit."""
         self.check_open()
         self.check_unsettled(message)
-        self._settle([message], action)
-        if settled:
-            self.count_acked([message])
+        self._settle([message], action, settled)
 
-    def _settle(self, messages: Sequence[Message], action: Callable[[Delivery], None]) -> None:
+    def _settle(
+        self, messages: Sequence[Message], action: Callable[[Delivery], None], settled: bool
+    ) -> None:
+        def settle(at: Delivery) -> None:
+            action(at)
+            if settled:
+                mark_settled(at.tx, messages)
+
         try:
-            self.in_group(action)
+            self.in_group(settle)
         except errors.LeaseLost:
             self._give_up(messages)
             raise
+        if settled:
+            self.count_acked(messages)
 
     def _give_up(self, messages: Sequence[Message]) -> None:
         """Their lease was lost."""
@@ -366,7 +387,13 @@ class Consumer:
         """For Message: these are not handled any more."""
         self._presence.unname(messages)
 
-    def in_group(self, action: Callable[[Delivery], T], *, settles: bool = True) -> T:
+    def in_group(
+        self,
+        action: Callable[[Delivery], T],
+        *,
+        settles: bool = True,
+        until: float | None = None,
+    ) -> T:
         """For diskq's own use: run an action on the group in one commit; trim now and then."""
 
         def operation(tx: Tx) -> T:
@@ -377,7 +404,7 @@ class Consumer:
                 self.trim(tx)
             return result
 
-        return self._engine.commit(operation)
+        return self._engine.commit(operation, until, self._store.busy_seconds)
 
     def trim(self, tx: Tx) -> None:
         """For diskq's own use: trim the log if much was acked, or if somebody waits for room."""
@@ -385,23 +412,21 @@ class Consumer:
         if due or self._engine.slots.room_wanted(self.place.topic_id):
             place = self.place
             retention.trim(Log(tx, place.database, place.topic_id), place.topic)
-            tx.after.append(self._reset_acked)
+            tx.at_commit(self, "_acked", 0)
+            tx.at_commit(self, "_acked_bytes", 0)
 
     def count_acked(self, messages: Sequence[Message]) -> None:
         """For diskq's own use: note that these messages are acked."""
-        for message in messages:
-            message.settled = True
-            self._acked_bytes += len(message.body)
         self._acked += len(messages)
+        self._acked_bytes += sum(len(message.body) for message in messages)
         self._presence.unname(messages)
-
-    def _reset_acked(self) -> None:
-        self._acked = self._acked_bytes = 0
 
     # Closing
 
     def close(self) -> None:
-        """Give back what is not settled, uncharged, and leave the group. May be called twice."""
+        """Give back what is not settled, uncharged, and leave the group. May be called twice, and
+        by a signal handler. Never waits for long: where it cannot commit, others take back what it
+        held, as if it had died with nothing in hand."""
         if not self.usable:
             return
         self._presence.closed = True
@@ -409,17 +434,25 @@ class Consumer:
         if self._heartbeat is not None:
             self._heartbeat.stop()
         self._acked = limits.TRIM_MESSAGES
-        clean = False  # then others find it dead, and take back what it held
+        clean = False
         try:
-            self.in_group(lambda at: at.release_owned(self._member.owner))
+            until = time.monotonic() + min(self._store.busy_seconds, limits.CLOSE_SECONDS)
+            self.in_group(lambda at: at.release_owned(self._member.owner), until=until)
             clean = True
         except errors.NotFound:
             clean = True  # the group was deleted, and its leases with it
-        except (errors.Full, errors.DiskFailed):
+        except (errors.Closed, errors.StoreMoved):
+            pass
+        except errors.DiskqError:
             self._presence.name_nothing()
         finally:
-            self._engine.slots.nudge(self.group.id)
-            self._engine.slots.release(self._member.slot, clean=clean)
+            self._leave(clean)
+
+    def _leave(self, clean: bool) -> None:
+        guard.surely(
+            partial(self._engine.slots.nudge, self.group.id),
+            partial(self._engine.slots.release, self._member.slot, clean=clean),
+        )
 
     @property
     def usable(self) -> bool:
@@ -474,6 +507,12 @@ class Consumer:
                 " each delivery once",
                 offset=message.offset,
             )
+
+
+def mark_settled(tx: Tx, messages: Sequence[Message]) -> None:
+    """For diskq's own use: let messages count as settled in the moment in which they are."""
+    marks = map(setattr, messages, repeat("settled"), repeat(True))
+    tx.marks.append(partial(deque, marks, 0))
 
 
 def _delivery_order(message: Message) -> tuple[bool, int, int]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from threading import Thread
 from typing import NamedTuple
 
 from . import gaps, held, keys, leases, limits, reclaim, schedule
@@ -34,7 +35,7 @@ class Member(NamedTuple):
     owner: int
     slot: int
     prefetch: bool = False
-    thread: int = 0
+    thread: Thread | None = None
     waiting: bool = False
 
 

@@ -57,8 +57,9 @@ class Door:
     """The one way into a commit.
 
     `transact(call, claimed)` commits a call in one transaction with those that `claim` adds, or
-    raises, or marks one of those that failed as `alone` and returns. `clean()` ends whatever an interrupted one left, and may be
-    called more than once; `unclean` is true from before one begins until after it ended.
+    raises, or marks one of those that failed as `alone` and returns. `clean()` ends whatever an
+    interrupted one left, and may be called more than once; `unclean` is true from before one begins
+    until after it ended.
     """
 
     def __init__(
@@ -169,4 +170,3 @@ class Door:
         for other in (*claimed, *list(self._line)[:1]):
             with suppress(RuntimeError):  # it is awake
                 other.gate.release()
-

@@ -164,7 +164,8 @@ class Group:
         from . import changes
 
         self.topic.store.check_writable()
-        changes.delete_group(self.topic.store.engine, self.place)
+        store = self.topic.store
+        changes.delete_group(store.engine, self.place, store.busy_seconds)
 
     @property
     def place(self) -> Place:

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from threading import Thread
 from typing import Any, NamedTuple, TypeAlias
 
 from .codec import SOLO, LeaseRow
 
 # The thread; and of a message its lease and offset.
-_Entry: TypeAlias = tuple[int, "LeaseRow | None", "int | None"]
+_Entry: TypeAlias = tuple["Thread | None", "LeaseRow | None", "int | None"]
 
 
 class Hand(NamedTuple):
     """A thread has a whole lease in hand, or the one message of it at `offset`."""
 
-    thread: int
+    thread: Thread | None
     lease: LeaseRow
     offset: int | None
 
@@ -34,11 +35,13 @@ class Hands:
         self._suspects: dict[weakref.ref[Any], _Entry] = {}
         self.held_up = False  # a thread waits until what others have in hand is settled
 
-    def take_lease(self, thread: int, lease: LeaseRow) -> None:
+    def take_lease(self, thread: Thread | None, lease: LeaseRow) -> None:
         """A thread gets all messages of a lease."""
         self._add(lease, (thread, None, None), lease)
 
-    def take_message(self, thread: int, message: Any, lease: LeaseRow, offset: int) -> None:
+    def take_message(
+        self, thread: Thread | None, message: Any, lease: LeaseRow, offset: int
+    ) -> None:
         """A thread gets one of the messages that were leased together."""
         self._add(message, (thread, lease, offset), lease)
 
@@ -46,12 +49,12 @@ class Hands:
         """A lease or message is in nobody's hand any more."""
         self._forget(weakref.ref(thing))
 
-    def of_others(self, thread: int, *, suspects: bool = False) -> Iterator[Hand]:
+    def of_others(self, thread: Thread | None, *, suspects: bool = False) -> Iterator[Hand]:
         """What other threads have in hand, all of it or the suspects; some may be settled."""
         entries = self._suspects if suspects else self._all
         for known, (owner, lease, offset) in entries.copy().items() if entries else ():
             thing = known()
-            if thing is not None and owner != thread:
+            if thing is not None and owner is not thread:
                 yield Hand(owner, lease or thing, offset)
 
     def _add(self, thing: Any, entry: _Entry, of: LeaseRow) -> None:

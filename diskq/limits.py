@@ -61,6 +61,7 @@ MIN_RESERVE_BYTES = 512 * KIB  # room that only settling, trim and purge may use
 MAX_RESERVE_BYTES = 64 * MIB  # ... a sixteenth of the store, between these two
 BUSY_SECONDS = 30.0  # how long a call waits for the write lock, unless told otherwise
 NOWAIT_SECONDS = 0.1  # ... if it is told not to wait
+CLOSE_SECONDS = 1.0  # ... and while it closes a consumer
 FORK_SECONDS = 10.0  # how long a fork waits for what other threads are doing
 MAX_SHARED_COMMIT = 256  # operations of one process that share a commit
 TRIM_MESSAGES = 128  # a group looks for passed segments once per so many acks

@@ -28,7 +28,7 @@ class Presence:
         self._lock = threading.RLock()
         self._handed = 0  # the latest token of those handed out
         self._named: weakref.WeakSet[Message] = weakref.WeakSet()
-        self._waiting: set[int] = set()  # threads
+        self._waiting: set[threading.Thread] = set()
 
     @property
     def inherited(self) -> bool:
@@ -71,11 +71,11 @@ class Presence:
             self._handed = max(self._handed, token)
             self._engine.slots.hand_out(self.slot, self._handed)
 
-    def is_waiting(self, thread: int) -> bool:
+    def is_waiting(self, thread: threading.Thread) -> bool:
         """Whether a thread counts as waiting."""
         return thread in self._waiting
 
-    def count_waiting(self, thread: int, waiting: bool) -> None:
+    def count_waiting(self, thread: threading.Thread, waiting: bool) -> None:
         """Let a thread count as waiting, or not. May be said twice."""
         if waiting == (thread in self._waiting):
             return

@@ -12,7 +12,6 @@ what begins a delivery, is delivery.py.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from functools import partial
 from typing import NamedTuple
 
 from . import gaps, held, keys, leases, limits, log

@@ -15,7 +15,7 @@ from .clock import Clock
 from .codec import COPY, DURABILITIES
 from .consumer import Consumer
 from .engine import Engine
-from .errors import Closed, ConfigConflict, ReadOnly
+from .errors import Busy, Closed, ConfigConflict, ReadOnly
 from .model import Finding, StoreStats
 from .queue import DEFAULT_GROUP, Queue
 from .registry import close_engine, open_engine
@@ -95,7 +95,8 @@ def _catch_up(engine: Engine, until: float) -> None:
 
         if other:
             engine.commit(lambda tx: changes.note_boot(tx, boot_id), until)
-        changes.sweep(engine)
+        with suppress(Busy):  # the next opening goes on
+            changes.sweep(engine, max(until - time.monotonic(), 0))
 
 
 def _check_equal(engine: Engine, what: str, wanted: object, stored: object) -> None:
@@ -199,7 +200,7 @@ class Store:
         from . import changes
 
         self.check_writable()
-        changes.delete_topic(self.engine, check.name("topic", name))
+        changes.delete_topic(self.engine, check.name("topic", name), self.busy_seconds)
 
     def stats(self) -> StoreStats:
         """The store in numbers, from one snapshot; the same cost with any backlog."""

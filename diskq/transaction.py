@@ -92,29 +92,22 @@ class Transaction:
         """Do all of it, durably; called when the block ends. Then the transaction is over, also if
         this raises.
 
-        Raises: LeaseLost, Full, NotFound, ValueError; then nothing was changed, as after a
-        `rollback`. Closed if the transaction is over.
+        Raises: LeaseLost, Full, Busy, NotFound, StoreMoved, ValueError; then nothing was changed,
+        as after a `rollback`. Closed if the transaction is over.
         """
         try:
             self._check_open()
             if self._settled or self._puts:
-                self.receipts = self._commit()
-        except BaseException:
+                self._commit()
+        finally:  # nothing if it is committed, whatever was raised behind that
             self.rollback()
-            raise
-        for message, _ in self._settled:
-            message.consumer.count_acked([message])
-        self._end()
 
     def rollback(self) -> None:
         """Forget all of it; the messages count as unsettled again. A consumer that iterates does
         not ack them, since what belongs to them did not happen: nack or release them, or they come
         again after their deadline. Nothing happens if the transaction is over."""
-        for message, _ in self._settled:
+        for message, _ in () if self._over else self._settled:
             message.settled, message.failed = False, True
-        self._end()
-
-    def _end(self) -> None:
         self._settled, self._puts, self._over = [], [], True
 
     def _check_open(self) -> None:
@@ -125,17 +118,21 @@ class Transaction:
                 "the transaction belongs to the process that forked this one; begin another"
             )
 
-    def _commit(self) -> list[Receipt]:
-        logs = {topic.id: self._store.engine.log(topic.id) for topic, _ in self._puts}
+    def _commit(self) -> None:
+        settled = [message for message, _ in self._settled]
 
-        def operation(tx: Tx) -> list[Receipt]:
+        def operation(tx: Tx) -> None:
             self._settle_all(tx)
             found = (
-                (Log(tx, logs[topic.id], topic.id), topic.name, put) for topic, put in self._puts
+                (Log(tx, tx.log(topic.id), topic.id), topic.name, put) for topic, put in self._puts
             )
-            return [receipt for each in found for receipt in puts.store(*each)]
+            receipts = [receipt for each in found for receipt in puts.store(*each)]
+            tx.at_commit(self, "receipts", receipts)
+            tx.at_commit(self, "_over", True)
 
-        return self._store.commit(operation)
+        self._store.commit(operation)
+        for message in settled:
+            message.consumer.count_acked([message])
 
     def _settle_all(self, tx: Tx) -> None:
         groups: dict[int, Delivery] = {}

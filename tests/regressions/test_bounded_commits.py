@@ -22,8 +22,8 @@ def per_commit(monkeypatch):
     def watch(store, count):
         commit, seen = store.engine.commit, [count()]
 
-        def counted(operation):
-            result = commit(operation)
+        def counted(operation, *waits):
+            result = commit(operation, *waits)
             seen.append(count())
             return result
 
