@@ -34,6 +34,8 @@ def open(  # noqa: A001 - diskq.open is to diskq what open is to files
     create: bool = True,
     readonly: bool = False,
     max_bytes: int | None = None,
+    mode: int | None = None,
+    busy_seconds: float | None = None,
     clock: Clock | None = None,
 ) -> Store:
     """Open the store in directory `path`; make it, complete or not at all, unless `create=False`.
@@ -43,6 +45,9 @@ def open(  # noqa: A001 - diskq.open is to diskq what open is to files
     any. `max_bytes` (at least 4 MiB, None: the disk) bounds a new store's file: puts raise Full
     before it is reached, settling goes on. Both are kept in the store; None takes what is stored.
 
+    `mode` has the permissions of a new store's files. `busy_seconds` says how long a write may wait
+    for others, None: 30 s.
+
     The same path may be opened more than once in a process. `clock` is for tests.
 
     Raises: NotFound, NotAStore, ConfigConflict, WrongFormat, Corrupt, ReadOnly, Unsupported, Full.
@@ -51,6 +56,10 @@ def open(  # noqa: A001 - diskq.open is to diskq what open is to files
         raise ValueError(f"durability must be one of {', '.join(DURABILITIES)}, not {durability!r}")
     if max_bytes is not None:
         check.count("max_bytes", max_bytes, limits.MIN_STORE_BYTES, limits.TIB)
+    if mode is not None:
+        check.count("mode", mode, 0, 0o777)
+    if busy_seconds is not None:
+        busy_seconds = check.seconds("busy_seconds", busy_seconds, 0, float("inf"))
     engine = open_engine(
         os.path.abspath(os.fsdecode(path)),
         durability=durability or "commit",
@@ -64,7 +73,7 @@ def open(  # noqa: A001 - diskq.open is to diskq what open is to files
         _check_equal(engine, "max_bytes", max_bytes, engine.meta.max_bytes)
         if not engine.readonly:
             _catch_up(engine)
-        return Store(engine, readonly=readonly)
+        return Store(engine, readonly=readonly, busy_seconds=busy_seconds)
     except BaseException:
         close_engine(engine)
         raise
@@ -92,7 +101,10 @@ class Store:
     """One directory with topics; made by `diskq.open`. A context manager. Safe across threads, and
     in a child after fork."""
 
-    def __init__(self, engine: Engine, *, readonly: bool) -> None:
+    def __init__(
+        self, engine: Engine, *, readonly: bool, busy_seconds: float | None = None
+    ) -> None:
+        self.busy_seconds = busy_seconds
         self._engine: Engine | None = engine
         self._readonly = readonly
         self._closing = threading.Lock()

@@ -123,7 +123,7 @@ def dead_rm(
     """
     if bool(offsets) + everything != 1:
         raise click.UsageError("say which: give offsets or --all")
-    with open_store() as store:
+    with open_store(readonly=dry_run) as store:
         found = find_group(store, topic, group)
         if everything:
             chosen = [letter.offset for letter in found.dead()]
