@@ -29,9 +29,9 @@ from diskq import (
 
 from . import output
 from .common import Options, busy_option
-from .stopping import Stopped, die_of, signals
+from .stopping import Stopped, die_of, end_of, signals
 
-ERROR, USAGE, NO_PERMISSION, INTERRUPTED = 1, 2, 77, 130
+ERROR, USAGE, NO_PERMISSION = 1, 2, 77
 EXIT_CODES = (  # the first that fits; `verify` ends with 5 if it found damage
     (click.UsageError, USAGE),
     (ValueError, USAGE),  # an argument that the core refused
@@ -44,6 +44,7 @@ EXIT_CODES = (  # the first that fits; `verify` ends with 5 if it found damage
     (click.ClickException, ERROR),
     (OSError, ERROR),
 )
+_HINTS = {errno.EMFILE: "; allow this process more of them: ulimit -n 1024"}
 _NO_PERMISSION = errno.EACCES, errno.EPERM
 
 VERBS = {  # verb: its module and name there, and what it does
@@ -123,6 +124,7 @@ def main() -> None:
         _end_of(stopped)
     except Exception as error:
         code = _report(error)
+    signals.ignore()
     sys.exit(code)
 
 
@@ -132,9 +134,7 @@ def _end_of(stopped: Stopped) -> NoReturn:
     notes = getattr(stopped, "__notes__", ())
     if notes or stopped.number == signal.SIGINT:
         output.error("; ".join([str(stopped), *notes]))
-    if stopped.number == signal.SIGINT:
-        os._exit(INTERRUPTED)
-    die_of(stopped.number)
+    end_of(stopped.number)
 
 
 def _fill_standard_files() -> None:
@@ -213,6 +213,7 @@ def _text(error: Exception) -> str:
             return f"{text}; see '{error.ctx.command_path} --help'" if error.ctx else text
         case UnicodeEncodeError():
             return f"{error.object!r} is not text in UTF-8"
-        case OSError(filename=str(where), strerror=str(why)):
-            return f"{where}: {why}"
+        case OSError(filename=where, strerror=str(why)):
+            hint = _HINTS.get(error.errno or 0, "")
+            return f"{where}: {why}{hint}" if isinstance(where, str) else f"{why}{hint}"
     return str(error)

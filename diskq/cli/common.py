@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shlex
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., object])
 
 NOTHING = "nothing"
+OFFSET = click.IntRange(0, 2**64 - 1)
 _NONE = "none"  # takes a bound away
 _BOUNDS = "max_age_seconds", "max_bytes", "max_messages", "max_in_flight"
 
@@ -162,6 +164,13 @@ def store_path() -> str:
         raise click.UsageError(
             "no store was named; give -s STORE before the verb, or set DISKQ_STORE"
         )
+    try:
+        if not os.path.isabs(path):
+            os.getcwd()
+    except FileNotFoundError:
+        raise NotFound(
+            f"the working directory is gone, and {path} is relative to it; give an absolute path"
+        ) from None
     return path
 
 

@@ -65,9 +65,10 @@ def get(
     diskq get mail -g workers --wait 5s --no-ack
     """
     store = open_store()
-    at_the_end(store.close)  # which closes the consumer, and that gives back what is not acked
+    at_the_end(store.close)
     source = find_group(store, topic, group)
     consumer = source.consumer()
+    at_the_end(consumer.close)  # which gives back what is not acked
     left = count
     while left:
         messages = consumer.get_many(min(left, _GET_MESSAGES), wait if left == count else 0.0)

@@ -22,7 +22,7 @@ from .common import (
     plural,
     with_options,
 )
-from .stopping import Stopped
+from .stopping import Stopped, signals
 
 if TYPE_CHECKING:
     from diskq.options import PutOptions
@@ -197,8 +197,9 @@ def _read_body(body: str | None) -> bytes:
 def _put_one(topic: Topic, body: bytes, given: PutOptions, wait: float, as_json: bool) -> None:
     news = "the message may be stored"
     try:
-        receipt = topic.put(body, block=wait > 0, timeout=wait, **given)
-        news = f"the message is stored: {topic.name} {_place(receipt)}"
+        with signals.patient():
+            receipt = topic.put(body, block=wait > 0, timeout=wait, **given)
+            news = f"the message is stored: {topic.name} {_place(receipt)}"
         _show(topic, receipt, as_json)
         output.flush()
     except (Stopped, OSError) as error:
@@ -323,11 +324,15 @@ def _store(
     """Put messages in one commit; in several if they are more than the topic may hold at once."""
     if not messages:
         return
+    news = f"{plural(len(messages), 'more message')} may be stored"
     try:
-        receipts = topic.put_many(messages, block=wait > 0, timeout=wait)
-        tally.add(receipts)
+        with signals.patient():
+            receipts = topic.put_many(messages, block=wait > 0, timeout=wait)
+            tally.add(receipts)
+            news = ""
     except Stopped as error:
-        error.add_note(f"{plural(len(messages), 'more message')} may be stored")
+        if news:
+            error.add_note(news)
         raise
     except MessageTooLarge:
         half = len(messages) // 2

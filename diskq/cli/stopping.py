@@ -14,11 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
+INTERRUPTED = 130
 _AGAIN_SECONDS = 1.0  # an exception raised in a finalizer is lost: a later signal raises again
+_PATIENCE_SECONDS = 0.5  # for a call that must end to tell what it did
 _CLEAN_UP_SECONDS = 30.0
 _NAMES = {
     signal.SIGINT: "interrupted",
@@ -42,7 +44,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.first = 0  # the number of the first one
-        self._raising = False
+        self._raising = self._patient = False
         self._raised_at = 0.0
 
     def catch(self) -> None:
@@ -55,8 +57,28 @@ class Signals:
         if not self.first or time.monotonic() > self._raised_at + _AGAIN_SECONDS:
             self.first = self.first or number
             self._raised_at = time.monotonic()
-            if self._raising:
+            if self._patient:
+                signal.setitimer(signal.ITIMER_REAL, _PATIENCE_SECONDS)
+            elif self._raising:
                 raise Stopped(self.first)
+
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """Let a signal raise Stopped at the end of this, or a moment later: what returns by then
+        tells what it did; what waits for others is cut short."""
+        signal.signal(signal.SIGALRM, self._lose_patience)
+        self._patient = True
+        try:
+            yield
+        finally:
+            self._patient = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        self.raise_them()
+
+    def _lose_patience(self, number: int, frame: FrameType | None) -> None:
+        if self._patient:
+            self._patient = False
+            raise Stopped(self.first)
 
     def raise_them(self) -> None:
         """Let a signal raise Stopped from now on, one that came before too."""
@@ -73,7 +95,7 @@ class Signals:
     def limit(self, seconds: float) -> None:
         """End the process after so long, should its clean-up hang: a store finds out that its
         consumers are dead."""
-        signal.signal(signal.SIGALRM, lambda *_: die_of(self.first or signal.SIGALRM))
+        signal.signal(signal.SIGALRM, lambda *_: end_of(self.first or signal.SIGALRM))
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
     @contextmanager
@@ -95,9 +117,16 @@ class Signals:
 
     def let_go(self) -> None:
         """Let any further signal end the process at once: there is nothing left to clean up."""
+        self._replace(lambda number, _: end_of(self.first or number))
+
+    def ignore(self) -> None:
+        """Let no further signal change how the process ends: it has done its work."""
+        self._replace(signal.SIG_IGN)
+
+    def _replace(self, handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -> None:
         for number in _NAMES:
-            if signal.getsignal(number) == self._handle:
-                signal.signal(number, signal.SIG_DFL)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, handler)
 
 
 signals = Signals()
@@ -106,6 +135,13 @@ signals = Signals()
 def at_the_end(clean_up: Callable[[], object]) -> None:
     """Call this when the verb is over, however it ends, where no signal can cut it short."""
     click.get_current_context().find_root().call_on_close(clean_up)
+
+
+def end_of(number: int) -> NoReturn:
+    """End at once as this signal wants it; an interrupt with an exit code."""
+    if number == signal.SIGINT:
+        os._exit(INTERRUPTED)
+    die_of(number)
 
 
 def die_of(number: int) -> NoReturn:
