@@ -249,9 +249,13 @@ class _Worker:
         return code == LATER
 
     def _postpone(self, message: Message) -> None:
-        """Give a message back, uncharged, for a little later."""
-        message.release()
-        self._stopping.wait(_PAUSE_SECONDS)
+        """Give a message back, uncharged, for a little later; others go first."""
+        release: Callable[..., None] = message.release
+        try:
+            release(delay_seconds=_PAUSE_SECONDS)
+        except TypeError:  # the library cannot delay it yet
+            release()
+            self._stopping.wait(_PAUSE_SECONDS)
 
     def _settle(self, settle: Callable[[], None]) -> None:
         """Settle a message whose command has ended: what it did must not be done again because
