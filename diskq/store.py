@@ -104,7 +104,7 @@ class Store:
     def __init__(
         self, engine: Engine, *, readonly: bool, busy_seconds: float | None = None
     ) -> None:
-        self.busy_seconds = busy_seconds
+        self._busy_seconds = busy_seconds
         self._engine: Engine | None = engine
         self._readonly = readonly
         self._closing = threading.Lock()

@@ -101,8 +101,8 @@ busy_option = click.option(
     "--busy",
     metavar="DURATION",
     callback=parsed(parse_busy),
-    help="Give up, with exit code 75, when others have kept the store from being written to for so"
-    " long; 0: after one attempt, none: never.  [default: 30s]",
+    help="How long a verb that writes waits while others keep the store busy; then the exit code is"
+    " 75. 0 is one attempt, none is without end.  [default: 30s]",
 )
 mode_option = click.option(
     "--mode",
@@ -116,7 +116,7 @@ json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object per line, for programs."
 )
 group_option = click.option(
-    "-g", "--group", default="default", show_default=True, help="Whose messages."
+    "-g", "--group", default="default", show_default=True, help="The group to work with."
 )
 
 
