@@ -36,6 +36,7 @@ def open(  # noqa: A001 - diskq.open is to diskq what open is to files
     create: bool = True,
     readonly: bool = False,
     max_bytes: int | None = None,
+    mode: int | None = None,
     busy_seconds: float | None = None,
     clock: Clock | None = None,
 ) -> Store:

@@ -6,33 +6,50 @@ cron starts fast. Every way to fail ends in `_report`: one line on stderr, one e
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
 import sys
+from typing import NoReturn
 
 import click
 
-from diskq import DiskqError, Empty, Full, LeaseLost, __version__
+from diskq import (
+    Busy,
+    DiskFailed,
+    DiskqError,
+    Empty,
+    Full,
+    LeaseLost,
+    ReadOnly,
+    __version__,
+    errors,
+)
 
 from . import output
-from .common import Stopped, die_of
+from .common import Options, busy_option
+from .stopping import Stopped, die_of, end_of, signals
 
-ERROR, USAGE, INTERRUPTED = 1, 2, 130
+ERROR, USAGE, NO_PERMISSION = 1, 2, 77
 EXIT_CODES = (  # the first that fits; `verify` ends with 5 if it found damage
     (click.UsageError, USAGE),
     (ValueError, USAGE),  # an argument that the core refused
     (Empty, 3),
     (LeaseLost, 4),
+    (DiskFailed, 74),
+    (Busy, 75),
     (Full, 75),
     (DiskqError, ERROR),
     (click.ClickException, ERROR),
     (OSError, ERROR),
 )
+_HINTS = {errno.EMFILE: "; allow this process more of them: ulimit -n 1024"}
+_NO_PERMISSION = errno.EACCES, errno.EPERM
 
 VERBS = {  # verb: its module and name there, and what it does
     "put": ("putting.put", "Store one message, or many."),
-    "get": ("messages.get", "Take messages, print them, and have them done."),
+    "get": ("messages.get", "Take messages, print them and ack them."),
     "run": ("run.run", "Run a command for each message."),
     "peek": ("messages.peek", "Print stored messages without taking them."),
     "tail": ("messages.tail", "Print the last messages without taking them."),
@@ -76,9 +93,10 @@ class _Verbs(click.Group):
 @click.option(
     "-s", "--store", metavar="STORE", envvar="DISKQ_STORE", help="Directory. [or $DISKQ_STORE]"
 )
+@busy_option
 @click.version_option(__version__, prog_name="diskq", message="%(prog)s %(version)s")
 @click.pass_context
-def cli(ctx: click.Context, store: str | None) -> None:
+def cli(ctx: click.Context, store: str | None, busy: float | None) -> None:
     """A queue on disk, without a server.
 
     \b
@@ -90,27 +108,33 @@ def cli(ctx: click.Context, store: str | None) -> None:
 
     \b
     Exit codes: 0 done, 1 error, 2 usage, 3 nothing there, 4 lease lost, 5 damage was found,
-    75 full or busy: try later, 130 interrupted.
+    74 the disk failed, 75 full or busy: try later, 77 no permission, 130 interrupted,
+    143 terminated.
     """
-    ctx.obj = store
+    ctx.obj = Options(store, busy)
 
 
 def main() -> None:
     """Run the command line of this process, and end the process."""
     _fill_standard_files()
+    signals.catch()
     try:
-        try:
-            code = _invoke(sys.argv[1:])
-        finally:
-            output.flush()
+        code = _invoke(sys.argv[1:])
+    except Stopped as stopped:
+        _end_of(stopped)
     except Exception as error:
         code = _report(error)
-    except KeyboardInterrupt as error:
-        output.error("; ".join(["interrupted", *getattr(error, "__notes__", ())]))
-        code = INTERRUPTED
-    except Stopped as stopped:
-        die_of(stopped.signal_number)
+    signals.ignore()
     sys.exit(code)
+
+
+def _end_of(stopped: Stopped) -> NoReturn:
+    """End as the signal wants it. What was not printed yet is not: nobody may be reading."""
+    signals.let_go()
+    notes = getattr(stopped, "__notes__", ())
+    if notes or stopped.number == signal.SIGINT:
+        output.error("; ".join([str(stopped), *notes]))
+    end_of(stopped.number)
 
 
 def _fill_standard_files() -> None:
@@ -127,27 +151,53 @@ def _invoke(arguments: list[str]) -> int:
     if "_DISKQ_COMPLETE" in os.environ:  # a shell asks what could come next
         cli.main(arguments, prog_name="diskq")
     try:
-        with cli.make_context("diskq", arguments) as ctx:
-            cli.invoke(ctx)
+        with cli.make_context("diskq", arguments) as ctx:  # its end cleans up
+            try:
+                signals.raise_them()
+                _run(ctx)
+            finally:
+                signals.note_them()
     except click.exceptions.Exit as done:
         return done.exit_code
     return 0
 
 
+def _run(ctx: click.Context) -> None:
+    try:
+        cli.invoke(ctx)
+    finally:
+        if not signals.first:
+            output.flush()
+
+
 def _report(error: Exception) -> int:
     """Say in one line what went wrong; the exit code for that."""
+    signals.let_go()
     if isinstance(error, BrokenPipeError):  # who reads our output has seen enough
         die_of(signal.SIGPIPE)
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         output.errors(error.format_message().encode() + b"\n")
         return USAGE
     code = next((code for kind, code in EXIT_CODES if isinstance(error, kind)), None)
+    if _lacks_permission(error):
+        code = NO_PERMISSION
     if code is None:
         if sys.flags.dev_mode:
             raise error
         error.add_note(f"this is a bug, {type(error).__name__}; python -X dev -m diskq shows where")
     output.error("; ".join([_text(error), *getattr(error, "__notes__", ())]))
     return code or ERROR
+
+
+def _lacks_permission(error: BaseException | None) -> bool:
+    """Whether a permission is missing, as the system said. A file system that is mounted read-only
+    is another matter."""
+    if isinstance(error, getattr(errors, "NoPermission", ())):
+        return True
+    code = getattr(error, "errno", 0) or getattr(error, "code", 0)  # of the system, or of LMDB
+    if isinstance(error, ReadOnly):
+        return _lacks_permission(error.__cause__)
+    return code in _NO_PERMISSION
 
 
 def _text(error: Exception) -> str:
@@ -163,6 +213,7 @@ def _text(error: Exception) -> str:
             return f"{text}; see '{error.ctx.command_path} --help'" if error.ctx else text
         case UnicodeEncodeError():
             return f"{error.object!r} is not text in UTF-8"
-        case OSError(filename=str(where), strerror=str(why)):
-            return f"{where}: {why}"
+        case OSError(filename=where, strerror=str(why)):
+            hint = _HINTS.get(error.errno or 0, "")
+            return f"{where}: {why}{hint}" if isinstance(where, str) else f"{why}{hint}"
     return str(error)

@@ -63,7 +63,7 @@ def purge(
     diskq purge mail --before 2026-01-31T08:00 --yes
     diskq purge mail --key customer-17 --yes
     """
-    with open_store() as store:
+    with open_store(readonly=dry_run) as store:
         topic = find_topic(store, topic_name)
         some = [f"of key {key}"] if key is not None else []
         some += [f"before {before}"] if before is not None else []

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import shlex
-import signal
 from collections.abc import Callable, Mapping
-from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import NamedTuple, TypeVar
 
 import click
 
 import diskq
-from diskq import Group, NotFound, ReadOnly, Store, Topic
+from diskq import Group, NotFound, Store, Topic
 
-from . import output
+from . import output, units
 
 T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., object])
 
 NOTHING = "nothing"
+OFFSET = click.IntRange(0, 2**64 - 1)
 _NONE = "none"  # takes a bound away
 _BOUNDS = "max_age_seconds", "max_bytes", "max_messages", "max_in_flight"
+
+
+class Options(NamedTuple):
+    """What is given before the verb; None where nothing is."""
+
+    store: str | None
+    busy_seconds: float | None
 
 
 def parsed(parse: Callable[[str], T]) -> Callable[[click.Context, click.Parameter, object], object]:
@@ -39,6 +47,27 @@ def parsed(parse: Callable[[str], T]) -> Callable[[click.Context, click.Paramete
 def or_none(parse: Callable[[str], T]) -> Callable[[str], T | str]:
     """Parse a setting that `none` takes away; see `changed_settings`."""
     return lambda text: text if text == _NONE else parse(text)
+
+
+def parse_busy(text: str) -> float:
+    """How long to wait for those who write to the store; `none` is without end.
+
+    Raises: ValueError.
+    """
+    return math.inf if text == _NONE else units.parse_duration(text)
+
+
+def parse_mode(text: str) -> int:
+    """Permissions of files in octal, as chmod takes them: `0660`.
+
+    Raises: ValueError.
+    """
+    if not re.fullmatch("0?[0-7]{3}", text, re.ASCII):
+        raise ValueError(f"{text!r} is not a mode; write three octal digits: 0660")
+    mode = int(text, 8)
+    if mode & 0o111 or mode & 0o600 != 0o600:
+        raise ValueError(f"{text} must let the owner read and write, and nobody execute: 0660")
+    return mode
 
 
 def given_settings(options: Mapping[str, object]) -> dict[str, object]:
@@ -68,12 +97,26 @@ def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], 
     return decorate
 
 
+busy_option = click.option(
+    "--busy",
+    metavar="DURATION",
+    callback=parsed(parse_busy),
+    help="How long a verb that writes waits while others keep the store busy; then the exit code is"
+    " 75. 0 is one attempt, none is without end.  [default: 30s]",
+)
+mode_option = click.option(
+    "--mode",
+    metavar="OCTAL",
+    callback=parsed(parse_mode),
+    help="Permissions of the files of a store that is created: 0660 shares it with its group."
+    "  [default: 0600]",
+)
 topic_argument = click.argument("topic_name", metavar="TOPIC")
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object per line, for programs."
 )
 group_option = click.option(
-    "-g", "--group", default="default", show_default=True, help="Whose messages."
+    "-g", "--group", default="default", show_default=True, help="The group to work with."
 )
 
 
@@ -108,35 +151,44 @@ def may_remove(
     return True
 
 
+def _options() -> Options:
+    options = click.get_current_context().obj
+    assert isinstance(options, Options)
+    return options
+
+
 def store_path() -> str:
     """Where the store is that the command line or the environment names."""
-    path = click.get_current_context().obj
+    path = _options().store
     if not path:
         raise click.UsageError(
             "no store was named; give -s STORE before the verb, or set DISKQ_STORE"
         )
-    return str(path)
-
-
-def open_store(*, create: bool = False, readonly: bool = False) -> Store:
-    """That store."""
-    path = store_path()
     try:
-        return diskq.open(path, create=create, readonly=readonly)
+        if not os.path.isabs(path):
+            os.getcwd()
+    except FileNotFoundError:
+        raise NotFound(
+            f"the working directory is gone, and {path} is relative to it; give an absolute path"
+        ) from None
+    return path
+
+
+def open_store(*, create: bool = False, readonly: bool = False, mode: int | None = None) -> Store:
+    """That store. Read-only it is looked at: whoever writes to it is neither waited for, nor held
+    up, and nothing is changed."""
+    path = store_path()
+    busy_seconds = _options().busy_seconds
+    try:
+        return diskq.open(
+            path, create=create, readonly=readonly, mode=mode, busy_seconds=busy_seconds
+        )
     except NotFound:
         if create:
             raise
         raise NotFound(
             f"there is no store at {path}; 'diskq -s {shlex.quote(path)} put TOPIC BODY' creates it"
         ) from None
-
-
-def open_to_look() -> Store:
-    """The store, to show it: who may not write to it sees all but the consumers."""
-    try:
-        return open_store()
-    except ReadOnly:
-        return open_store(readonly=True)
 
 
 def find_topic(store: Store, name: str) -> Topic:
@@ -171,28 +223,3 @@ def listed(counts: Mapping[str, int]) -> str:
     """Counts by noun, without those that are 0: `1 lease, 2 waiting messages and 1 dead letter`."""
     parts = [plural(count, noun) for noun, count in counts.items() if count]
     return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:]))) or NOTHING
-
-
-class Stopped(BaseException):
-    """A signal asked the process to stop; raised in its main thread."""
-
-    def __init__(self, signal_number: int) -> None:
-        self.signal_number = signal_number
-
-
-def stop_on_signals() -> None:
-    """Let SIGTERM and SIGHUP raise Stopped, so that what was begun is cleaned up."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped(number)
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
-            signal.signal(number, stop)
-
-
-def die_of(signal_number: int) -> NoReturn:
-    """End as the signal's default action does: shells and supervisors tell that from an error."""
-    signal.signal(signal_number, signal.SIG_DFL)
-    os.kill(os.getpid(), signal_number)
-    os._exit(128 + signal_number)  # it was blocked

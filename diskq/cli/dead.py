@@ -11,6 +11,7 @@ from diskq import DeadLetter, Group, NotFound, limits
 
 from . import output
 from .common import (
+    OFFSET,
     find_group,
     group_option,
     json_option,
@@ -44,7 +45,7 @@ def dead_ls(topic: str, group: str, as_json: bool) -> None:
 
 @dead.command("show")
 @click.argument("topic")
-@click.argument("offset", type=click.IntRange(0))
+@click.argument("offset", type=OFFSET)
 @group_option
 @json_option
 def dead_show(topic: str, offset: int, group: str, as_json: bool) -> None:
@@ -79,7 +80,7 @@ def _find(group: Group, offset: int) -> DeadLetter:
 
 @dead.command("redrive")
 @click.argument("topic")
-@click.argument("offsets", type=click.IntRange(0), nargs=-1)
+@click.argument("offsets", type=OFFSET, nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All dead letters of the group.")
 @click.option("--limit", type=click.IntRange(1), help="The first so many, by offset.")
 @group_option
@@ -102,7 +103,7 @@ def dead_redrive(
 
 @dead.command("rm")
 @click.argument("topic")
-@click.argument("offsets", type=click.IntRange(0), nargs=-1)
+@click.argument("offsets", type=OFFSET, nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All dead letters of the group.")
 @group_option
 @removal_options
@@ -123,7 +124,7 @@ def dead_rm(
     """
     if bool(offsets) + everything != 1:
         raise click.UsageError("say which: give offsets or --all")
-    with open_store() as store:
+    with open_store(readonly=dry_run) as store:
         found = find_group(store, topic, group)
         if everything:
             chosen = [letter.offset for letter in found.dead()]

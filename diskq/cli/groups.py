@@ -22,7 +22,6 @@ from .common import (
     listed,
     may_remove,
     open_store,
-    open_to_look,
     or_none,
     parsed,
     plural,
@@ -227,7 +226,7 @@ def group_seek(
     diskq group seek mail workers earliest --dry-run
     diskq group seek mail workers 2026-01-31T08:00 --yes
     """
-    with open_store() as store:
+    with open_store(readonly=dry_run) as store:
         found = find_group(store, topic_name, group_name)
         what = f"group {group_name} of topic {topic_name}"
         then = _to_come(found, to)
@@ -357,7 +356,7 @@ def group_pending(topic_name: str, group_name: str, as_json: bool) -> None:
     diskq group pending mail workers
     diskq group pending mail workers --json | jq -r .consumer | sort | uniq -c
     """
-    with open_to_look() as store:
+    with open_store(readonly=True) as store:
         pending = find_group(store, topic_name, group_name).pending()
     found = []
     for each in pending:
@@ -380,7 +379,7 @@ def group_rm(topic_name: str, group_name: str, yes: bool, dry_run: bool) -> None
     diskq group rm mail audit --dry-run
     diskq group rm mail audit --yes
     """
-    with open_store() as store:
+    with open_store(readonly=dry_run) as store:
         found = find_group(store, topic_name, group_name)
         stats = found.stats()
         what = f"group {group_name} of topic {topic_name}"

@@ -13,6 +13,7 @@ from diskq.model import LANE_BITS
 
 from . import output, units
 from .common import find_group, find_topic, group_option, json_option, open_store, parsed
+from .stopping import at_the_end
 
 _GET_MESSAGES = 100  # leased, printed and acked together
 _RECORD = (
@@ -26,46 +27,60 @@ null_option = click.option("--null", is_flag=True, help="End each body with a NU
 @click.command()
 @click.argument("topic")
 @group_option
-@click.option("-n", "count", type=click.IntRange(1), default=1, help="At most so many messages.")
+@click.option(
+    "-n",
+    "count",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Take at most this many messages.",
+)
 @click.option(
     "--wait",
     metavar="DURATION",
     default="0",
     callback=parsed(units.parse_duration),
-    help="Wait so long for the first: 5s, 10m.",
+    help="Wait this long for the first message, and for others that write to the store: 5s, 10m."
+    "  [default: 0]",
 )
 @click.option(
-    "--ack/--no-ack", default=True, help="They are done; or give them back.  [default: ack]"
+    "--ack/--no-ack",
+    default=True,
+    help="Ack the messages, or give them back uncharged.  [default: ack]",
 )
 @null_option
 @json_option
 def get(
     *, topic: str, group: str, count: int, wait: float, ack: bool, null: bool, as_json: bool
 ) -> None:
-    """Take messages, print them, and have them done; exit code 3 if there is none.
+    """Take messages, print them and ack them; exit code 3 if there is none.
 
-    A message is acked only after it was printed: if this is killed, or nobody reads its output,
-    the message comes again. For work that can fail use `diskq run`.
+    A message is acked only after it was printed. If the output cannot be written, or a signal stops
+    this verb, the message is given back, and no attempt is counted. For work that can fail use
+    `diskq run`.
 
     \b
     diskq get mail -g workers
     diskq get mail -g workers -n 100 --json
     diskq get mail -g workers --wait 5s --no-ack
     """
-    with open_store() as store, (source := find_group(store, topic, group)).consumer() as consumer:
-        left = count
-        while left:
-            timeout = wait if left == count else 0.0
-            messages = consumer.get_many(min(left, _GET_MESSAGES), timeout)
-            if not messages:
-                break
-            for message in messages:
-                _print(message, null, as_json)
-            output.flush()
-            if ack:  # else closing the consumer gives them back
-                consumer.ack_many(messages)
-            left -= len(messages)
-        paused = left == count and source.stats().paused
+    store = open_store()
+    at_the_end(store.close)
+    source = find_group(store, topic, group)
+    consumer = source.consumer()
+    at_the_end(consumer.close)  # which gives back what is not acked
+    left = count
+    while left:
+        messages = consumer.get_many(min(left, _GET_MESSAGES), wait if left == count else 0.0)
+        if not messages:
+            break
+        for message in messages:
+            _print(message, null, as_json)
+        output.flush()
+        if ack:
+            consumer.ack_many(messages)
+        left -= len(messages)
+    paused = left == count and source.stats().paused
     if paused:
         raise Empty(f"group {group!r} of {topic!r} is paused; 'diskq group resume' lets it go on")
     if left == count:

@@ -13,7 +13,16 @@ import click
 from diskq import MessageTooLarge, NotFound, Outgoing, Receipt, Receipts, Topic, check, limits
 
 from . import output, units
-from .common import find_topic, json_option, open_store, parsed, plural, with_options
+from .common import (
+    find_topic,
+    json_option,
+    mode_option,
+    open_store,
+    parsed,
+    plural,
+    with_options,
+)
+from .stopping import Stopped, signals
 
 if TYPE_CHECKING:
     from diskq.options import PutOptions
@@ -81,9 +90,11 @@ _message_options = with_options(
     metavar="DURATION",
     default="0",
     callback=parsed(units.parse_duration),
-    help="Wait so long for room if the topic is full.",
+    help="Wait this long for room in a full topic, and for others that write to the store: 5s, 10m."
+    "  [default: 0]",
 )
 @click.option("--no-create", is_flag=True, help="Fail if the store or topic does not exist.")
+@mode_option
 @json_option
 def put(
     *,
@@ -95,20 +106,23 @@ def put(
     headers: tuple[str, ...],
     wait: float,
     no_create: bool,
+    mode: int | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Store one message, or many. They are safe on the disk when this ends, or before.
 
-    Without BODY, or if it is -, the message is read from stdin, to its last byte; if there is none,
-    an empty message is stored. A shell runs both sides of a pipe, so `false | diskq put mail`
-    stores one too: `out=$(command) && diskq put mail "$out"` does not. Prints the topic and the
-    offset, or the first and last offset; of a message that is put later its schedule id,
-    and when it is due. If the topic is full the exit code is 75.
+    Without BODY, or if it is -, the message is read from stdin, to its last byte; an empty stdin
+    gives an empty message. A shell runs both sides of a pipe, so `false | diskq put mail` stores
+    one too: `out=$(command) && diskq put mail "$out"` does not.
+
+    Prints the topic and the offset, or the first and the last offset; for a message that is
+    scheduled, its schedule id and when it is due. If the topic is full the exit code is 75. If an
+    error or a signal ends this early, the line on stderr says what was stored before.
 
     With --jsonl a line has "body" or "body_base64", and may have "key", "headers", "priority",
-    "delay_seconds", "at", "ttl_seconds" and "dedup_id"; what it has not is taken from the options.
-    What get and peek print with --json can be put again.
+    "delay_seconds", "at", "ttl_seconds" and "dedup_id"; the options apply where a line has none.
+    The output of get --json and peek --json can be put again.
 
     \b
     diskq put mail hello
@@ -131,15 +145,14 @@ def put(
     check.message(Outgoing(b"", **given))
     create = not (no_create or given["priority"])
     try:
-        with open_store(create=create) as store:
+        with open_store(create=create, mode=mode) as store:
             to = store.topic(topic) if create else find_topic(store, topic)
             _check_priority(to, given["priority"])
             if lines or null or jsonl:
                 make = _JsonLines(to, given) if jsonl else _bodies(given)
                 _put_all(to, b"\0" if null else b"\n", make, wait, as_json)
             else:
-                receipt = to.put(_read_body(body), block=wait > 0, timeout=wait, **given)
-                _show(to, receipt, as_json)
+                _put_one(to, _read_body(body), given, wait, as_json)
     except NotFound as error:
         if not create and not no_create:
             error.add_note(
@@ -181,17 +194,34 @@ def _read_body(body: str | None) -> bytes:
     return _stdin().read(limits.MAX_BODY_BYTES + 1)  # one more, and it is refused
 
 
+def _put_one(topic: Topic, body: bytes, given: PutOptions, wait: float, as_json: bool) -> None:
+    news = "the message may be stored"
+    try:
+        with signals.patient():
+            receipt = topic.put(body, block=wait > 0, timeout=wait, **given)
+            news = f"the message is stored: {topic.name} {_place(receipt)}"
+        _show(topic, receipt, as_json)
+        output.flush()
+    except (Stopped, OSError) as error:
+        error.add_note(news)
+        raise
+
+
+def _place(receipt: Receipt) -> str:
+    due_ns = _due_ns(receipt)
+    where = f"{receipt.schedule_id} due {units.show_time(due_ns)}" if due_ns else receipt.offset
+    return f"{where}{' duplicate' if receipt.duplicate else ''}"
+
+
 def _due_ns(receipt: Receipt) -> int | None:
     return int(receipt.schedule_id.partition("-")[0]) if receipt.schedule_id else None
 
 
 def _show(topic: Topic, receipt: Receipt, as_json: bool) -> None:
-    due_ns = _due_ns(receipt)
     if as_json:
-        output.record({"topic": topic.name, **receipt._asdict(), "due_ns": due_ns})
-        return
-    where = f"{receipt.schedule_id} due {units.show_time(due_ns)}" if due_ns else receipt.offset
-    output.line(f"{topic.name} {where}{' duplicate' if receipt.duplicate else ''}")
+        output.record({"topic": topic.name, **receipt._asdict(), "due_ns": _due_ns(receipt)})
+    else:
+        output.line(f"{topic.name} {_place(receipt)}")
 
 
 # Many -------------------------------------------------------------------------------------------
@@ -251,13 +281,16 @@ def _put_all(
     tally, count, size = _Tally(), 0, 0
     try:
         for texts in _batches(stream, separator, longest):
-            for receipts in _store(topic, make(texts), wait):
-                tally.add(receipts)
+            for receipts in _store(topic, make(texts), wait, tally):
                 for receipt in receipts if as_json else ():
                     _show(topic, receipt, as_json)
+                output.flush()
             count += len(texts)
             size += sum(map(len, texts)) + len(texts)
             progress.show(count, size)
+        if str(tally) and not as_json:
+            output.line(f"{topic.name} {tally}")
+            output.flush()
     except BaseException as error:
         if done := tally.parts(
             f"{plural(tally.stored, 'message')}, the last at offset {tally.last}"
@@ -266,8 +299,6 @@ def _put_all(
         raise
     finally:
         progress.close()
-    if str(tally) and not as_json:
-        output.line(f"{topic.name} {tally}")
 
 
 def _batches(stream: BinaryIO, separator: bytes, longest: int) -> Iterator[list[bytes]]:
@@ -287,18 +318,30 @@ def _batches(stream: BinaryIO, separator: bytes, longest: int) -> Iterator[list[
         yield [rest]
 
 
-def _store(topic: Topic, messages: Messages, wait: float) -> Iterator[Sequence[Receipt]]:
+def _store(
+    topic: Topic, messages: Messages, wait: float, tally: _Tally
+) -> Iterator[Sequence[Receipt]]:
     """Put messages in one commit; in several if they are more than the topic may hold at once."""
     if not messages:
         return
+    news = f"{plural(len(messages), 'more message')} may be stored"
     try:
-        yield topic.put_many(messages, block=wait > 0, timeout=wait)
+        with signals.patient():
+            receipts = topic.put_many(messages, block=wait > 0, timeout=wait)
+            tally.add(receipts)
+            news = ""
+    except Stopped as error:
+        if news:
+            error.add_note(news)
+        raise
     except MessageTooLarge:
         half = len(messages) // 2
         if not half:
             raise
-        yield from _store(topic, messages[:half], wait)
-        yield from _store(topic, messages[half:], wait)
+        yield from _store(topic, messages[:half], wait, tally)
+        yield from _store(topic, messages[half:], wait, tally)
+    else:
+        yield receipts
 
 
 def _bodies(given: PutOptions) -> Callable[[list[bytes]], Messages]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from . import output
-from .common import open_to_look, plural, stop_on_signals, store_path
+from .common import open_store, plural, store_path
 
 _DAMAGE_FOUND = 5
 _SHOWN = 20  # findings
@@ -21,8 +21,7 @@ def backup(new: str) -> None:
     \b
     diskq backup /backup/queue-$(date +%F)
     """
-    stop_on_signals()
-    with open_to_look() as store:
+    with open_store(readonly=True) as store:
         store.backup(new)
     output.line(f"copied {store_path()} to {new}")
 
@@ -41,7 +40,6 @@ def salvage(new: str) -> None:
     """
     from diskq.salvage import salvage as salvage_store
 
-    stop_on_signals()
     topics, findings = salvage_store(store_path(), new)
     output.show(topics, _COLUMNS)
     for finding in findings[:_SHOWN]:

@@ -11,8 +11,9 @@ from diskq import Corrupt, Finding
 from diskq.readers import NOTICED_LAG
 
 from . import output
-from .common import die_of, json_option, open_store, open_to_look
+from .common import json_option, open_store, store_path
 from .groups import group_columns
+from .stopping import Stopped, die_of, signals
 from .topics import TOPIC_COLUMNS
 
 _CONSUMER_COLUMNS = "name", "pid", "topic", "group", "waiting", "handling"
@@ -30,7 +31,7 @@ def info(as_json: bool) -> None:
     diskq info
     diskq info --json | jq '.topics[].groups[].lag'
     """
-    with open_to_look() as store:
+    with open_store(readonly=True) as store:
         stats = store.stats()
     if as_json:
         output.record(stats)
@@ -61,14 +62,14 @@ def consumer() -> None:
 @consumer.command("ls")
 @json_option
 def consumer_ls(as_json: bool) -> None:
-    """List the live consumers of the store, of all processes: whether each waits for a message, and
-    the offset of the one it is handling, if it told.
+    """List the live consumers of the store in all processes. WAITING says whether a consumer waits
+    for a message, HANDLING is the offset of the message that it has in hand, if known.
 
     \b
     diskq consumer ls
     diskq consumer ls --json | jq .pid
     """
-    with open_store() as store:
+    with open_store(readonly=True) as store:
         output.show(store.stats().consumers, _CONSUMER_COLUMNS, as_json)
 
 
@@ -87,14 +88,18 @@ def verify(as_json: bool) -> None:
     findings = []
     child = os.fork()  # LMDB maps the file, and damage in it can end a process
     if child:
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        try:
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        except Stopped:
+            os.kill(child, signal.SIGKILL)
+            raise
         if code >= 0:
             ctx.exit(code)
         if -code not in _DIES_OF_DAMAGE:
             die_of(-code)
         findings = [Finding("store", f"checking it ended with {signal.Signals(-code).name}")]
     else:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says that it was interrupted
+        signals.let_go()  # the parent says that it was interrupted
         try:
             with open_store(readonly=True) as store:
                 findings = list(store.verify())
@@ -108,4 +113,4 @@ def verify(as_json: bool) -> None:
     if findings:
         ctx.exit(DAMAGE_FOUND)
     if not as_json:
-        output.line(f"no damage found in {ctx.obj}")
+        output.line(f"no damage found in {store_path()}")

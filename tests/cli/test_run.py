@@ -224,14 +224,16 @@ def test_a_command_that_finishes_when_told_to_end_is_done(shell: Any, eventually
     assert shell.stats().acked == 1
 
 
-def test_a_second_ctrl_c_kills_what_does_not_want_to_end(shell: Any, eventually: Any) -> None:
+def test_what_does_not_want_to_end_is_killed_when_its_time_is_over(
+    shell: Any, eventually: Any
+) -> None:
     shell.fill(b"one")
     forever = "while :; do sleep 0.02; done"
     run, command = started(shell, eventually, forever, trap="trap 'touch trapped' TERM")
     run.send_signal(signal.SIGINT)
     eventually((shell.directory / "trapped").exists)
     run.send_signal(signal.SIGINT)
-    run.communicate()
+    assert run.communicate()[1].endswith(b"diskq: interrupted\n")
     assert run.returncode == 130
     assert not runs(command)
     assert (shell.stats().lag, shell.stats().failed) == (1, 0)

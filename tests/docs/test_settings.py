@@ -169,9 +169,9 @@ def test_a_setting_can_change_if_the_page_says_so(row, store):
 @pytest.mark.parametrize(
     ("rows", "command", "others"),
     [
-        (TOPIC, topics.topic_create, ()),
+        (TOPIC, topics.topic_create, ("mode",)),
         (GROUP, groups.group_create, ("start",)),
-        (PUT, putting.put, ("lines", "null", "jsonl", "wait", "no_create", "as_json")),
+        (PUT, putting.put, ("lines", "null", "jsonl", "wait", "no_create", "mode", "as_json")),
     ],
     ids=["topic create", "group create", "put"],
 )
