@@ -11,6 +11,8 @@
 Start at `open`. `docs/explanation/architecture.md` shows how the modules build on each other.
 """
 
+from typing import TYPE_CHECKING
+
 from . import errors, model
 from .clock import Clock
 from .consumer import Consumer
@@ -22,6 +24,10 @@ from .queue import Queue
 from .store import Store, open  # noqa: A004 - diskq.open is to diskq what open is to files
 from .topic import Topic
 
+if TYPE_CHECKING:
+    from .salvaging import salvage
+    from .transaction import Transaction
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -32,8 +38,9 @@ __all__ = [
     "Queue",
     "Store",
     "Topic",
-    "Transaction",  # noqa: F405 - see __getattr__
+    "Transaction",  # see __getattr__
     "open",
+    "salvage",  # likewise
 ]
 __all__ += errors.__all__ + model.__all__
 
@@ -44,4 +51,8 @@ def __getattr__(name: str) -> object:
         from .transaction import Transaction
 
         return Transaction
+    if name == "salvage":
+        from .salvaging import salvage
+
+        return salvage
     raise AttributeError(f"module 'diskq' has no attribute {name!r}")

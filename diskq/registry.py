@@ -20,17 +20,24 @@ _engines: dict[tuple[int, int], Engine] = {}  # by the identity of their data fi
 _registry = threading.RLock()
 ON_DEMAND = (  # modules of diskq that are imported when they are used, by whatever thread
     *("dedup", "drafts", "apart", "creation", "backup", "pages", "readers", "stats", "options"),
-    *("changes", "verify", "restart", "salvage", "purging", "planned", "letters", "following"),
+    *("changes", "verify", "restart", "salvaging", "purging", "planned", "letters", "following"),
     *("heartbeat", "transaction", "stealing"),
 )
 _LATE = "ctypes", "datetime", "hashlib", "resource", *(f"diskq.{name}" for name in ON_DEMAND)
 
 
 def open_engine(
-    path: str, *, durability: str, create: bool, readonly: bool, max_bytes: int, clock: Clock
+    path: str,
+    *,
+    durability: str,
+    create: bool,
+    readonly: bool,
+    max_bytes: int,
+    mode: int,
+    clock: Clock,
 ) -> Engine:
-    """The engine of the store at `path`; give it back with `close_engine`. Durability and size are
-    those of a store that is created."""
+    """The engine of the store at `path`; give it back with `close_engine`. Durability, size and
+    permissions are those of a store that is created."""
     with _registry:
         try:
             if not files.is_store(path):
@@ -38,9 +45,13 @@ def open_engine(
                     raise errors.NotFound(f"there is no store at {path}; check the path, or put")
                 from .creation import create_store
 
-                create_store(path, durability, max_bytes, clock)
-            status = os.stat(os.path.join(path, files.DATA))
-            identity = status.st_dev, status.st_ino
+                create_store(path, durability, max_bytes, mode, clock)
+            elif create and not readonly and files.has_leftovers(path):
+                from .creation import tidy
+
+                tidy(path)
+            files.check_mount(path)
+            identity = files.identity_of(path)
             engine = _engines.get(identity)
             if engine is None:
                 engine = _engines[identity] = Engine(path, readonly=readonly, clock=clock)
@@ -64,9 +75,17 @@ def close_engine(engine: Engine) -> None:
 
 def is_open(path: str) -> bool:
     """Whether this process has the store at `path` open."""
-    status = os.stat(os.path.join(path, files.DATA))
     with _registry:
-        return (status.st_dev, status.st_ino) in _engines
+        return files.identity_of(path) in _engines
+
+
+def identity_of(engine: Engine) -> tuple[int, int]:
+    """Device and inode of the data file that an engine has open, whatever is at its path now."""
+    with _registry:
+        for identity, each in _engines.items():
+            if each is engine:
+                return identity
+    return files.identity_of(engine.path)
 
 
 def _before_fork() -> None:

@@ -32,6 +32,7 @@ import time
 import weakref
 from typing import NamedTuple
 
+from . import files
 from .errors import Unsupported
 from .limits import MAX_CONSUMERS, WAKE_WORDS
 from .wake import ALL, Words
@@ -77,8 +78,8 @@ class Slots:
     """This process's view of the file. Safe across threads."""
 
     def __init__(self, path: str) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        self._file = os.open(path, flags, 0o666 & os.stat(os.path.dirname(path)).st_mode)
+        data = os.path.join(os.path.dirname(path), files.DATA)
+        self._file = files.open_private(path, os.O_RDWR | os.O_CREAT, like=data)
         # Without holes: on a full disk, touching one would end the process with SIGBUS.
         os.posix_fallocate(self._file, 0, _END)
         status = os.fstat(self._file)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn, TypeVar, Unpack
 
-from . import admin, check, limits
+from . import admin, check, files, limits
 from .clock import Clock
 from .codec import DURABILITIES
 from .consumer import Consumer
@@ -17,7 +17,7 @@ from .engine import Engine, Tx
 from .errors import Closed, ConfigConflict, ReadOnly
 from .model import Finding, StoreStats
 from .queue import DEFAULT_GROUP, Queue
-from .registry import close_engine, open_engine
+from .registry import close_engine, identity_of, open_engine
 from .topic import Topic
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def open(  # noqa: A001 - diskq.open is to diskq what open is to files
     create: bool = True,
     readonly: bool = False,
     max_bytes: int | None = None,
+    mode: int | None = None,
     clock: Clock | None = None,
 ) -> Store:
     """Open the store in directory `path`; make it, complete or not at all, unless `create=False`.
@@ -43,20 +44,28 @@ def open(  # noqa: A001 - diskq.open is to diskq what open is to files
     any. `max_bytes` (at least 4 MiB, None: the disk) bounds a new store's file: puts raise Full
     before it is reached, settling goes on. Both are kept in the store; None takes what is stored.
 
+    `mode` (None: 0o600) is the permissions of a new store's files, whatever the umask is, and its
+    directory's with an x beside each r: 0o660 lets a group use the store. An existing store keeps
+    its permissions; so does an empty directory that becomes a store.
+
     The same path may be opened more than once in a process. `clock` is for tests.
 
-    Raises: NotFound, NotAStore, ConfigConflict, WrongFormat, Corrupt, ReadOnly, Unsupported, Full.
+    Raises: NotFound, NotAStore, ConfigConflict, WrongFormat, Corrupt, NoPermission, ReadOnly,
+    Unsupported, Full, Busy (another process has been creating the store for too long).
     """
     if durability not in (None, *DURABILITIES):
         raise ValueError(f"durability must be one of {', '.join(DURABILITIES)}, not {durability!r}")
     if max_bytes is not None:
         check.count("max_bytes", max_bytes, limits.MIN_STORE_BYTES, limits.TIB)
+    if mode is not None:
+        check.mode(mode)
     engine = open_engine(
-        os.path.abspath(os.fsdecode(path)),
+        files.absolute(path),
         durability=durability or "commit",
         create=create,
         readonly=readonly,
         max_bytes=max_bytes or 0,
+        mode=mode or files.PRIVATE,
         clock=clock or Clock(),
     )
     try:
@@ -189,6 +198,8 @@ class Store:
 
         Reads all of it in one snapshot, and so keeps space from being reused while it runs. A large
         store is read by another process, so that this one's gets and puts go on.
+
+        Raises: StoreMoved, Closed.
         """
         from . import verify
 
@@ -202,11 +213,15 @@ class Store:
         In the copy no lease is valid, and its tokens are larger than any given out here. To
         restore it, put the directory in the place of the store while nobody uses that.
 
-        Raises: NotAStore (something is at `path`), Full (its disk), NotFound, DiskFailed, Closed.
+        The copy has the permissions of the store, and nobody else can read it before.
+
+        Raises: NotAStore (something is at `path`), Full (its disk), NotFound, DiskFailed, Closed,
+        StoreMoved (another store is at this one's path), NoPermission, ReadOnly.
         """
         from . import backup
 
-        backup.copy_store(self.path, os.path.abspath(os.fsdecode(path)))
+        engine = self.engine
+        backup.copy_store(engine.path, identity_of(engine), files.absolute(path))
 
     def adopt(self, consumer: Consumer) -> None:
         """For diskq's own use: close this consumer with the store."""

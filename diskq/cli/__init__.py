@@ -13,18 +13,19 @@ import sys
 
 import click
 
-from diskq import DiskqError, Empty, Full, LeaseLost, __version__
+from diskq import DiskqError, Empty, Full, LeaseLost, NoPermission, __version__
 
 from . import output
 from .common import Stopped, die_of
 
-ERROR, USAGE, INTERRUPTED = 1, 2, 130
+ERROR, USAGE, NO_PERMISSION, INTERRUPTED = 1, 2, 77, 130
 EXIT_CODES = (  # the first that fits; `verify` ends with 5 if it found damage
     (click.UsageError, USAGE),
     (ValueError, USAGE),  # an argument that the core refused
     (Empty, 3),
     (LeaseLost, 4),
     (Full, 75),
+    (NoPermission, NO_PERMISSION),
     (DiskqError, ERROR),
     (click.ClickException, ERROR),
     (OSError, ERROR),
@@ -90,7 +91,7 @@ def cli(ctx: click.Context, store: str | None) -> None:
 
     \b
     Exit codes: 0 done, 1 error, 2 usage, 3 nothing there, 4 lease lost, 5 damage was found,
-    75 full or busy: try later, 130 interrupted.
+    75 full or busy: try later, 77 no permission, 130 interrupted.
     """
     ctx.obj = store
 

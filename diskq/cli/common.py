@@ -14,7 +14,7 @@ import click
 import diskq
 from diskq import Group, NotFound, ReadOnly, Store, Topic
 
-from . import output
+from . import output, units
 
 T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., object])
@@ -118,11 +118,19 @@ def store_path() -> str:
     return str(path)
 
 
-def open_store(*, create: bool = False, readonly: bool = False) -> Store:
+mode_option = click.option(
+    "--mode",
+    metavar="OCTAL",
+    callback=parsed(units.parse_mode),
+    help="Permissions of a new store's files, 0660 for a group; default 0600.",
+)
+
+
+def open_store(*, create: bool = False, readonly: bool = False, mode: int | None = None) -> Store:
     """That store."""
     path = store_path()
     try:
-        return diskq.open(path, create=create, readonly=readonly)
+        return diskq.open(path, create=create, readonly=readonly, mode=mode)
     except NotFound:
         if create:
             raise

@@ -13,7 +13,15 @@ import click
 from diskq import MessageTooLarge, NotFound, Outgoing, Receipt, Receipts, Topic, check, limits
 
 from . import output, units
-from .common import find_topic, json_option, open_store, parsed, plural, with_options
+from .common import (
+    find_topic,
+    json_option,
+    mode_option,
+    open_store,
+    parsed,
+    plural,
+    with_options,
+)
 
 if TYPE_CHECKING:
     from diskq.options import PutOptions
@@ -84,6 +92,7 @@ _message_options = with_options(
     help="Wait so long for room if the topic is full.",
 )
 @click.option("--no-create", is_flag=True, help="Fail if the store or topic does not exist.")
+@mode_option
 @json_option
 def put(
     *,
@@ -95,6 +104,7 @@ def put(
     headers: tuple[str, ...],
     wait: float,
     no_create: bool,
+    mode: int | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -131,7 +141,7 @@ def put(
     check.message(Outgoing(b"", **given))
     create = not (no_create or given["priority"])
     try:
-        with open_store(create=create) as store:
+        with open_store(create=create, mode=mode) as store:
             to = store.topic(topic) if create else find_topic(store, topic)
             _check_priority(to, given["priority"])
             if lines or null or jsonl:

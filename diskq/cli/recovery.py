@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+import diskq
+
 from . import output
 from .common import open_to_look, plural, stop_on_signals, store_path
 
@@ -39,10 +41,8 @@ def salvage(new: str) -> None:
     \b
     diskq salvage /var/lib/my/queue-new
     """
-    from diskq.salvage import salvage as salvage_store
-
     stop_on_signals()
-    topics, findings = salvage_store(store_path(), new)
+    topics, findings = diskq.salvage(store_path(), new)
     output.show(topics, _COLUMNS)
     for finding in findings[:_SHOWN]:
         output.line(f"found: {finding}")

@@ -16,6 +16,7 @@ from .common import (
     given_settings,
     json_option,
     may_remove,
+    mode_option,
     open_store,
     or_none,
     parsed,
@@ -126,7 +127,8 @@ _settings = with_options(
 @topic.command("create")
 @topic_argument
 @_settings
-def topic_create(topic_name: str, **settings: object) -> None:
+@mode_option
+def topic_create(topic_name: str, mode: int | None, **settings: object) -> None:
     """Create a topic, and the store if need be. An existing topic stays as it is; other settings
     than it has are an error.
 
@@ -141,7 +143,7 @@ def topic_create(topic_name: str, **settings: object) -> None:
     given = cast("TopicChanges", given_settings(settings))
     check.name("topic", topic_name)  # fail before the store is created
     options.settings(TopicSettings(), given)
-    with open_store(create=True) as store:
+    with open_store(create=True, mode=mode) as store:
         known = any(each.name == topic_name for each in store.topics())
         store.topic(topic_name, **given)
     output.line(f"topic {topic_name} exists already" if known else f"created topic {topic_name}")
