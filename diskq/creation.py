@@ -162,11 +162,10 @@ def _claim(parent: int, name: str, *, make: bool) -> _Site | None:
 
     Raises: NotAStore if it is something else.
     """
-    with suppress(FileExistsError):
-        if make:
-            os.mkdir(name, 0o700, dir_fd=parent)
     with ExitStack() as stack:
         try:
+            if make:
+                _make(parent, name, stack)
             directory = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
             stack.callback(os.close, directory)
             status = os.fstat(directory)
@@ -185,8 +184,14 @@ def _claim(parent: int, name: str, *, make: bool) -> _Site | None:
             there = os.stat(MARKER, dir_fd=directory, follow_symlinks=False)
             if not os.path.samestat(there, os.fstat(marker)):
                 return None
-        except (FileNotFoundError, PermissionError):
+        except FileNotFoundError:
             return None
+        except PermissionError:
+            with suppress(FileNotFoundError):
+                status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+                if status.st_uid != os.geteuid():
+                    return None
+            raise
         except OSError as error:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                 raise
@@ -194,11 +199,27 @@ def _claim(parent: int, name: str, *, make: bool) -> _Site | None:
                 f"{name} is something else than what diskq leaves there; move it elsewhere, or"
                 " choose another path"
             ) from error
-        if not found:
-            os.pwrite(marker, _NOTE, 0)
-            os.fchmod(directory, 0o700 | status.st_mode & stat.S_ISGID)  # whatever the umask is
         stack.pop_all()
-    return _Site(parent, name, directory, marker, taken=bool(found))
+    site = _Site(parent, name, directory, marker, taken=bool(found))
+    try:
+        os.pwrite(marker, _NOTE, 0)
+        os.fchmod(directory, 0o700 | status.st_mode & stat.S_ISGID)  # whatever the umask is
+    except BaseException:
+        site.remove()
+        raise
+    return site
+
+
+def _make(parent: int, name: str, stack: ExitStack) -> None:
+    """Make a directory, unless it is there, which goes with the stack if nothing is in it."""
+
+    def remove() -> None:
+        with suppress(OSError):
+            os.rmdir(name, dir_fd=parent)
+
+    with suppress(FileExistsError):
+        os.mkdir(name, 0o700, dir_fd=parent)
+        stack.callback(remove)
 
 
 def _is_marker(file: int) -> bool:

@@ -176,7 +176,7 @@ def open_private(path: str, flags: int, *, like: str) -> int:
 
     Raises: NotAStore if it is no regular file; OSError.
     """
-    until = time.monotonic() + _PATIENCE_SECONDS
+    until, made = time.monotonic() + _PATIENCE_SECONDS, False
     while True:
         try:
             file = open_regular(path, flags & ~os.O_CREAT)
@@ -192,9 +192,11 @@ def open_private(path: str, flags: int, *, like: str) -> int:
             continue
         with suppress(FileExistsError):
             new = flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            file = os.open(path, new, PRIVATE)
+            file, made = os.open(path, new, PRIVATE), True
             break
     try:
+        if made:
+            os.fchmod(file, PRIVATE)  # whatever the umask is
         if stat.S_IMODE(os.fstat(file).st_mode) == PRIVATE and _is_there(like):
             permit(file, os.lstat(like))  # it is new, or its maker was killed before this
     except BaseException:

@@ -287,7 +287,7 @@ def _check_log(source: Log, where: str, topic: TopicRow) -> Iterator[Finding]:
         size += len(value)
         try:
             segment = sound_segment(key, value)
-        except (Corrupt, NotAStore) as error:  # it was a store, for its path is known as one
+        except Corrupt as error:
             yield Finding(where, str(error))
             continue
         if not last_ns.get(lane, 0) <= segment.put_at_ns <= topic.last_put_ns:

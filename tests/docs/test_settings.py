@@ -169,9 +169,9 @@ def test_a_setting_can_change_if_the_page_says_so(row, store):
 @pytest.mark.parametrize(
     ("rows", "command", "others"),
     [
-        (TOPIC, topics.topic_create, ()),
+        (TOPIC, topics.topic_create, ("mode",)),
         (GROUP, groups.group_create, ("start",)),
-        (PUT, putting.put, ("lines", "null", "jsonl", "wait", "no_create", "as_json")),
+        (PUT, putting.put, ("lines", "null", "jsonl", "wait", "no_create", "mode", "as_json")),
     ],
     ids=["topic create", "group create", "put"],
 )
@@ -281,6 +281,16 @@ def test_a_store_has_the_settings_that_the_page_says(tmp_path):
     for size in (least - 1, most + 1):
         with pytest.raises(ValueError, match="max_bytes"):
             diskq.open(tmp_path / f"{size}", max_bytes=int(size))
+
+
+def test_a_mode_has_the_limits_that_the_page_says(tmp_path):
+    [row] = [row for row in STORE if row.name == "open(mode)"]
+    least, most = int(row.least, 8), int(row.most, 8)
+    for mode in (least, most):
+        diskq.open(tmp_path / f"{mode:o}", mode=mode).close()
+    for mode in (least - 1, most + 1, least & ~0o200):
+        with pytest.raises(ValueError, match="mode"):
+            diskq.open(tmp_path / f"{mode:o}", mode=mode)
 
 
 @pytest.mark.parametrize(("name", "shown"), FIXED, ids=[name for name, _ in FIXED])
