@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from importlib import import_module
 
 from . import errors
@@ -84,16 +85,15 @@ class _Child:
 
     def answer(self) -> list[str] | str:
         """What the function returned, by lines; or why this was no diskq at work."""
-        try:
-            self.out = os.memfd_create("diskq out")
-            self.err = os.memfd_create("diskq err")
-        except OSError as error:
-            raise DiskqError(f"cannot start a process: {error.strerror}") from error
-        try:
+        with ExitStack() as stack:
+            try:
+                self.out, self.err = (_memory(name, stack) for name in ("out", "err"))
+            except OSError as error:
+                raise DiskqError(
+                    f"cannot start a process for work on a store: {error.strerror}; if it has too"
+                    " many open files, close some, or raise the limit (ulimit -n)"
+                ) from error
             return self._answer()
-        finally:
-            os.close(self.out)
-            os.close(self.err)
 
     def _answer(self) -> list[str] | str:
         files = [
@@ -142,6 +142,13 @@ class _Child:
         except BaseException:
             _end(child)
             raise
+
+
+def _memory(name: str, stack: ExitStack) -> int:
+    """A file in memory, as long as the stack."""
+    file = os.memfd_create(f"diskq {name}")
+    stack.callback(os.close, file)
+    return file
 
 
 def _end(child: int) -> int:

@@ -163,9 +163,9 @@ def _claim(parent: int, name: str, *, make: bool) -> _Site | None:
     Raises: NotAStore if it is something else.
     """
     with ExitStack() as stack:
+        if make:
+            _make(parent, name, stack)
         try:
-            if make:
-                _make(parent, name, stack)
             directory = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
             stack.callback(os.close, directory)
             status = os.fstat(directory)

@@ -222,6 +222,10 @@ def permit(file: int, like: os.stat_result) -> None:
         os.fchmod(file, mode)
 
 
+def _access(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)
+
+
 def prepare_lock(path: str) -> None:
     """Make LMDB's lock file if it is not there, before LMDB does: with the permissions of data.mdb,
     and with all its blocks, for on a full disk touching a hole in it would end the process with
@@ -232,8 +236,10 @@ def prepare_lock(path: str) -> None:
     name, data = os.path.join(path, LOCK), os.path.join(path, DATA)
     with suppress(FileNotFoundError):
         found = os.lstat(name)
-        unfinished = stat.S_IMODE(found.st_mode) == PRIVATE != stat.S_IMODE(os.lstat(data).st_mode)
-        if found.st_size >= _LOCK_BYTES and not unfinished:
+        finished = stat.S_IMODE(found.st_mode) != PRIVATE or _access(found) == _access(
+            os.lstat(data)
+        )
+        if found.st_size >= _LOCK_BYTES and finished:
             return
     file = open_private(name, os.O_RDWR | os.O_CREAT, like=data)
     try:

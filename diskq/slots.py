@@ -80,11 +80,15 @@ class Slots:
     def __init__(self, path: str) -> None:
         data = os.path.join(os.path.dirname(path), files.DATA)
         self._file = files.open_private(path, os.O_RDWR | os.O_CREAT, like=data)
-        # Without holes: on a full disk, touching one would end the process with SIGBUS.
-        os.posix_fallocate(self._file, 0, _END)
-        status = os.fstat(self._file)
-        identity = status.st_dev, status.st_ino
-        self._memory = _maps.get(identity) or mmap.mmap(self._file, _END)
+        try:
+            # Without holes: on a full disk, touching one would end the process with SIGBUS.
+            os.posix_fallocate(self._file, 0, _END)
+            status = os.fstat(self._file)
+            identity = status.st_dev, status.st_ino
+            self._memory = _maps.get(identity) or mmap.mmap(self._file, _END)
+        except BaseException:
+            os.close(self._file)
+            raise
         _maps[identity] = self._memory
         self._words = Words(self._memory, _WORDS, WAKE_WORDS)
         self._served = Words(self._memory, _TURNS_AT, 1)

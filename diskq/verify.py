@@ -165,7 +165,7 @@ def check_in_child(path: str, identity: tuple[int, ...] = ()) -> list[str]:
     except apart.Died as error:
         if error.code is None or -error.code not in _OF_DAMAGE:
             raise DiskqError(f"store {path} could not be checked: {error}") from error
-        return [f"checking it ended with {Signals(-error.code).name}"]
+        return [f"store: checking it ended with {Signals(-error.code).name}"]
     except DiskqError as error:
         error.args = (f"store {path} could not be checked: {error}",)
         raise
