@@ -8,20 +8,14 @@ in another directory, its *site*, flushed, and then moved:
 - an empty directory is kept as it is, with its owner and permissions: the site is in it,
   `.diskq-unfinished`, and the files are moved out of it, data.mdb last.
 
-The first file in a site is its marker, on which its maker holds a lock as long as it lives. So what
-a killed process left is told from what is being made, and from what is somebody else's: only a real
-directory of this user, with a marker that nobody locks, and with no other files than a store has,
-is taken over or removed.
+What a killed process left of a site, the next creation removes or takes over; see sites.py.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import re
 import stat
-import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -32,19 +26,15 @@ from . import files, limits
 from .clock import Clock
 from .codec import DURABILITIES, META_KEY, Meta, new_meta
 from .environment import full, is_out_of_room, no_permission, translate
-from .errors import Busy, Full, NotAStore, Unsupported
+from .errors import Busy, Full, NotAStore
 from .files import MARKER, UNFINISHED
+from .sites import DIRECTORY, Site, claim, is_marker, lock, open_marker, sweep
 
 FORGOTTEN, COPIED = 1 << 24, 1 << 28  # commits that one may have made meanwhile
 _LATEST = 1 << 39  # of 40 bits that a token has for the commit: the year 2037
 _YEAR_2020 = 1_577_836_800
 _WAIT_SECONDS = 30.0  # for another process that makes a store in the same directory
 _TRIES = 3
-_BESIDE = re.compile(re.escape(UNFINISHED) + "-[0-9a-f]{16}")
-_NOTE = b"diskq is making a store here; if no process has this file open, all of it may go\n"
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_OPEN_MARKER = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_FLOCK = struct.Struct("hhqqi4x")  # fcntl(2), Linux
 _THERE = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -82,9 +72,9 @@ def building(path: str, *, mode: int = files.PRIVATE, source: str = "") -> Itera
     with ExitStack() as stack:
         place = folder
         try:
-            parent = os.open(folder, _DIRECTORY)
+            parent = os.open(folder, DIRECTORY)
             stack.callback(os.close, parent)
-            _sweep(parent)
+            sweep(parent)
             site = _site_inside(parent, path) if inside else _site_beside(parent)
             stack.callback(site.remove)
             place = os.path.join(folder, site.name)
@@ -110,167 +100,29 @@ def building(path: str, *, mode: int = files.PRIVATE, source: str = "") -> Itera
 def tidy(path: str) -> None:
     """Remove from a store what its maker left there, if it was killed at the very end."""
     with suppress(OSError, NotAStore), ExitStack() as stack:
-        folder = os.open(path, _DIRECTORY)
+        folder = os.open(path, DIRECTORY)
         stack.callback(os.close, folder)
-        if site := _claim(folder, UNFINISHED, make=False):
+        if site := claim(folder, UNFINISHED, make=False):
             site.remove()
-        marker = os.open(MARKER, _OPEN_MARKER, dir_fd=folder)
-        stack.callback(os.close, marker)
-        if _is_marker(marker) and _lock(marker):
+        marker = stack.enter_context(open_marker(folder))
+        if is_marker(marker) and lock(marker):
             os.unlink(MARKER, dir_fd=folder)
 
 
-class _Site:
-    """A directory in which a store is built, marked and locked by this process."""
-
-    def __init__(self, parent: int, name: str, directory: int, marker: int, *, taken: bool) -> None:
-        self.parent = parent
-        self.name = name
-        self.directory = directory
-        self.marker = marker
-        self.taken = taken  # from a process that was killed
-        self.renamed = False
-
-    def names(self) -> list[str]:
-        """The files in it, without its marker."""
-        return sorted({*os.listdir(self.directory)} - {MARKER})
-
-    def clear(self) -> None:
-        """Remove the files in it, but for its marker."""
-        for name in files.NAMES:
-            with suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=self.directory)
-
-    def remove(self) -> None:
-        """Let go of it: as a part of the store that it became, or without a trace."""
-        try:
-            with suppress(OSError):
-                if not self.renamed:
-                    self.clear()
-                os.unlink(MARKER, dir_fd=self.directory)  # the last one: it is ours until then
-                if not self.renamed:
-                    os.rmdir(self.name, dir_fd=self.parent)
-        finally:
-            os.close(self.marker)
-            os.close(self.directory)
-
-
-def _claim(parent: int, name: str, *, make: bool) -> _Site | None:
-    """Take a directory to build in: a new one, if `make`, or one that a killed process left.
-
-    None if a living process builds in it, or it went away meanwhile, or is another user's.
-
-    Raises: NotAStore if it is something else.
-    """
-    with ExitStack() as stack:
-        if make:
-            _make(parent, name, stack)
-        try:
-            directory = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
-            stack.callback(os.close, directory)
-            status = os.fstat(directory)
-            if status.st_uid != os.geteuid():
-                return None
-            found = os.listdir(directory)
-            if not {*found} <= {*files.NAMES, MARKER} or (found and MARKER not in found):
-                raise NotADirectoryError(errno.ENOTDIR, "not a directory of diskq")
-            flags = _OPEN_MARKER | os.O_CREAT
-            marker = os.open(MARKER, flags, files.PRIVATE, dir_fd=directory)
-            stack.callback(os.close, marker)
-            if not _is_marker(marker):
-                raise NotADirectoryError(errno.ENOTDIR, "not a directory of diskq")
-            if not _lock(marker):
-                return None
-            there = os.stat(MARKER, dir_fd=directory, follow_symlinks=False)
-            if not os.path.samestat(there, os.fstat(marker)):
-                return None
-        except FileNotFoundError:
-            return None
-        except PermissionError:
-            with suppress(FileNotFoundError):
-                status = os.stat(name, dir_fd=parent, follow_symlinks=False)
-                if status.st_uid != os.geteuid():
-                    return None
-            raise
-        except OSError as error:
-            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
-                raise
-            raise NotAStore(
-                f"{name} is something else than what diskq leaves there; move it elsewhere, or"
-                " choose another path"
-            ) from error
-        stack.pop_all()
-    site = _Site(parent, name, directory, marker, taken=bool(found))
-    try:
-        os.pwrite(marker, _NOTE, 0)
-        os.fchmod(directory, 0o700 | status.st_mode & stat.S_ISGID)  # whatever the umask is
-    except BaseException:
-        site.remove()
-        raise
-    return site
-
-
-def _make(parent: int, name: str, stack: ExitStack) -> None:
-    """Make a directory, unless it is there, which goes with the stack if nothing is in it."""
-
-    def remove() -> None:
-        with suppress(OSError):
-            os.rmdir(name, dir_fd=parent)
-
-    with suppress(FileExistsError):
-        os.mkdir(name, 0o700, dir_fd=parent)
-        stack.callback(remove)
-
-
-def _is_marker(file: int) -> bool:
-    """Whether a file is the marker of a site, be it one that was not written whole, or was not on
-    the disk when the power went: then some of it is zeros."""
-    status = os.fstat(file)
-    mine = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
-    return mine and _NOTE.startswith(os.pread(file, len(_NOTE) + 1, 0).rstrip(b"\0"))
-
-
-def _lock(marker: int) -> bool:
-    """Lock a marker; False if another process, or thread, has it. The lock ends with the descriptor
-    only, whatever else this process does with the file."""
-    try:
-        query = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        fcntl.fcntl(marker, fcntl.F_OFD_SETLK, query)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            return False
-        if error.errno == errno.EINVAL:
-            raise Unsupported(
-                "this system has no locks of open files (F_OFD_SETLK); use diskq outside of this"
-                " sandbox"
-            ) from error
-        raise
-    return True
-
-
-def _sweep(folder: int) -> None:
-    """Remove what those left here who were killed while they built a store."""
-    for name in os.listdir(folder):
-        if _BESIDE.fullmatch(name):
-            with suppress(OSError, NotAStore):
-                if site := _claim(folder, name, make=False):
-                    site.remove()
-
-
-def _site_beside(parent: int) -> _Site:
+def _site_beside(parent: int) -> Site:
     while True:
-        site = _claim(parent, f"{UNFINISHED}-{os.urandom(8).hex()}", make=True)
+        site = claim(parent, f"{UNFINISHED}-{os.urandom(8).hex()}", make=True)
         if site is not None:
             return site
 
 
-def _site_inside(folder: int, path: str) -> _Site:
+def _site_inside(folder: int, path: str) -> Site:
     """The one site in an empty directory, once no other process makes a store there."""
     until = time.monotonic() + _WAIT_SECONDS
     while True:
         if _has_data(folder):
             raise _exists(path)
-        site = _claim(folder, UNFINISHED, make=True)
+        site = claim(folder, UNFINISHED, make=True)
         if site is not None:
             break
         if time.monotonic() > until:
@@ -306,29 +158,33 @@ def _exists(path: str) -> NotAStore:
     return NotAStore(f"{path} exists; choose a new path")
 
 
-def _move_out(site: _Site) -> None:
+def _move_out(site: Site) -> None:
     """Move the files to the directory around the site. While data.mdb is not there, no store is:
     it comes when all else is on the disk."""
-    folder, moved = site.parent, []
-    beside = [name for name in site.names() if name != files.DATA]
+    folder = site.parent
+    beside = {
+        name: os.stat(name, dir_fd=site.directory) for name in site.names() if name != files.DATA
+    }
     _flush(folder)  # the site's name is there before the others
     try:
         for name in beside:
             _move(site, name)
-            moved.append(name)
         if files.BOOT in beside:  # without it the store would be refused
             _flush(folder)
         _move(site, files.DATA)
     except BaseException:
-        for name in moved if not _has_data(folder) else ():
-            os.unlink(name, dir_fd=folder)
+        for name, status in beside.items() if not _has_data(folder) else ():
+            with suppress(FileNotFoundError):
+                there = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                if os.path.samestat(there, status):
+                    os.unlink(name, dir_fd=folder)
         raise
     _flush(folder)
     with suppress(PermissionError):  # whoever made the directory may not have flushed its name
         _flush(folder, "..")
 
 
-def _move(site: _Site, name: str) -> None:
+def _move(site: Site, name: str) -> None:
     """Give a file its place, which is empty: a link never replaces anything, unlike a rename."""
     try:
         os.link(name, name, src_dir_fd=site.directory, dst_dir_fd=site.parent)
@@ -338,18 +194,17 @@ def _move(site: _Site, name: str) -> None:
         os.rename(name, name, src_dir_fd=site.directory, dst_dir_fd=site.parent)
 
 
-def _rename(site: _Site, path: str) -> None:
+def _rename(site: Site, path: str) -> None:
     """Let the site be the store, unless something is there. Of two makers the second fails, for no
     rename replaces a directory that is not empty."""
     if os.path.lexists(path):
         raise _exists(path)
     _flush(site.directory)
     os.rename(site.name, os.path.basename(path), src_dir_fd=site.parent, dst_dir_fd=site.parent)
-    site.renamed = True
     _flush(site.parent)
 
 
-def _permit(site: _Site, mode: int, source: str, *, whole: bool) -> None:
+def _permit(site: Site, mode: int, source: str, *, whole: bool) -> None:
     """Give the files their permissions, the directory too if it is `whole` a part of the store, and
     flush what must last."""
     for name in site.names():
@@ -425,7 +280,7 @@ def later(commit_id: int, apart: int) -> int:
 
 def _flush(folder: int, name: str = ".") -> None:
     """Flush a directory, or the one above it, to its disk: which names it has."""
-    descriptor = os.open(name, _DIRECTORY, dir_fd=folder)
+    descriptor = os.open(name, DIRECTORY, dir_fd=folder)
     try:
         os.fsync(descriptor)
     finally:

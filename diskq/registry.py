@@ -19,7 +19,18 @@ from .environment import translate
 _engines: dict[tuple[int, int], Engine] = {}  # by the identity of their data file
 _registry = threading.RLock()
 ON_DEMAND = (  # modules of diskq that are imported when they are used, by whatever thread
-    *("dedup", "drafts", "apart", "creation", "backup", "pages", "readers", "stats", "options"),
+    *(
+        "dedup",
+        "drafts",
+        "apart",
+        "sites",
+        "creation",
+        "backup",
+        "pages",
+        "readers",
+        "stats",
+        "options",
+    ),
     *("changes", "verify", "restart", "salvaging", "purging", "planned", "letters", "following"),
     *("heartbeat", "transaction", "stealing"),
 )

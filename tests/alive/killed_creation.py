@@ -59,8 +59,10 @@ def use(path):
         assert list(store.verify()) == []
 
 
-def main(folder, shape, durability):
+def main(folder, shape, durability, fault=""):
     path = os.path.join(folder, "store")
+    if fault:  # which the drill must find
+        creation.sweep = creation.tidy = lambda place: None
     number = 0
     while True:
         number += 1

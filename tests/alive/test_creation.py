@@ -220,6 +220,74 @@ def test_after_a_kill_at_any_step_the_next_creation_succeeds_and_nothing_is_left
     assert int(steps.split()[-1]) > 20
 
 
+@pytest.mark.parametrize("shape", ["new", "existing"])
+def test_control_a_creation_that_removes_nothing_is_found_by_kills(tmp_path, shape):
+    script = Path(__file__).with_name("killed_creation.py").read_text()
+    run = run_python(script, tmp_path / "folder", shape, "commit", "fault", check=False)
+    assert "AssertionError" in run.stderr
+
+
+INTERRUPT = """
+import gc, os, shutil, sys
+import diskq
+from diskq import creation, options, sites, stats, verify
+shape, folder = sys.argv[1:]
+path = os.path.join(folder, "store")
+creation._WAIT_SECONDS = 1
+number = 0
+
+def interrupted():
+    # Create the store, interrupted before line `number` of it; whether it was.
+    left = number
+    def trace(frame, event, argument):
+        nonlocal left
+        if frame.f_code.co_filename not in (creation.__file__, sites.__file__):
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+    sys.settrace(trace)
+    try:
+        diskq.open(path).close()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(None)
+    return left <= 0
+
+while True:
+    number += 1
+    os.mkdir(folder)
+    if shape == "existing":
+        os.mkdir(path)
+    files = len(os.listdir("/proc/self/fd"))
+    again = interrupted()
+    gc.collect()  # the traceback had the locked marker
+    assert len(os.listdir("/proc/self/fd")) <= files + 3, number  # of directories
+    with diskq.open(path) as store:
+        store.queue("q").put(b"a")
+        assert list(store.verify()) == [], number
+    names = {*os.listdir(path), *os.listdir(folder)}
+    assert names == {"store", "data.mdb", "lock.mdb", "slots"}, (number, names)
+    shutil.rmtree(folder)
+    if not again:
+        break
+print(number)
+"""
+
+
+@pytest.mark.parametrize("shape", ["new", "existing"])
+def test_after_an_interrupt_at_any_line_the_next_creation_succeeds_and_nothing_is_left(
+    tmp_path, shape
+):
+    """In the same process, which goes on: no lock is left."""
+    lines = run_python(INTERRUPT, shape, tmp_path / "folder", timeout=110).stdout
+    assert int(lines) > 50
+
+
 def lock(file):
     query = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     fcntl.fcntl(file, fcntl.F_OFD_SETLK, query)

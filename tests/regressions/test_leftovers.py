@@ -8,10 +8,14 @@ import fcntl
 import os
 import shutil
 import struct
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 import diskq
+from diskq import creation, sites
+from diskq.codec import new_meta
 from diskq.files import MARKER, UNFINISHED
 
 NAME = f"{UNFINISHED}-0123456789abcdef"
@@ -114,6 +118,35 @@ def test_what_is_being_made_stays_until_its_maker_is_gone(left, tmp_path):
         assert left.exists()
     create(tmp_path / "another")
     assert not left.exists()
+
+
+@pytest.mark.parametrize("its_maker", ["finishes", "is killed at the end"])
+@pytest.mark.parametrize("seen", ["empty", "full"])
+def test_a_store_that_is_complete_before_it_is_looked_at_closely_stays(
+    tmp_path, monkeypatch, its_maker, seen
+):
+    """It was opened as something that was left, and then got its name."""
+    maker = ExitStack()
+    place = Path(maker.enter_context(creation.building(str(tmp_path / "store"))))
+    creation.create_in(str(place), new_meta("commit", 0, bytes(16), bytes(16), 0))
+    if its_maker == "is killed at the end":
+        monkeypatch.setattr(sites.Site, "remove", sites.Site.close)
+    listdir = os.listdir
+
+    def finish_then_list(folder):
+        inside = isinstance(folder, int) and os.readlink(f"/proc/self/fd/{folder}") == str(place)
+        names = listdir(folder)
+        if inside:
+            monkeypatch.setattr(os, "listdir", listdir)
+            maker.close()
+            monkeypatch.undo()
+        return names if seen == "full" or not inside else []
+
+    monkeypatch.setattr(os, "listdir", finish_then_list)
+    create(tmp_path / "another")
+    create(tmp_path / "store")
+    assert sorted(os.listdir(tmp_path)) == ["another", "store"]
+    assert sorted(os.listdir(tmp_path / "store")) == ["data.mdb", "lock.mdb", "slots"]
 
 
 @pytest.mark.parametrize("removed_by_others", ["before it is listed", "after it was listed"])
