@@ -65,8 +65,8 @@ def _version() -> str:
 
 
 def _interpreters() -> Iterator[str]:
-    """Programs that may be this Python, first those that are called so. What a frozen program says
-    is not tried: it is the program, which would begin all over."""
+    """Programs that may be this Python, those with its name first. The `sys.executable` of a frozen
+    program is not tried: it is the program, which would begin all over."""
     found = [] if hasattr(sys, "frozen") else [sys.executable, getattr(sys, "_base_executable", "")]
     for prefix in (sys.exec_prefix, sys.base_exec_prefix):
         found += [os.path.join(prefix, "bin", name) for name in (_version(), "python3")]
@@ -84,7 +84,7 @@ class _Child:
         self.command = [program, "-P", "-c", script, self.word, call, *arguments]
 
     def answer(self) -> list[str] | str:
-        """What the function returned, by lines; or why this was no diskq at work."""
+        """The lines that the function returned; or why this was no diskq at work."""
         with ExitStack() as stack:
             try:
                 self.out, self.err = (_memory(name, stack) for name in ("out", "err"))

@@ -8,7 +8,7 @@ in another directory, its *site*, flushed, and then moved:
 - an empty directory is kept as it is, with its owner and permissions: the site is in it,
   `.diskq-unfinished`, and the files are moved out of it, data.mdb last.
 
-What a killed process left of a site, the next creation removes or takes over; see sites.py.
+The next creation removes or takes over whatever a killed process left of a site; see sites.py.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from .limits import MAX_READERS
 DATA, LOCK, SLOTS = "data.mdb", "lock.mdb", "slots"
 BOOT = "boot"  # only where commits are not flushed: the boot that last found the store sound
 NAMES = DATA, LOCK, SLOTS, BOOT
-# What is being made, see creation.py: a directory, and the file in it that says so.
+# A store that is being made, see creation.py: its directory, and the file in it that says so.
 UNFINISHED, MARKER = ".diskq-unfinished", ".diskq-marker"
 
 PRIVATE = 0o600  # what a store's files are unless its maker says otherwise
@@ -112,8 +112,8 @@ def _is_there(path: str) -> bool:
 
 
 def _may_stay(path: str, name: str, names: list[str]) -> bool:
-    """Whether a directory with this name in it counts as empty. What looks like left by a process
-    that was killed while it made a store here, creation.py looks at more closely."""
+    """Whether a directory with this name in it counts as empty. A process that was killed while it
+    made a store here may have left it; creation.py looks at that more closely."""
     if name == "lost+found":
         return os.path.isdir(os.path.join(path, name))
     return name.startswith(UNFINISHED) or (name in NAMES and UNFINISHED in names)
@@ -206,8 +206,8 @@ def open_private(path: str, flags: int, *, like: str) -> int:
 
 
 def permit(file: int, like: os.stat_result) -> None:
-    """Give an open file or directory the owner, group and permissions that another one has. What
-    this process may not give away stays its own; then no other group gets what that group had."""
+    """Give an open file or directory the owner, group and permissions that another one has. If this
+    process may not give it to that group, its own group gets no more than everybody."""
     found = os.fstat(file)
     mode = stat.S_IMODE(like.st_mode)
     if (found.st_uid, found.st_gid) != (like.st_uid, like.st_gid):
@@ -249,7 +249,7 @@ def prepare_lock(path: str) -> None:
 
 
 def identity_of(path: str) -> tuple[int, int]:
-    """What tells the store at `path` from any other there is: device and inode of its data."""
+    """Device and inode of the data of the store at `path`: no other store has both."""
     status = os.lstat(os.path.join(path, DATA))
     return status.st_dev, status.st_ino
 

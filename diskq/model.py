@@ -259,8 +259,8 @@ class StoreStats(NamedTuple):
 
 
 class SalvagedTopic(NamedTuple):
-    """What became of a topic of a damaged store: messages stored and scheduled, messages of the log
-    that are lost, and the groups that start again at the oldest message."""
+    """A topic of a damaged store: messages that are stored and scheduled in the new one, messages
+    of the log that are lost, and the groups that start again at the oldest message."""
 
     topic: str
     stored: int

@@ -89,7 +89,7 @@ def salvage(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> S
 
 
 def _state_of(file: int) -> tuple[object, ...]:
-    """What any commit changes of a data file."""
+    """Some properties of a data file, of which any commit changes one."""
     status = os.fstat(file)
     return status.st_size, status.st_mtime_ns, files.meta_pages(file)
 

@@ -1,9 +1,9 @@
 """Directories in which stores are built, and what is left of them. Imported on demand.
 
-The first file in such a site is its marker, on which its maker holds a lock as long as it lives. So
-what a killed process left is told from what is being made, and from what is somebody else's: only a
-real directory of this user, with a marker that nobody locks, and with no other files than a store
-has, is taken over or removed. All goes by descriptors of directories; no link is followed.
+The first file in such a site is its marker, on which its maker holds a lock as long as it lives.
+That tells a leftover of a killed process from a site at work, and from somebody else's directory:
+only a real directory of this user, with a marker that nobody locks, and with no other files than a
+store has, is taken over or removed. All goes by descriptors of directories; no link is followed.
 """
 
 from __future__ import annotations
