@@ -11,6 +11,8 @@
 Start at `open`. `docs/explanation/architecture.md` shows how the modules build on each other.
 """
 
+from typing import TYPE_CHECKING
+
 try:
     import lmdb  # noqa: F401 - what else uses it says less if it cannot be had
 except ImportError as error:
@@ -31,6 +33,10 @@ from .queue import Queue
 from .store import Store, open  # noqa: A004 - diskq.open is to diskq what open is to files
 from .topic import Topic
 
+if TYPE_CHECKING:
+    from .salvaging import salvage
+    from .transaction import Transaction
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -41,8 +47,9 @@ __all__ = [
     "Queue",
     "Store",
     "Topic",
-    "Transaction",  # noqa: F405 - see __getattr__
+    "Transaction",  # see __getattr__
     "open",
+    "salvage",  # likewise
 ]
 __all__ += errors.__all__ + model.__all__
 
@@ -53,4 +60,8 @@ def __getattr__(name: str) -> object:
         from .transaction import Transaction
 
         return Transaction
+    if name == "salvage":
+        from .salvaging import salvage
+
+        return salvage
     raise AttributeError(f"module 'diskq' has no attribute {name!r}")

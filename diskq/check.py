@@ -40,6 +40,18 @@ def text(what: str, value: object) -> str:
     return value
 
 
+def mode(value: object) -> int:
+    """Permissions of a store's files: read and write for the owner, and no x for anybody."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"mode must be an int such as 0o660, not {type(value).__name__}")
+    if value & ~0o666 or value & 0o600 != 0o600:
+        raise ValueError(
+            "mode must be 0o600, 0o660 or another one that lets the owner read and write, without"
+            f" x for anybody, not {value:#o}"
+        )
+    return value
+
+
 def utf8(what: str, value: object) -> bytes:
     """A str as it is stored."""
     try:

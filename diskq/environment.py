@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import lmdb
@@ -22,7 +22,29 @@ _DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, *FAUL
 # entries, root; mdb.c, MDB_db.
 TREE = struct.Struct("=IHHQQQQQ")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_PERMISSION = (errno.EACCES, errno.EPERM)
+_FAILED = (
+    "writing to {} failed ({}); check the disk, reopen the store and run store.verify() or"
+    " 'diskq verify'"
+)
+_CLASH = (
+    "store {} is used by a process of another PID namespace with the number of this one, {}, and"
+    " LMDB tells processes by it; let the containers share their PID namespace, or use the store"
+    " from one of them"
+)
+_TOO_MANY = "store {{}} cannot be used: {} has too many open files; close some, or raise the limit"
+_OF_SYSTEM: dict[int, tuple[type[errors.DiskqError], str]] = {
+    errno.EMFILE: (errors.DiskqError, _TOO_MANY.format("this process") + " (ulimit -n)"),
+    errno.ENFILE: (errors.DiskqError, _TOO_MANY.format("the system") + " (sysctl fs.file-max)"),
+    errno.ENAMETOOLONG: (errors.NotAStore, "{} is too long a name; choose a shorter one"),
+    errno.ELOOP: (errors.NotAStore, "{} leads through symbolic links in a circle; mend them"),
+    errno.ENOTDIR: (errors.NotAStore, "{} leads through a file; choose another path"),
+    errno.ENOENT: (errors.NotFound, "{} is not there any more; check the path"),
+    errno.EROFS: (
+        errors.ReadOnly,
+        "{} is on a disk that is mounted read-only; mount it writable, or choose another place",
+    ),
+}
 
 
 def open_environment(path: str, durability: str, *, readonly: bool) -> lmdb.Environment:
@@ -31,6 +53,9 @@ def open_environment(path: str, durability: str, *, readonly: bool) -> lmdb.Envi
     `max_spare_txns` is 0 because a spare transaction keeps its reader slot, which a forked child
     that closes the environment would free under its parent. `lib_version` 0 is the 0.9 format.
     """
+    with translating(path):
+        files.check_mount(path)
+        files.prepare_lock(path)
     sizes = list(limits.MAP_BYTES)
     tries = 0
     while True:
@@ -40,7 +65,7 @@ def open_environment(path: str, durability: str, *, readonly: bool) -> lmdb.Envi
                 map_size=sizes[0],
                 readonly=readonly,
                 create=False,
-                mode=0o664,
+                mode=files.PRIVATE,
                 sync=durability != "process",
                 metasync=durability == "commit",
                 max_readers=limits.MAX_READERS,
@@ -109,21 +134,41 @@ def translate(error: Exception, path: str) -> errors.DiskqError:
     if is_out_of_room(error, path) or isinstance(error, lmdb.MapFullError):
         return full(path, "its disk has no room left")
     if code in _NO_PERMISSION:
-        return errors.ReadOnly(f"no permission to read and write {path}; ask its owner for both")
+        return no_permission(str(getattr(error, "filename", None) or path))
+    if code in _OF_SYSTEM:
+        kind, text = _OF_SYSTEM[code]
+        return kind(text.format(path))
     if code == errno.EIO or isinstance(error, lmdb.PanicError):
-        return errors.DiskFailed(
-            f"writing to {path} failed ({error}); check the disk, reopen the store and run"
-            " store.verify() or 'diskq verify'"
-        )
-    if isinstance(error, lmdb.LockError):
-        return errors.Unsupported(
-            f"store {path} is used by a process of another PID namespace with the number of this"
-            f" one, {os.getpid()}, and LMDB tells processes by it; let the containers share their"
-            " PID namespace, or use the store from one of them"
-        )
-    if isinstance(error, _DAMAGE):
-        return errors.Corrupt(f"store {path} is damaged ({error}); {errors.WAY_OUT}")
-    return errors.DiskqError(f"store {path}: {error}")
+        kind, text = errors.DiskFailed, _FAILED.format(path, error)
+    elif isinstance(error, lmdb.LockError):
+        kind, text = errors.Unsupported, _CLASH.format(path, os.getpid())
+    elif isinstance(error, _DAMAGE):
+        kind, text = errors.Corrupt, f"store {path} is damaged ({error}); {errors.WAY_OUT}"
+    else:
+        kind, text = errors.DiskqError, f"store {path}: {error}"
+    return kind(text)
+
+
+def no_permission(path: str, to: str = "use") -> errors.NoPermission:
+    """The error of a user who may not use a file of a store, or not make one."""
+    whose = ""
+    with suppress(OSError):
+        found = os.stat(path)
+        mode = f"{found.st_mode & 0o7777:04o}"
+        whose = f", which belongs to user {found.st_uid} and has mode {mode}"
+    way_out = "let its owner open the store to your group: mode 0660, when it is made or by chmod"
+    if to != "use":
+        way_out = "choose another place, or let its owner make an empty directory for you"
+    return errors.NoPermission(f"no permission to {to} {path}{whose}; {way_out}")
+
+
+@contextmanager
+def translating(path: str) -> Iterator[None]:
+    """Raise errors of the system, and of LMDB, in diskq's words."""
+    try:
+        yield
+    except (OSError, lmdb.Error) as error:
+        raise translate(error, path) from error
 
 
 def is_out_of_room(error: Exception, path: str) -> bool:

@@ -10,8 +10,8 @@ import queue
 
 __all__ = [
     "AlreadySettled", "Busy", "Closed", "ConfigConflict", "Corrupt", "DiskFailed", "DiskqError",
-    "Empty", "Full", "LeaseLost", "MessageTooLarge", "NotAStore", "NotFound", "ReadOnly",
-    "Reentered", "StoreMoved", "Unsupported", "WrongFormat", "WrongProcess",
+    "Empty", "Full", "LeaseLost", "MessageTooLarge", "NoPermission", "NotAStore", "NotFound",
+    "ReadOnly", "Reentered", "StoreMoved", "Unsupported", "WrongFormat", "WrongProcess",
 ]  # fmt: skip
 
 
@@ -111,6 +111,11 @@ class MessageTooLarge(DiskqError):
 
 class ReadOnly(DiskqError):
     """Raised when a store opened read-only, or not writable here, is asked to change."""
+
+
+class NoPermission(ReadOnly):
+    """Raised when the store, or the place for a new one, belongs to another user. Use it as that
+    user, or let the owner open it to a group: see `mode` of `diskq.open`."""
 
 
 class Unsupported(DiskqError):

@@ -2,19 +2,39 @@
 
 Looks at names, sizes and LMDB's two meta pages with plain reads, because LMDB maps the file: a
 truncated one would end the process with SIGBUS instead of an error.
+
+A store's files are regular files: no symbolic link is followed, no FIFO is waited for. Those beside
+data.mdb have its owner, group and permissions, whichever process makes them and whenever.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import struct
 import sys
+import time
+from contextlib import suppress
 from typing import NamedTuple
 
-from .errors import WAY_OUT, Corrupt, NotAStore, NotFound, Unsupported
+from .errors import WAY_OUT, Corrupt, NotAStore, NotFound, StoreMoved, Unsupported
+from .limits import MAX_READERS
 
 DATA, LOCK, SLOTS = "data.mdb", "lock.mdb", "slots"
 BOOT = "boot"  # only where commits are not flushed: the boot that last found the store sound
+NAMES = DATA, LOCK, SLOTS, BOOT
+# A store that is being made, see creation.py: its directory, and the file in it that says so.
+UNFINISHED, MARKER = ".diskq-unfinished", ".diskq-marker"
+
+PRIVATE = 0o600  # what a store's files are unless its maker says otherwise
+_LOCK_BYTES = 64 * (MAX_READERS + 2)  # mdb.c, MDB_reader and MDB_txninfo
+_PATIENCE_SECONDS = 1.0
+_KINDS = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+}
 
 # POSIX locks or shared maps do not reach all users of a file there; see "Caveats" in lmdb.h.
 _REFUSED = {"nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "afs", "ceph", "lustre", "fuse"}
@@ -37,31 +57,212 @@ class MetaPage(NamedTuple):
     main: bytes
 
 
+def absolute(path: str | os.PathLike[str]) -> str:
+    """A path from the root. Raises: NotAStore if no file can have it, NotFound, TypeError."""
+    name = os.fsdecode(path)
+    if not name:
+        raise NotAStore("the path of the store is empty; give the path of a directory")
+    if "\0" in name:
+        raise NotAStore(f"the path {name!r} contains a NUL character; choose another path")
+    try:
+        return os.path.abspath(name)
+    except FileNotFoundError:
+        raise NotFound(
+            f"there is no current directory any more to find {name} in; give an absolute path"
+        ) from None
+
+
 def is_store(path: str) -> bool:
     """Whether a store is at `path`; False if one could be made there.
 
-    Raises: NotAStore, NotFound, Unsupported.
+    Raises: NotAStore, NotFound, Unsupported, OSError.
     """
-    if os.path.isfile(os.path.join(path, DATA)):
+    if _is_there(os.path.join(path, DATA)):
+        for name in NAMES:
+            check_regular(os.path.join(path, name))
         _check_file_system(path)
         return True
-    if os.path.lexists(path):
-        if not os.path.isdir(path):
+    try:
+        names = os.listdir(path)
+    except (FileNotFoundError, NotADirectoryError):
+        if os.path.lexists(path):
             what = "a file" if os.path.exists(path) else "a symbolic link to what is not there"
-            raise NotAStore(f"{path} is {what}; a store is a directory, choose another path")
-        if os.listdir(path):
-            raise NotAStore(f"{path} is a directory of other files; choose a new or empty one")
-    parent = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(parent):
-        raise NotFound(f"directory {parent} does not exist; create it before the store")
-    _check_file_system(parent)
+            raise NotAStore(
+                f"{path} is {what}; a store is a directory, choose another path"
+            ) from None
+        parent = os.path.dirname(path)
+        if not os.path.isdir(parent):
+            raise NotFound(
+                f"directory {parent} does not exist; create it before the store"
+            ) from None
+        _check_file_system(parent)
+        return False
+    if not all(_may_stay(path, name, names) for name in names):
+        raise NotAStore(f"{path} is a directory of other files; choose a new or empty one")
+    _check_file_system(path)
     return False
 
 
-def identity(path: str) -> tuple[int, int]:
-    """What tells the data file of the store at `path` from any other one that exists."""
-    status = os.stat(os.path.join(path, DATA))
+def _is_there(path: str) -> bool:
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _may_stay(path: str, name: str, names: list[str]) -> bool:
+    """Whether a directory with this name in it counts as empty. A process that was killed while it
+    made a store here may have left it; creation.py looks at that more closely."""
+    if name == "lost+found":
+        return os.path.isdir(os.path.join(path, name))
+    return name.startswith(UNFINISHED) or (name in NAMES and UNFINISHED in names)
+
+
+def check_mount(path: str) -> None:
+    """Refuse a store on a read-only mount. LMDB reads without its lock file there, so others, for
+    whom it is mounted writable, would overwrite what is being read.
+
+    Raises: Unsupported, OSError.
+    """
+    if os.statvfs(os.path.join(path, DATA)).f_flag & os.ST_RDONLY:
+        raise Unsupported(
+            f"{path} is mounted read-only, where LMDB cannot protect a reader from writers; mount"
+            " it writable, or copy the store"
+        )
+
+
+def has_leftovers(path: str) -> bool:
+    """Whether something is in a store that its maker may have left; see `creation.tidy`."""
+    return not {UNFINISHED, MARKER}.isdisjoint(os.listdir(path))
+
+
+def check_regular(path: str) -> None:
+    """Refuse what is no regular file, unless nothing is there: it might lead to a file of somebody
+    else, or let the process wait.
+
+    Raises: NotAStore.
+    """
+    with suppress(FileNotFoundError):
+        _refuse(path, os.lstat(path).st_mode)
+
+
+def _refuse(path: str, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise NotAStore(
+            f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'a device')}, and no file of diskq; remove"
+            " it, or choose another path"
+        )
+
+
+def open_regular(path: str, flags: int) -> int:
+    """Open a file of a store, which is there; returns its descriptor.
+
+    Raises: NotAStore if it is no regular file; OSError.
+    """
+    check_regular(path)  # opening some devices does something
+    file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _refuse(path, os.fstat(file).st_mode)  # it may have been replaced since
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def open_private(path: str, flags: int, *, like: str) -> int:
+    """Open a file beside data.mdb, `like`. If `flags` have O_CREAT and it is not there, it is made,
+    with the owner, group and permissions of data.mdb; returns its descriptor.
+
+    Raises: NotAStore if it is no regular file; OSError.
+    """
+    until, made = time.monotonic() + _PATIENCE_SECONDS, False
+    while True:
+        try:
+            file = open_regular(path, flags & ~os.O_CREAT)
+            break
+        except FileNotFoundError:
+            if not flags & os.O_CREAT:
+                raise
+        except PermissionError:
+            # The process that makes it, another user's, may be about to give it its permissions.
+            if time.monotonic() > until or not os.access(like, os.R_OK | os.W_OK):
+                raise
+            time.sleep(0.01)
+            continue
+        with suppress(FileExistsError):
+            new = flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            file, made = os.open(path, new, PRIVATE), True
+            break
+    try:
+        if made:
+            os.fchmod(file, PRIVATE)  # whatever the umask is
+        if stat.S_IMODE(os.fstat(file).st_mode) == PRIVATE and _is_there(like):
+            permit(file, os.lstat(like))  # it is new, or its maker was killed before this
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def permit(file: int, like: os.stat_result) -> None:
+    """Give an open file or directory the owner, group and permissions that another one has. If this
+    process may not give it to that group, its own group gets no more than everybody."""
+    found = os.fstat(file)
+    mode = stat.S_IMODE(like.st_mode)
+    if (found.st_uid, found.st_gid) != (like.st_uid, like.st_gid):
+        for owner in (like.st_uid, -1):  # only root may change the owner, members the group
+            with suppress(OSError):
+                os.fchown(file, owner, like.st_gid)
+                break
+        found = os.fstat(file)
+        if found.st_gid != like.st_gid:
+            mode &= ~stat.S_IRWXG | (mode & stat.S_IRWXO) << 3
+    if stat.S_IMODE(found.st_mode) != mode and os.geteuid() in (0, found.st_uid):
+        os.fchmod(file, mode)
+
+
+def _access(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)
+
+
+def prepare_lock(path: str) -> None:
+    """Make LMDB's lock file if it is not there, before LMDB does: with the permissions of data.mdb,
+    and with all its blocks, for on a full disk touching a hole in it would end the process with
+    SIGBUS. Not to be called while this process has the store open: its locks would go.
+
+    Raises: NotAStore, OSError.
+    """
+    name, data = os.path.join(path, LOCK), os.path.join(path, DATA)
+    with suppress(FileNotFoundError):
+        found = os.lstat(name)
+        finished = stat.S_IMODE(found.st_mode) != PRIVATE or _access(found) == _access(
+            os.lstat(data)
+        )
+        if found.st_size >= _LOCK_BYTES and finished:
+            return
+    file = open_private(name, os.O_RDWR | os.O_CREAT, like=data)
+    try:
+        os.posix_fallocate(file, 0, _LOCK_BYTES)
+    finally:
+        os.close(file)
+
+
+def identity_of(path: str) -> tuple[int, int]:
+    """Device and inode of the data of the store at `path`: no other store has both."""
+    status = os.lstat(os.path.join(path, DATA))
     return status.st_dev, status.st_ino
+
+
+def check_identity(path: str, expected: tuple[int, int]) -> None:
+    """Raise StoreMoved unless this store is the one at `path`."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        if identity_of(path) == expected:
+            return
+    raise StoreMoved(
+        f"{path} holds another store, or none, since this one was removed, moved or restored; open"
+        " the path again"
+    )
 
 
 def check_data(path: str) -> None:
@@ -70,9 +271,12 @@ def check_data(path: str) -> None:
     Raises: Corrupt, NotAStore.
     """
     name = os.path.join(path, DATA)
-    with open(name, "rb") as file:
-        found = meta_pages(file.fileno())
-    size = os.stat(name).st_size
+    file = open_regular(name, os.O_RDONLY)
+    try:
+        found = meta_pages(file)
+        size = os.fstat(file).st_size
+    finally:
+        os.close(file)
     if not size:
         raise Corrupt(f"{name} is empty, it was damaged; {WAY_OUT}")
     if not found:
@@ -120,7 +324,7 @@ def _check_file_system(path: str) -> None:
             for line in mounts:
                 if line.split(" ", 3)[2] == wanted:
                     kind = line.partition(" - ")[2].split(" ", 1)[0]
-    except OSError:
+    except (FileNotFoundError, PermissionError):
         return  # the system does not tell
     if kind.partition(".")[0] in _REFUSED:
         raise Unsupported(

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backoff", "ConsumerInfo", "DeadLetter", "Failure", "Finding", "GroupSettings", "GroupStats",
-    "LogMessage", "Outgoing", "PendingMessage", "Receipt", "Receipts", "ScheduledMessage",
-    "StoreStats", "TopicSettings", "TopicStats",
+    "LogMessage", "Outgoing", "PendingMessage", "Receipt", "Receipts", "Salvaged",
+    "SalvagedTopic", "ScheduledMessage", "StoreStats", "TopicSettings", "TopicStats",
 ]  # fmt: skip
 
 LANE_BITS = 56  # of an offset; those above are its priority
@@ -256,6 +256,24 @@ class StoreStats(NamedTuple):
     oldest_reader_lag: int
     topics: tuple[TopicStats, ...]
     consumers: tuple[ConsumerInfo, ...]
+
+
+class SalvagedTopic(NamedTuple):
+    """A topic of a damaged store: messages that are stored and scheduled in the new one, messages
+    of the log that are lost, and the groups that start again at the oldest message."""
+
+    topic: str
+    stored: int
+    lost: int
+    scheduled: int
+    restarted: tuple[str, ...]
+
+
+class Salvaged(NamedTuple):
+    """All that `diskq.salvage` saved, and what is wrong with the damaged store."""
+
+    topics: list[SalvagedTopic]
+    findings: list[str]
 
 
 class Finding(NamedTuple):

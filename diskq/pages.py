@@ -223,7 +223,7 @@ def snapshots(file: int) -> list[Snapshot]:
 
 def check_pages(path: str) -> list[str]:
     """What is wrong with the pages of the store at `path`, as its latest commit has them."""
-    file = os.open(os.path.join(path, files.DATA), os.O_RDONLY)
+    file = files.open_regular(os.path.join(path, files.DATA), os.O_RDONLY)
     try:
         found = snapshots(file)
         return found[0].check() if found else ["both of its meta pages are damaged"]

@@ -52,7 +52,8 @@ def pinned_bytes(env: lmdb.Environment, path: str) -> int:
     if oldest.lag < _WORTH_A_LOOK:
         return 0
     since = env.info()["last_txnid"] - oldest.lag
-    with open(os.path.join(path, files.DATA), "rb") as file:
+    name = os.path.join(path, files.DATA)
+    with open(files.open_regular(name, os.O_RDONLY), "rb") as file:
         free = snapshots(file.fileno())[0].free_pages()
         return PAGE_BYTES * sum(len(pages) for txn_id, pages in free if txn_id >= since)
 

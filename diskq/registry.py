@@ -22,16 +22,12 @@ _engines: dict[tuple[int, int], Engine] = {}  # by the identity of their data fi
 _registry = guard.new_lock()
 _forking: list[Any] = []  # locks that this process holds while it forks
 ON_DEMAND = (  # modules of diskq that are imported when they are used, by whatever thread
-    *("dedup", "drafts", "apart", "creation", "backup", "pages", "readers", "stats", "options"),
-    *("changes", "verify", "restart", "holes", "salvage", "purging", "planned", "letters"),
-    *("following", "heartbeat", "transaction", "stealing"),
+    *("dedup", "drafts", "apart", "sites", "creation", "backup", "pages", "readers", "stats"),
+    *("options", "changes", "verify", "restart", "holes", "salvaging", "purging", "planned"),
+    *("letters", "following", "heartbeat", "transaction", "stealing"),
 )
 _LATE = (
-    "ctypes",
-    "datetime",
-    "hashlib",
-    "resource",
-    "select",
+    *("ctypes", "datetime", "hashlib", "resource", "select"),
     *(f"diskq.{name}" for name in ON_DEMAND),
 )
 
@@ -44,11 +40,13 @@ def open_engine(
     create: bool,
     readonly: bool,
     max_bytes: int,
+    mode: int,
     clock: Clock,
     busy_seconds: float,
 ) -> Engine:
     """The engine of the store at `path`, open; `close_engine(user)` gives it back, also if this
-    raised. Durability and size are those of a store that is created."""
+    raised. Durability, size and permissions are those of a store that is
+    created."""
     if is_second_interpreter():
         raise errors.Unsupported(f"store {path} cannot be opened here; {ONE_INTERPRETER}")
 
@@ -58,8 +56,13 @@ def open_engine(
                 raise errors.NotFound(f"there is no store at {path}; check the path, or put")
             from .creation import create_store
 
-            create_store(path, durability, max_bytes, clock)
-        identity = files.identity(path)
+            create_store(path, durability, max_bytes, mode, clock)
+        elif create and not readonly and files.has_leftovers(path):
+            from .creation import tidy
+
+            tidy(path)
+        files.check_mount(path)
+        identity = files.identity_of(path)
         engine = _engines.get(identity)
         if engine is None:
             engine = _engines[identity] = Engine(path, identity, readonly=readonly, clock=clock)
@@ -95,7 +98,7 @@ def close_engine(user: object) -> None:
 
 def is_open(path: str) -> bool:
     """Whether this process has the store at `path` open."""
-    return files.identity(path) in _engines
+    return files.identity_of(path) in _engines
 
 
 def _before_fork() -> None:

@@ -28,7 +28,7 @@ import struct
 import time
 from typing import NamedTuple
 
-from . import guard, locks
+from . import files, guard, locks
 from .errors import Busy, Closed, Unsupported, WrongFormat
 from .limits import MAX_CONSUMERS, WAKE_WORDS
 from .process import Process, Watch, this_process
@@ -333,11 +333,16 @@ class Slots:
 
 
 def _open(path: str, readonly: bool) -> int:
-    flags = (os.O_RDONLY if readonly else os.O_RDWR | os.O_CREAT) | os.O_CLOEXEC | os.O_NOFOLLOW
-    file = os.open(path, flags, 0o666 & os.stat(os.path.dirname(path)).st_mode)
-    if not readonly:
+    if readonly:
+        return files.open_regular(path, os.O_RDONLY)
+    data = os.path.join(os.path.dirname(path), files.DATA)
+    file = files.open_private(path, os.O_RDWR | os.O_CREAT, like=data)
+    try:
         # Without holes: on a full disk, touching one would end the process with SIGBUS.
         os.posix_fallocate(file, 0, _END)
+    except BaseException:
+        os.close(file)
+        raise
     return file
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn, TypeVar, Unpack
 
-from . import admin, check, limits
+from . import admin, check, files, limits
 from .clock import Clock
 from .codec import COPY, DURABILITIES
 from .consumer import Consumer
@@ -47,14 +47,18 @@ def open(  # noqa: A001 - diskq.open is to diskq what open is to files
     any. `max_bytes` (at least 4 MiB, None: the disk) bounds a new store's file: puts raise Full
     before it is reached, settling goes on. Both are kept in the store; None takes what is stored.
 
+    `mode` (None: 0o600) is the permissions of a new store's files, whatever the umask is, and its
+    directory's with an x beside each r: 0o660 lets a group use the store. An existing store keeps
+    its permissions; so does an empty directory that becomes a store.
+
     `busy_seconds` (30; 0: one attempt of at most 0.1 s; math.inf: without end): how long a call
     that changes something waits for other processes and threads that do; then it raises Busy.
 
     The same path may be opened more than once in a process, by its main interpreter. `clock` is for
     tests.
 
-    Raises: NotFound, NotAStore, ConfigConflict, WrongFormat, Corrupt, ReadOnly, Unsupported, Full,
-    Busy, StoreMoved, Reentered.
+    Raises: NotFound, NotAStore, ConfigConflict, WrongFormat, Corrupt, NoPermission, ReadOnly,
+    Unsupported, Full, Busy, StoreMoved, Reentered.
     """
     if durability not in (None, *DURABILITIES):
         raise ValueError(f"durability must be one of {', '.join(DURABILITIES)}, not {durability!r}")
@@ -63,15 +67,18 @@ def open(  # noqa: A001 - diskq.open is to diskq what open is to files
     busy = limits.BUSY_SECONDS
     if busy_seconds is not None:
         busy = check.seconds("busy_seconds", busy_seconds, 0, math.inf)
+    if mode is not None:
+        check.mode(mode)
     user = object()  # of the engine that all stores at this path share
     try:
         engine = open_engine(
-            os.path.abspath(os.fsdecode(path)),
+            files.absolute(path),
             user,
             durability=durability or "commit",
             create=create,
             readonly=readonly,
             max_bytes=max_bytes or 0,
+            mode=mode or files.PRIVATE,
             clock=clock or Clock(),
             busy_seconds=busy,
         )
@@ -214,6 +221,8 @@ class Store:
 
         Reads all of it in one snapshot, and so keeps space from being reused while it runs. A large
         store is read by another process, so that this one's gets and puts go on.
+
+        Raises: StoreMoved, Closed.
         """
         from . import verify
 
@@ -227,11 +236,15 @@ class Store:
         In the copy no lease is valid, and its tokens are larger than any given out here. To
         restore it, put the directory in the place of the store while nobody uses that.
 
-        Raises: NotAStore (something is at `path`), Full (its disk), NotFound, DiskFailed, Closed.
+        The copy has the permissions of the store, and nobody else can read it before.
+
+        Raises: NotAStore (something is at `path`), Full (its disk), NotFound, DiskFailed, Closed,
+        StoreMoved (another store is at this one's path), NoPermission, ReadOnly.
         """
         from . import backup
 
-        backup.copy_store(self.path, os.path.abspath(os.fsdecode(path)))
+        engine = self.engine
+        backup.copy_store(engine.path, engine.identity, files.absolute(path))
 
     def adopt(self, consumer: Consumer) -> None:
         """For diskq's own use: close this consumer with the store."""

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain
-from pathlib import Path
 from signal import SIGABRT, SIGBUS, SIGSEGV, Signals
 
 from . import admin, dedup, files, gaps, held, keys, leases, schedule
@@ -36,9 +35,9 @@ from .codec import (
     decode_topic,
 )
 from .engine import Engine
-from .environment import Database
-from .errors import WAY_OUT, Corrupt, DiskqError
-from .limits import BUSY_SECONDS, MIB
+from .environment import Database, translating
+from .errors import WAY_OUT, Busy, Corrupt, DiskqError, NotAStore, ReadOnly
+from .limits import BUSY_SECONDS, MIB, NOWAIT_SECONDS
 from .log import Log
 from .model import LANE_BITS, Finding
 from .pages import check_pages
@@ -52,11 +51,20 @@ _OF_DAMAGE = SIGABRT, SIGBUS, SIGSEGV  # LMDB ends a process with
 
 def findings(engine: Engine) -> list[Finding]:
     """What is wrong in the store; a large one is read in a process of its own, because one read
-    transaction at a time is open in each."""
-    engine.check_place()
-    if os.stat(os.path.join(engine.path, files.DATA)).st_size < _LARGE_BYTES:
-        return check_store(engine)
-    return [Finding(*line.partition(": ")[::2]) for line in check_in_child(engine.path)]
+    transaction at a time is open in each.
+
+    Raises: StoreMoved if the path holds another store; DiskqError.
+    """
+    path, identity = engine.path, engine.identity
+    with translating(path):
+        files.check_identity(path, identity)
+        if os.stat(os.path.join(path, files.DATA)).st_size < _LARGE_BYTES:
+            found = check_store(engine)
+        else:
+            lines = check_in_child(path, identity)
+            found = [Finding(*line.partition(": ")[::2]) for line in lines]
+        files.check_identity(path, identity)
+    return found
 
 
 def check_store(engine: Engine) -> list[Finding]:
@@ -80,23 +88,37 @@ def _check_with(tx: Tx, logs: dict[int, Database]) -> list[Finding] | set[int]:
     return pages or list(_check(tx, logs))
 
 
-def main(path: str) -> int:
-    """Print the findings of a suspect store, one per line; exit code 5 if there are any."""
+def main(path: str, device: str = "", inode: str = "") -> list[str]:
+    """The findings of a suspect store, one per line: of the one whose data file has this identity,
+    or of whatever is there."""
+
+    with translating(path):
+        identity = (int(device), int(inode)) if device else files.identity_of(path)
+        found = [Finding("store", problem) for problem in check_pages(path)]
+        try:
+            if not found or is_used(path):  # pages change meanwhile: it takes a snapshot to tell
+                found = _check_suspect(path)
+        except (Corrupt, NotAStore) as error:  # it was a store, for its path is known as one
+            found = [Finding("store", str(error))]
+        files.check_identity(path, identity)
+    return ["\t".join(finding) for finding in found]
+
+
+def _check_suspect(path: str) -> list[Finding]:
+    """Check a store that nobody may have open here. Beside a writer that does not go on, all but
+    what only a writer reads."""
     from .clock import Clock
 
-    found = [Finding("store", problem) for problem in check_pages(path)]
+    engine = Engine(path, files.identity_of(path), readonly=False, clock=Clock())
     try:
-        if not found or is_used(path):  # pages change meanwhile: it takes a snapshot to tell
-            engine = Engine(path, files.identity(path), readonly=False, clock=Clock())
-            engine.open(time.monotonic() + BUSY_SECONDS, suspect=True)
-            found = check_store(engine)
-            with suppress(_Undo):
-                engine.commit(_read_free_list)
-    except Corrupt as error:
-        found = [Finding("store", str(error))]
-    for finding in found:
-        print("\t".join(finding))
-    return 5 if found else 0
+        engine.open(time.monotonic() + NOWAIT_SECONDS, suspect=True)
+    except Busy:
+        engine = Engine(path, engine.identity, readonly=True, clock=Clock())
+        engine.open(time.monotonic() + BUSY_SECONDS, suspect=True)
+    found = check_store(engine)
+    with suppress(_Undo, Busy, ReadOnly):
+        engine.commit(_read_free_list, time.monotonic() + NOWAIT_SECONDS)
+    return found
 
 
 def check_short(path: str, name: str, size: int, expected: int) -> None:
@@ -109,8 +131,11 @@ def check_short(path: str, name: str, size: int, expected: int) -> None:
             size=size,
             expected=expected,
         )
-    with open(name, "r+b") as file:
-        os.posix_fallocate(file.fileno(), expected - 1, 1)  # never overwrites, never shortens
+    file = files.open_regular(name, os.O_RDWR)
+    try:
+        os.posix_fallocate(file, expected - 1, 1)  # never overwrites, never shortens
+    finally:
+        os.close(file)
 
 
 def check_boot(path: str, boot_id: bytes) -> None:
@@ -121,9 +146,12 @@ def check_boot(path: str, boot_id: bytes) -> None:
     """
     name = os.path.join(path, files.BOOT)
     boot = boot_id.hex()
-    if boot == Path(name).read_text("ascii", "replace"):
-        return
-    with open(name, "r+", encoding="ascii", errors="replace") as file:
+    with open(files.open_regular(name, os.O_RDONLY), encoding="ascii", errors="replace") as file:
+        if file.read() == boot:
+            return
+    with open(
+        files.open_regular(name, os.O_RDWR), "r+", encoding="ascii", errors="replace"
+    ) as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # nobody writes to the store while it is read
         if file.read() != boot:
             if found := check_in_child(path):
@@ -137,19 +165,23 @@ def check_boot(path: str, boot_id: bytes) -> None:
             file.write(boot)
 
 
-def check_in_child(path: str) -> list[str]:
+def check_in_child(path: str, identity: tuple[int, ...] = ()) -> list[str]:
     """What `verify` finds, run in a process of its own, so that damage cannot end this one.
 
-    Raises: DiskqError if it could not be checked.
+    Raises: StoreMoved; DiskqError if it could not be checked.
     """
     from . import apart
 
-    ended = apart.run("verify:main", path)
-    if ended.code in (0, 5):
-        return [line.replace("\t", ": ") for line in ended.out.splitlines()]
-    if -ended.code in _OF_DAMAGE:
-        return [f"checking it ended with {Signals(-ended.code).name}"]
-    raise DiskqError(f"store {path} could not be checked ({ended.err.strip()[-200:] or ended})")
+    try:
+        lines = apart.run("verify:main", path, *map(str, identity))
+    except apart.Died as error:
+        if error.code is None or -error.code not in _OF_DAMAGE:
+            raise DiskqError(f"store {path} could not be checked: {error}") from error
+        return [f"store: checking it ended with {Signals(-error.code).name}"]
+    except DiskqError as error:
+        error.args = (f"store {path} could not be checked: {error}",)
+        raise
+    return [line.replace("\t", ": ") for line in lines]
 
 
 class _Undo(Exception):

@@ -18,7 +18,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from powercut_trace import CREATE, EXTEND, FLUSH, MKDIR, REMOVE, RENAME, RESIZE, WRITE, Event
+from powercut_trace import (
+    CREATE,
+    EXTEND,
+    FLUSH,
+    LINK,
+    MKDIR,
+    REMOVE,
+    RENAME,
+    RESIZE,
+    WRITE,
+    Event,
+)
 
 SECTOR, PAGE = 512, 4096  # bytes
 MAPPED = ("lock.mdb", "slots")  # memory of the processes: nothing in it must last
@@ -152,7 +163,7 @@ class Disk:
             _change_file(node, self.event, event)
         elif isinstance(node, Folder):
             node.flush()
-        elif event.kind in (CREATE, MKDIR, REMOVE, RENAME):
+        elif event.kind in (CREATE, MKDIR, REMOVE, RENAME, LINK):
             self._change_names(event)
 
     def _change_names(self, event: Event) -> None:
@@ -164,6 +175,9 @@ class Disk:
             folder.set(self.event, {name: Folder()})
         elif event.kind == REMOVE:
             folder.set(self.event, {name: None})
+        elif event.kind == LINK:
+            target, new_name = self._parent(event.other)
+            target.set(self.event, {new_name: folder.names[name]})
         else:
             target, new_name = self._parent(event.other)
             if target is not folder:

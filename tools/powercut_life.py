@@ -74,6 +74,8 @@ class Life:
         self.backups = 0
 
     def live(self) -> None:
+        if self.durability == "process":  # the others make a store where nothing is
+            os.mkdir(os.path.join(self.root, "store"))
         self.open()
         steps: list[Callable[[], None]] = [
             self.puts, self.settles, self.dedup, self.delays, self.transactions, self.backup,
@@ -163,12 +165,15 @@ class Life:
                     transaction.put_many(self.orders, [b"more"] * number)
 
     def backup(self) -> None:
-        if hasattr(self.store, "backup"):
-            name = f"backup{self.backups}"
-            self.backups += 1
-            self.ledger.tell(backing_up=name)
-            self.store.backup(os.path.join(self.root, name))
-            self.ledger.tell(backed_up=name)
+        """To a new place, then to an empty directory."""
+        name = f"backup{self.backups}"
+        path = os.path.join(self.root, name)
+        if self.backups:
+            os.mkdir(path)
+        self.backups += 1
+        self.ledger.tell(backing_up=name)
+        self.store.backup(path)
+        self.ledger.tell(backed_up=name)
 
     def key_order(self) -> None:
         keyed = self.store.topic("keyed")
@@ -282,7 +287,7 @@ class Life:
 def plant(fault: str) -> None:
     """Break a promise."""
     if fault == "creation":
-        creation._flush = lambda path: None
+        creation._flush = lambda folder, name=".": None
     flags = {"nosync": {"sync": False}, "nometasync": {"metasync": False}}.get(fault, {})
     _tiny_maps(flags)
 

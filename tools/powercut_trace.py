@@ -25,7 +25,7 @@ HARMLESS = {"msync"}  # what is mapped need not last: see MAPPED in powercut_dis
 STARTS = {"clone", "clone3", "fork", "vfork"}  # a thread or process
 
 WRITE, FLUSH, RESIZE, EXTEND, CREATE = "write", "flush", "resize", "extend", "create"
-MKDIR, RENAME, REMOVE, TOLD = "mkdir", "rename", "remove", "told"
+MKDIR, RENAME, LINK, REMOVE, TOLD = "mkdir", "rename", "link", "remove", "told"
 
 _LINE = re.compile(r"(\d+) +(.*)", re.DOTALL)
 _CALL = re.compile(r"(\w+)\((.*)\) += (-?\d+)(.*)", re.DOTALL)
@@ -174,6 +174,8 @@ class _Reader:
             return
         if call.startswith("rename"):
             yield Event(RENAME, paths[0], other=paths[1])
+        elif call.startswith("link"):
+            yield Event(LINK, paths[0], other=paths[1])
         elif call.startswith("mkdir"):
             yield Event(MKDIR, paths[0])
         elif call.startswith(("unlink", "rmdir")):

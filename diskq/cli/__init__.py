@@ -6,7 +6,6 @@ cron starts fast. Every way to fail ends in `_report`: one line on stderr, one e
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import signal
@@ -22,9 +21,8 @@ from diskq import (
     Empty,
     Full,
     LeaseLost,
-    ReadOnly,
+    NoPermission,
     __version__,
-    errors,
 )
 
 from . import output
@@ -40,12 +38,13 @@ EXIT_CODES = (  # the first that fits; `verify` ends with 5 if it found damage
     (DiskFailed, 74),
     (Busy, 75),
     (Full, 75),
+    (NoPermission, NO_PERMISSION),
     (DiskqError, ERROR),
     (click.ClickException, ERROR),
+    (PermissionError, NO_PERMISSION),
     (OSError, ERROR),
 )
 _HINTS = {errno.EMFILE: "; allow this process more of them: ulimit -n 1024"}
-_NO_PERMISSION = errno.EACCES, errno.EPERM
 
 VERBS = {  # verb: its module and name there, and what it does
     "put": ("putting.put", "Store one message, or many."),
@@ -179,25 +178,12 @@ def _report(error: Exception) -> int:
         output.errors(error.format_message().encode() + b"\n")
         return USAGE
     code = next((code for kind, code in EXIT_CODES if isinstance(error, kind)), None)
-    if _lacks_permission(error):
-        code = NO_PERMISSION
     if code is None:
         if sys.flags.dev_mode:
             raise error
         error.add_note(f"this is a bug, {type(error).__name__}; python -X dev -m diskq shows where")
     output.error("; ".join([_text(error), *getattr(error, "__notes__", ())]))
     return code or ERROR
-
-
-def _lacks_permission(error: BaseException | None) -> bool:
-    """Whether a permission is missing, as the system said. A file system that is mounted read-only
-    is another matter."""
-    if isinstance(error, getattr(errors, "NoPermission", ())):
-        return True
-    code = getattr(error, "errno", 0) or getattr(error, "code", 0)  # of the system, or of LMDB
-    if isinstance(error, ReadOnly):
-        return _lacks_permission(error.__cause__)
-    return code in _NO_PERMISSION
 
 
 def _text(error: Exception) -> str:

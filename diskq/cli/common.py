@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import shlex
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
@@ -57,19 +56,6 @@ def parse_busy(text: str) -> float:
     return math.inf if text == _NONE else units.parse_duration(text)
 
 
-def parse_mode(text: str) -> int:
-    """Permissions of files in octal, as chmod takes them: `0660`.
-
-    Raises: ValueError.
-    """
-    if not re.fullmatch("0?[0-7]{3}", text, re.ASCII):
-        raise ValueError(f"{text!r} is not a mode; write three octal digits: 0660")
-    mode = int(text, 8)
-    if mode & 0o111 or mode & 0o600 != 0o600:
-        raise ValueError(f"{text} must let the owner read and write, and nobody execute: 0660")
-    return mode
-
-
 def given_settings(options: Mapping[str, object]) -> dict[str, object]:
     """The settings that were given for something new."""
     for name, value in options.items():
@@ -107,7 +93,7 @@ busy_option = click.option(
 mode_option = click.option(
     "--mode",
     metavar="OCTAL",
-    callback=parsed(parse_mode),
+    callback=parsed(units.parse_mode),
     help="Permissions of the files of a store that is created: 0660 shares it with its group."
     "  [default: 0600]",
 )

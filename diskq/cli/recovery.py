@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+import diskq
+
 from . import output
 from .common import open_store, plural, store_path
 
@@ -38,9 +40,7 @@ def salvage(new: str) -> None:
     \b
     diskq salvage /var/lib/my/queue-new
     """
-    from diskq.salvage import salvage as salvage_store
-
-    topics, findings = salvage_store(store_path(), new)
+    topics, findings = diskq.salvage(store_path(), new)
     output.show(topics, _COLUMNS)
     for finding in findings[:_SHOWN]:
         output.line(f"found: {finding}")

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import TypeVar
 
+from diskq import check
+
 Number = TypeVar("Number", int, float)
 
 _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
@@ -72,6 +74,16 @@ def within(
 def duration(least: float, most: float) -> Callable[[str], float]:
     """Parse a duration within two bounds."""
     return within(parse_duration, least, most, show_duration)
+
+
+def parse_mode(text: str) -> int:
+    """Permissions of files: `0660`, `660`.
+
+    Raises: ValueError.
+    """
+    if not re.fullmatch(r"(0|0o)?[0-7]{3}", text, re.ASCII):
+        raise ValueError(f"{text!r} is not a mode; write 0600, 0660 or another one in octal digits")
+    return check.mode(int(text, 8))
 
 
 def parse_text(text: str) -> str:

@@ -1,9 +1,12 @@
-"""A store at a path for several processes, sound at the end."""
+"""A store at a path for several processes, sound at the end; a place for other users."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 from helpers import ROOT
@@ -46,3 +49,12 @@ def child():
     for process in started:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def public():
+    """A directory that every user may enter; pytest's own are private."""
+    path = Path(tempfile.mkdtemp(prefix="diskq-test-", dir="/tmp"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)

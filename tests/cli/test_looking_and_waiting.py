@@ -111,7 +111,7 @@ def test_the_mode_of_a_new_store_can_be_given(
     [
         (["--busy", "soon"], "'soon' is not a duration"),
         (["--busy", "-1"], "'-1' is not a duration"),
-        (["put", "mail", "x", "--mode", "rw"], "'rw' is not a mode; write three octal digits"),
+        (["put", "mail", "x", "--mode", "rw"], "'rw' is not a mode; write 0600, 0660"),
         (["put", "mail", "x", "--mode", "0888"], "'0888' is not a mode"),
         (["put", "mail", "x", "--mode", "2770"], "'2770' is not a mode"),
         (["put", "mail", "x", "--mode", "0770"], "nobody execute"),

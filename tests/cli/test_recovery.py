@@ -121,12 +121,12 @@ def test_a_backup_that_is_terminated_leaves_nothing(shell):
     shell.fill(*[os.urandom(100_000) for _ in range(300)])
     for _ in range(10):
         process = shell.start("backup", "copy")
-        while process.poll() is None and not any(shell.directory.glob(".copy.*")):
+        while process.poll() is None and not any(shell.directory.glob(".diskq*")):
             time.sleep(0.001)
         process.terminate()
         process.wait(60)
         left = [entry.name for entry in shell.directory.glob("*copy*")]
-        left += [entry.name for entry in shell.directory.glob(".copy*")]
+        left += [entry.name for entry in shell.directory.glob(".diskq*")]
         if process.returncode:
             assert process.returncode == -signal.SIGTERM
             assert left == []
@@ -138,10 +138,8 @@ def test_a_backup_that_is_terminated_leaves_nothing(shell):
 def test_what_one_that_was_killed_left_is_removed_by_the_next(shell):
     shell.fill(b"a")
     shell.out("backup", "copy")
-    left = shell.directory / ".copy.999999999.0123abcd"
-    shutil.copytree(shell.directory / "copy", left)
-    shutil.rmtree(shell.directory / "copy")
-    for entry in [*left.iterdir(), left]:
-        os.utime(entry, (1, 1))
+    left = shell.directory / ".diskq-unfinished-0123456789abcdef"
+    (shell.directory / "copy").rename(left)
+    (left / ".diskq-marker").touch()
     shell.out("backup", "copy")
     assert not left.exists()

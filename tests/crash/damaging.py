@@ -19,7 +19,6 @@ from pathlib import Path
 
 import diskq
 from diskq import codec, segment
-from diskq.salvage import salvage
 from diskq.verify import main as check_suspect
 
 PAGE, SECTOR = 4096, 512
@@ -144,7 +143,7 @@ def look_at(path: Path, saved: Path, expected: dict[str, list[bytes]], kind: str
         return "ok" if consume(path) == expected else "wrong data"
 
     def save() -> str:
-        salvage(path, saved)
+        diskq.salvage(path, saved)
         return "ok"
 
     def use_saved() -> str:

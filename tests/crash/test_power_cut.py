@@ -19,7 +19,9 @@ from powercut_disk import KINDS, SECTOR, Disk, choice  # noqa: E402
 from powercut_trace import (  # noqa: E402
     CREATE,
     FLUSH,
+    LINK,
     MKDIR,
+    REMOVE,
     RENAME,
     WRITE,
     Event,
@@ -143,6 +145,16 @@ def test_a_rename_that_was_not_flushed_is_there_or_not():
     assert names(disk) == {("new", "new/a"), ("old", "old/a")}
     disk.replay(Event(FLUSH, "/r"))
     assert names(disk) == {("new", "new/a")}
+
+
+def test_a_link_that_was_not_flushed_is_there_or_not_and_has_the_same_content():
+    disk = disk_after(Event(WRITE, "/r/a", 0, b"x"), Event(FLUSH, "/r/a"))
+    disk.replay(Event(LINK, "/r/a", other="/r/b"))
+    assert names(disk) == {("a",), ("a", "b")}
+    disk.replay(Event(FLUSH, "/r"))
+    disk.replay(Event(REMOVE, "/r/a"))
+    assert names(disk) == {("b",), ("a", "b")}
+    assert disk.file("/r/b").cache == b"x"
 
 
 # The trace

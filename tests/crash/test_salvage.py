@@ -15,7 +15,6 @@ from helpers import ROOT, dump
 import diskq
 from diskq import files
 from diskq.pages import check_pages
-from diskq.salvage import salvage
 
 PAGE = 4096
 
@@ -40,7 +39,7 @@ def copy(built, tmp_path):
 
 def test_a_sound_store_comes_out_equal_but_for_the_row_of_the_store(built, tmp_path):
     path, expected = built
-    outcome = salvage(path, tmp_path / "new")
+    outcome = diskq.salvage(path, tmp_path / "new")
     assert outcome.findings == []
     with diskq.open(path) as old, diskq.open(tmp_path / "new") as new:
         before, after = dump(old), dump(new)
@@ -61,13 +60,13 @@ def _settings(topic):
 
 
 def test_the_receipts_of_dedup_ids_come_along(built, tmp_path):
-    salvage(built[0], tmp_path / "new")
+    diskq.salvage(built[0], tmp_path / "new")
     with diskq.open(tmp_path / "new") as store:
         assert store.topic("mail", priorities=3).put(b"again", dedup_id="id 7").duplicate
 
 
 def test_tokens_go_on_behind_those_of_the_damaged_store(built, copy, tmp_path):
-    salvage(copy, tmp_path / "new")
+    diskq.salvage(copy, tmp_path / "new")
     with diskq.open(copy) as old, diskq.open(tmp_path / "new") as new:
         tokens = [
             store.topic("b").group("g").consumer().get(timeout=0).token for store in (old, new)
@@ -91,7 +90,7 @@ def break_the_row_of_the_group(path, topic):
 
 def test_what_waited_or_was_parked_is_kept_when_its_group_starts_again(built, copy, tmp_path):
     break_the_row_of_the_group(copy, "keyed")
-    outcome = salvage(copy, tmp_path / "new")
+    outcome = diskq.salvage(copy, tmp_path / "new")
     [topic] = [each for each in outcome.topics if each.topic == "keyed"]
     assert topic.restarted == ("g",)
     with diskq.open(tmp_path / "new") as store:
@@ -107,7 +106,7 @@ def test_what_waited_or_was_parked_is_kept_when_its_group_starts_again(built, co
 
 def test_a_group_whose_rows_do_not_add_up_starts_again(built, copy, tmp_path):
     break_the_row_of_the_group(copy, "b")
-    outcome = salvage(copy, tmp_path / "new")
+    outcome = diskq.salvage(copy, tmp_path / "new")
     [topic] = [each for each in outcome.topics if each.topic == "b"]
     assert topic.restarted == ("g",)
     with diskq.open(tmp_path / "new") as store:
@@ -122,7 +121,7 @@ def test_messages_of_a_topic_whose_row_is_lost_are_kept_under_another_name(built
         count = topic.stats().stored
         key = b"T" + struct.pack(">I", topic.id)
         store.engine.commit(lambda tx: tx.put(key, b"nonsense"))
-    outcome = salvage(copy, tmp_path / "new")
+    outcome = diskq.salvage(copy, tmp_path / "new")
     with diskq.open(tmp_path / "new") as store:
         assert list(store.verify()) == []
         [name] = [each.name for each in store.topics() if each.name.startswith("salvaged-")]
@@ -134,7 +133,7 @@ def test_both_meta_pages_lost_is_an_error_and_leaves_nothing(copy, tmp_path):
     with open(copy / files.DATA, "r+b") as file:
         file.write(bytes(2 * PAGE))
     with pytest.raises(diskq.DiskqError):
-        salvage(copy, tmp_path / "new")
+        diskq.salvage(copy, tmp_path / "new")
     assert sorted(os.listdir(tmp_path)) == ["store"]
 
 
@@ -143,7 +142,7 @@ def test_one_meta_page_lost_costs_the_last_commit_at_most(built, copy, tmp_path,
     with open(copy / files.DATA, "r+b") as file:
         file.seek(which * PAGE)
         file.write(bytes(PAGE))
-    outcome = salvage(copy, tmp_path / "new")
+    outcome = diskq.salvage(copy, tmp_path / "new")
     assert sum(topic.lost for topic in outcome.topics) == 0
     with diskq.open(tmp_path / "new") as store:
         assert list(store.verify()) == []
@@ -223,7 +222,7 @@ def test_messages_of_a_commit_whose_meta_page_is_lost_are_found(tmp_path):
     with open(tmp_path / "store" / files.DATA, "r+b") as file:
         file.seek(max(files.meta_pages(file.fileno())).txn_id % 2 * PAGE)
         file.write(bytes(PAGE))
-    salvage(tmp_path / "store", tmp_path / "new")
+    diskq.salvage(tmp_path / "store", tmp_path / "new")
     with diskq.open(tmp_path / "new") as store:
         assert list(store.verify()) == []
         bodies = [message.body for message in store.topic("mail").read()]

@@ -93,6 +93,10 @@ def test_the_call_that_begins_it_all_is_there():
     assert f"`{call}`" in PAGE
 
 
+def test_the_call_that_salvages_is_there():
+    assert f"`{signature('diskq.salvage', diskq.salvage)}`" in PAGE
+
+
 def test_every_public_name_is_there():
     assert set(diskq.__all__) - set(re.findall(r"\w+", PAGE)) == set()
 

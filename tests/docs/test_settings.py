@@ -283,6 +283,16 @@ def test_a_store_has_the_settings_that_the_page_says(tmp_path):
             diskq.open(tmp_path / f"{size}", max_bytes=int(size))
 
 
+def test_a_mode_has_the_limits_that_the_page_says(tmp_path):
+    [row] = [row for row in STORE if row.name == "open(mode)"]
+    least, most = int(row.least, 8), int(row.most, 8)
+    for mode in (least, most):
+        diskq.open(tmp_path / f"{mode:o}", mode=mode).close()
+    for mode in (least - 1, most + 1, least & ~0o200):
+        with pytest.raises(ValueError, match="mode"):
+            diskq.open(tmp_path / f"{mode:o}", mode=mode)
+
+
 @pytest.mark.parametrize(("name", "shown"), FIXED, ids=[name for name, _ in FIXED])
 def test_a_fixed_limit_is_what_the_page_says(name, shown):
     assert getattr(limits, name) == amount(shown)

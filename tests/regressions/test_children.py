@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 
 import pytest
 
 import diskq
-from diskq import verify
+from diskq import apart, verify
 from diskq.codec import ID_KEY
 
 
@@ -71,9 +70,9 @@ def test_a_copy_that_cannot_be_made_fails_though_the_exit_code_of_a_child_is_los
 ):
     """Without an exit code, what the child said must tell that it failed."""
     broken = tmp_path / "python"
-    broken.write_text("#!/bin/sh\necho 'DiskqError: this Python is broken' >&2\nexit 1\n")
+    broken.write_text("#!/bin/sh\necho 'this Python is broken' >&2\nexit 1\n")
     broken.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(broken))
+    monkeypatch.setattr(apart, "_interpreters", lambda: iter([str(broken)]))
     with pytest.raises(diskq.DiskqError, match="is broken"):
         sound.backup(tmp_path / "copy")
     assert sorted(os.listdir(tmp_path)) == ["python", "sound"]

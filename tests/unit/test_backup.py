@@ -11,7 +11,6 @@ from helpers import bodies, dump, offsets
 
 import diskq
 from diskq import creation
-from diskq.salvage import salvage
 
 NEW = "copy"
 
@@ -138,7 +137,7 @@ def test_a_backup_into_a_missing_directory_names_it(store, topic, tmp_path):
 
 
 def test_a_backup_that_fails_leaves_nothing(store, topic, tmp_path, monkeypatch):
-    def rename(source, target):
+    def rename(source, target, **folders):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "rename", rename)
@@ -200,6 +199,6 @@ def test_a_copy_has_the_permissions_of_the_store(tmp_path, copy, way):
         if way == "backup":
             store.backup(copy)
     if way == "salvage":
-        salvage(path, copy)
+        diskq.salvage(path, copy)
     modes = [stat.S_IMODE((copy / name).stat().st_mode) for name in ("", "data.mdb", "lock.mdb")]
     assert modes == [0o2770, 0o640, 0o660]

@@ -16,18 +16,18 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from . import admin, check, codec, dedup, errors, files, gaps, limits, log, verify
 from .changes import DELETED_TOPIC
 from .clock import Clock
 from .codec import COPY, HELD, ID_KEY, U32, GroupRow, Meta, TopicRow, decode_group, decode_topic
-from .creation import COPIED, building, create_in, later, like
+from .creation import COPIED, building, create_in, later
 from .engine import Engine
-from .environment import Database
+from .environment import Database, translating
 from .holes import Holes, fillers
 from .log import Log
-from .model import LANE_BITS, TopicSettings
+from .model import LANE_BITS, Salvaged, SalvagedTopic, TopicSettings
 from .pages import Snapshot, snapshots
 from .readers import is_used
 from .registry import is_open
@@ -41,43 +41,45 @@ _MAX_LOST = 1_000_000  # more cannot be missing: the number is damaged
 _BATCH_BYTES = 16 * limits.MIB
 
 
-class Salvaged(NamedTuple):
-    """What became of a topic: messages stored and scheduled, messages of the log that are lost, and
-    the groups that start again at the oldest message."""
+def salvage(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Salvaged:
+    """Copy what is sound of the store at `source`, which nobody may use meanwhile, to a new store
+    at `target`, complete or not at all. The old one is read as bytes and not changed; no lease is
+    valid in the new one, which has the permissions of the old one.
 
-    topic: str
-    stored: int
-    lost: int
-    scheduled: int
-    restarted: tuple[str, ...]
-
-
-class Outcome(NamedTuple):
-    """All that was salvaged, and what is wrong with the damaged store."""
-
-    topics: list[Salvaged]
-    findings: list[str]
-
-
-def salvage(path: str | os.PathLike[str], to: str | os.PathLike[str]) -> Outcome:
-    """Copy what is sound of the store at `path`, which nobody may use meanwhile, to a new store at
-    `to`, which must not exist. The old one is not changed; no lease is valid in the new one.
-
-    Raises: NotFound, NotAStore, Corrupt (nothing is left), Unsupported (it is in use), Full.
+    Raises: NotFound, NotAStore, Corrupt (nothing is left), Unsupported (it is in use), Full (the
+    disk of `target`), DiskFailed, NoPermission, ReadOnly.
     """
-    source, target = os.path.abspath(os.fsdecode(path)), os.path.abspath(os.fsdecode(to))
-    if not files.is_store(source):
-        raise errors.NotFound(f"there is no store at {source}; check the path")
-    if files.is_store(target):
-        raise errors.NotAStore(f"{target} exists; choose a new path for what is salvaged")
-    if is_open(source):
-        raise errors.Unsupported(f"store {source} is open in this process; close it first")
-    if is_used(source):
-        raise errors.Unsupported(f"store {source} is in use; end its users first")
-    with open(os.path.join(source, files.DATA), "rb") as file, building(target) as place:
-        outcome = _Salvage(*_choose(file.fileno()), place).run()
-        like(source, place)
+    old, new = files.absolute(source), files.absolute(target)
+    with translating(old):
+        if not files.is_store(old):
+            raise errors.NotFound(f"there is no store at {old}; check the path")
+        if is_open(old):
+            raise errors.Unsupported(f"store {old} is open in this process; close it first")
+        if is_used(old):
+            raise errors.Unsupported(f"store {old} is in use; end its users first")
+        file = files.open_regular(os.path.join(old, files.DATA), os.O_RDONLY)
+    try:
+        with translating(new):
+            if files.is_store(new):
+                raise errors.NotAStore(f"{new} exists; choose a new path for what is salvaged")
+        with building(new, source=old) as place:
+            with translating(old):
+                before, chosen = _state_of(file), _choose(file)
+            outcome = _Salvage(*chosen, place).run()
+            with translating(old):
+                if _state_of(file) != before:  # by a process whose locks do not reach here
+                    raise errors.Unsupported(
+                        f"store {old} was changed while it was read; end its users first"
+                    )
         return outcome
+    finally:
+        os.close(file)
+
+
+def _state_of(file: int) -> tuple[object, ...]:
+    """Some properties of a data file, of which any commit changes one."""
+    status = os.fstat(file)
+    return status.st_size, status.st_mtime_ns, files.meta_pages(file)
 
 
 def _choose(file: int) -> tuple[Snapshot, Snapshot | None]:
@@ -127,14 +129,16 @@ class _Salvage:
         self.ends: dict[tuple[int, int], int] = {}  # the same, how far it is copied
         self.holes = Holes()
 
-    def run(self) -> Outcome:
+    def run(self) -> Salvaged:
         self.rowless = codec.META_KEY not in self.state
         if self.rowless:
             self._take_rows()
         self._read_topics()
         self._read_groups()
         self._create()
-        self.engine = Engine(self.place, files.identity(self.place), readonly=False, clock=Clock())
+        self.engine = Engine(
+            self.place, files.identity_of(self.place), readonly=False, clock=Clock()
+        )
         try:
             self.engine.open(time.monotonic() + limits.BUSY_SECONDS, suspect=True)
             for name in sorted(self.logs):
@@ -150,7 +154,7 @@ class _Salvage:
             self.engine.commit(self._write_heads)
             restarted = self.engine.commit(lambda tx: self._restart_groups(tx, databases))
             self.findings += map("\t".join, verify.check_store(self.engine))
-            return Outcome(self._report(restarted), self.findings)
+            return Salvaged(self._report(restarted), self.findings)
         finally:
             self.engine.close()
 
@@ -423,9 +427,9 @@ class _Salvage:
                 restarted.setdefault(topic_id, []).append(name)
         return restarted
 
-    def _report(self, restarted: dict[int, list[str]]) -> list[Salvaged]:
+    def _report(self, restarted: dict[int, list[str]]) -> list[SalvagedTopic]:
         return [
-            Salvaged(
+            SalvagedTopic(
                 decode_topic(row.config).name,
                 row.stored - self.lost[topic_id],
                 self.lost[topic_id],
