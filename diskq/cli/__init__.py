@@ -6,6 +6,7 @@ cron starts fast. Every way to fail ends in `_report`: one line on stderr, one e
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
