@@ -19,7 +19,7 @@ def mislead(path):
     verify.check_pages = check
     return ["page 7 changed under this look at it"]
 verify.check_pages = mislead
-sys.exit(verify.main(sys.argv[1]))
+print(*verify.main(sys.argv[1]))
 """
 
 
@@ -32,17 +32,14 @@ def path(tmp_path):
 
 
 def test_what_a_look_without_a_snapshot_finds_in_a_store_in_use_is_no_damage(path):
-    """It was reported, and exit code 5; now only what is wrong in a snapshot is."""
+    """It was reported; now only what is wrong in a snapshot is."""
     with diskq.open(path):
-        ended = run_python(FIRST_LOOK_MISLEADS, path, check=False)
-    assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr
+        assert run_python(FIRST_LOOK_MISLEADS, path).stdout == "\n"
 
 
 def test_what_it_finds_in_a_store_that_nobody_uses_is_damage(path):
     """The control: nobody can have changed it, and LMDB must not map what is damaged."""
-    ended = run_python(FIRST_LOOK_MISLEADS, path, check=False)
-    assert ended.returncode == 5
-    assert "page 7" in ended.stdout
+    assert "page 7" in run_python(FIRST_LOOK_MISLEADS, path).stdout
 
 
 def test_verifying_a_large_store_while_another_commits_finds_nothing(path, monkeypatch):
