@@ -75,8 +75,9 @@ def building(path: str, *, mode: int = files.PRIVATE, source: str = "") -> Itera
             parent = os.open(folder, DIRECTORY)
             stack.callback(os.close, parent)
             sweep(parent)
-            site = _site_inside(parent, path) if inside else _site_beside(parent)
-            stack.callback(site.remove)
+            taken: list[Site] = []
+            stack.callback(_remove, taken)
+            site = _site_inside(parent, path, taken) if inside else _site_beside(parent, taken)
             place = os.path.join(folder, site.name)
             files.prepare_lock(place)
             yield place
@@ -109,20 +110,25 @@ def tidy(path: str) -> None:
             os.unlink(MARKER, dir_fd=folder)
 
 
-def _site_beside(parent: int) -> Site:
+def _remove(taken: list[Site]) -> None:
+    for site in taken:
+        site.remove()
+
+
+def _site_beside(parent: int, taken: list[Site]) -> Site:
     while True:
-        site = claim(parent, f"{UNFINISHED}-{os.urandom(8).hex()}", make=True)
+        site = claim(parent, f"{UNFINISHED}-{os.urandom(8).hex()}", make=True, taken=taken)
         if site is not None:
             return site
 
 
-def _site_inside(folder: int, path: str) -> Site:
+def _site_inside(folder: int, path: str, taken: list[Site]) -> Site:
     """The one site in an empty directory, once no other process makes a store there."""
     until = time.monotonic() + _WAIT_SECONDS
     while True:
         if _has_data(folder):
             raise _exists(path)
-        site = claim(folder, UNFINISHED, make=True)
+        site = claim(folder, UNFINISHED, make=True, taken=taken)
         if site is not None:
             break
         if time.monotonic() > until:

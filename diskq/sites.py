@@ -111,13 +111,16 @@ class Site:
             os.close(directory)
 
 
-def claim(parent: int, name: str, *, make: bool) -> Site | None:
+def claim(parent: int, name: str, *, make: bool, taken: list[Site] | None = None) -> Site | None:
     """Take a directory to build in: a new one, if `make`, or one that a killed process left. None
-    if it is not to be had, now or any more.
+    if it is not to be had, now or any more. `taken` gets it first, so that whoever removes what is
+    in there removes it, whenever an interrupt comes.
 
     Raises: NotAStore if it is something else; OSError.
     """
     site, made, claimed = Site(parent, name), False, False
+    if taken is not None:
+        taken.append(site)
     if make:
         with suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=parent)

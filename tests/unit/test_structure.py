@@ -15,9 +15,9 @@ CORE = ROOT / "diskq"
 ORDER = (
     *("errors", "limits", "clock", "model", "codec", "segment", "check", "files", "environment"),
     *(
-        "wake",
-        "slots",
+        *("locks", "process", "guard", "wake", "door", "turns", "slots", "opened"),
         "hands",
+        "tx",
         "engine",
         "room",
         "registry",
