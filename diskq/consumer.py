@@ -58,6 +58,7 @@ class Consumer:
         self._acked = self._acked_bytes = 0  # since it last looked for segments to trim
         self._store = group.topic.store
         self._engine = self._store.engine
+        self._clean = False  # it gave back what it held
         self._strays: list[list[Grant | Message]] = []  # leased for calls that were interrupted
         self.place = group.place
         owner = int.from_bytes(os.urandom(8), "big") | 1
@@ -427,32 +428,32 @@ class Consumer:
         """Give back what is not settled, uncharged, and leave the group. May be called twice, and
         by a signal handler. Never waits for long: where it cannot commit, others take back what it
         held, as if it had died with nothing in hand."""
-        if not self.usable:
-            return
+        if not (self._presence.gone or self.inherited):
+            guard.surely(self._release_all, self._leave)
+
+    def _release_all(self) -> None:
         self._presence.closed = True
         self._fetched.clear()
         if self._heartbeat is not None:
             self._heartbeat.stop()
         self._acked = limits.TRIM_MESSAGES
-        clean = False
+        until = time.monotonic() + min(self._store.busy_seconds, limits.CLOSE_SECONDS)
         try:
-            until = time.monotonic() + min(self._store.busy_seconds, limits.CLOSE_SECONDS)
             self.in_group(lambda at: at.release_owned(self._member.owner), until=until)
-            clean = True
+            self._clean = True
         except errors.NotFound:
-            clean = True  # the group was deleted, and its leases with it
-        except (errors.Closed, errors.StoreMoved):
-            pass
+            self._clean = True  # the group was deleted, and its leases with it
         except errors.DiskqError:
-            self._presence.name_nothing()
-        finally:
-            self._leave(clean)
+            pass  # others find it dead, and take back what it held
 
-    def _leave(self, clean: bool) -> None:
-        guard.surely(
-            partial(self._engine.slots.nudge, self.group.id),
-            partial(self._engine.slots.release, self._member.slot, clean=clean),
-        )
+    def _leave(self) -> None:
+        """Give the slot up; may be called again."""
+        slots, slot, owner = self._engine.slots, self._member.slot, self._member.owner
+        if not self._clean:
+            self._presence.name_nothing()
+        slots.nudge(self.group.id)
+        slots.release(slot, owner, clean=self._clean)
+        self._presence.gone = True
 
     @property
     def usable(self) -> bool:
@@ -478,8 +479,9 @@ class Consumer:
     def __del__(self) -> None:
         # Never commit from here: any thread may hold any lock. Others see the slot free, and take
         # back what it held.
-        if getattr(self, "_presence", None) is not None and self.usable:
-            self._engine.abandon(self._member.slot)
+        presence = getattr(self, "_presence", None)
+        if presence is not None and not (presence.gone or self.inherited):
+            self._engine.abandon(self._member.slot, self._member.owner)
             if self._heartbeat is not None:
                 self._heartbeat.stop()
 

@@ -80,20 +80,20 @@ class Engine:
         self._data = os.path.join(path, files.DATA)
         self._env: lmdb.Environment | None = None
         self.members: Slots | None = None  # who is alive, if that can be told
+        self._opened: Opened | None = None  # in a child at first the parent's
         self._failed = ""
-        self._closing = False
+        self._pid = os.getpid()
+        self.closing = False
         self._crossed = False  # a fork did, while a transaction was open
         self._forks = 0
         self._reset()
 
     def _reset(self) -> None:
-        self._pid = os.getpid()
         self._leave: Callable[[], object] = int  # gives back the turn to write
         self._door = Door(self._transact, self._clean)
         self._writer = self._door.lead  # who has it leads
         self._reader = guard.new_lock()
         self._opening = guard.new_lock()
-        self._opened: Opened | None = None
         self._txn: lmdb.Transaction[bytes] | None = None  # of who leads
         self._snapshot: lmdb.Transaction[bytes] | None = None  # of who reads
         self._reading = False
@@ -136,7 +136,7 @@ class Engine:
             result: T = self._door.enter(operation, until, busy_seconds)
             return result
         finally:
-            if self._closing:
+            if self.closing:
                 self.close()
 
     def read(self, operation: Callable[[Tx], T]) -> T:
@@ -159,7 +159,7 @@ class Engine:
             if reader._is_owned():  # only a tracer can raise before the end of `with`
                 self._end_snapshot()
                 reader.release()
-            if self._closing:
+            if self.closing:
                 self.close()
 
     def _read(self, operation: Callable[[Tx], T]) -> T:
@@ -280,7 +280,7 @@ class Engine:
     def _check_usable(self) -> None:
         if self._failed:
             raise errors.DiskFailed(self._failed)
-        if self._closing:
+        if self.closing:
             raise errors.Closed(f"store {self.path} is closed; open it again")
 
     def _note_failure(self, error: Exception) -> errors.DiskqError:
@@ -382,7 +382,7 @@ class Engine:
     @property
     def is_open(self) -> bool:
         """Whether it was opened, in this process or in its parent, and not closed."""
-        return not self._closing and (self._env is not None or self._forks > 0)
+        return not self.closing and (self._env is not None or self._forks > 0)
 
     def live(self) -> lmdb.Environment:
         """The environment, opened anew in a forked child; for who leads or reads."""
@@ -419,10 +419,9 @@ class Engine:
 
     def close(self) -> None:
         """Close the environment; whoever still uses it gets Closed. Inside of another call of this
-        thread that happens when that one ends."""
-        self._closing = True
-        locks_of_mine = self._writer, self._reader
-        if any(lock._is_owned() for lock in locks_of_mine):
+        thread that happens when that one ends. May be called again."""
+        self.closing = True
+        if self._writer._is_owned() or self._reader._is_owned():
             return
         end = partial(guard.surely, int, self._end)
         guard.run_alone(self._writer, lambda: guard.run_alone(self._reader, end))
@@ -435,10 +434,10 @@ class Engine:
         self._env = self.members = None
         self._leave = int
 
-    def abandon(self, slot: int) -> None:
+    def abandon(self, slot: int, owner: int) -> None:
         """Let the consumer of this slot count as dead: it was not closed, but forgotten."""
         if self._env is not None and not self.readonly:
-            self.slots.release(slot, clean=False)
+            self.slots.release(slot, owner, clean=False)
 
     def in_line(self) -> int:
         """How many calls of this process wait for the one that commits; for tests."""
@@ -452,14 +451,13 @@ class Engine:
         """Keep the parent's environment only to close it before the own one is opened."""
         if self._pid == os.getpid():
             return
-        crossed = self._crossed or self._reading or self._door.unclean
-        opened = self._opened
-        if opened is not None:
-            opened.drop_files()
+        self._crossed = self._crossed or self._reading or self._door.unclean
         self._env = self.members = None
+        if self._opened is not None:
+            self._opened.drop_files()
         self._reset()
-        self._opened, self._crossed = opened, crossed
         self._forks += 1
+        self._pid = os.getpid()  # last: if this is interrupted, it is done again
 
 
 def _log_name(topic_id: int) -> bytes:

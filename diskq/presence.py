@@ -23,6 +23,7 @@ class Presence:
     def __init__(self, engine: Engine, slot: int) -> None:
         self.slot = slot
         self.closed = False
+        self.gone = False  # the slot is given up
         self._engine = engine
         self._generation = engine.generation
         self._lock = threading.RLock()

@@ -64,6 +64,9 @@ def open_engine(
         files.check_mount(path)
         identity = files.identity_of(path)
         engine = _engines.get(identity)
+        if engine is not None and engine.closing:  # an interrupt came while it was closed
+            engine.close()
+            engine = None
         if engine is None:
             engine = _engines[identity] = Engine(path, identity, readonly=readonly, clock=clock)
         if engine.readonly and not readonly:
@@ -87,8 +90,8 @@ def close_engine(user: object) -> None:
         for identity, engine in list(_engines.items()):
             engine.users.discard(user)
             if not engine.users:
-                del _engines[identity]
                 engine.close()
+                _engines.pop(identity, None)
 
     if _registry._is_owned():  # by a frame that a handler interrupted
         close()
@@ -123,6 +126,10 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
+    guard.surely(_forget_parent, _forget_parent)  # CPython swallows what is raised here
+
+
+def _forget_parent() -> None:
     global _registry  # noqa: PLW0603 - another thread of the parent may have had it
     _registry = guard.new_lock()
     _forking.clear()

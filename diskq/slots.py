@@ -224,12 +224,13 @@ class Slots:
             _USED.pack_into(self._memory, _USED_AT, max(index + 1, len(self._column(0))))
             return True
         except BaseException:
-            self.release(index, clean=False)
+            self.release(index, owner, clean=False)
             raise
 
-    def release(self, index: int, *, clean: bool) -> None:
-        """Give a slot up; unless `clean`, what it says stays, for who frees its leases."""
-        if index in self._mine:
+    def release(self, index: int, owner: int, *, clean: bool) -> None:
+        """Give a slot up, if it is still this owner's; unless `clean`, what it says stays, for who
+        frees its leases."""
+        if self._mine.get(index) == owner:
             if clean:
                 self._fill(index, _FREE)
             self._unlock(_SLOT_BYTES + index)
