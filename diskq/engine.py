@@ -19,12 +19,10 @@ from __future__ import annotations
 
 import operator
 import os
-import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import lmdb
@@ -44,18 +42,10 @@ from .hands import Hands
 from .opened import Opened
 from .segment import Segment
 from .slots import Slots
-from .tx import LogIsClosed, Tx
+from .tx import LogIsClosed, Tx, run_others
 
 T = TypeVar("T")
 _LONG_READ_NS = 10_000_000  # a read that took longer is checked, see `_was_kept`
-_HERE = str(Path(__file__).parent)
-_OF_OPERATIONS = (
-    *(errors.DiskqError, ValueError, TypeError, LookupError, OSError),
-    *(struct.error, lmdb.Error),
-)
-
-
-_OF_THE_DOOR = (LogIsClosed, lmdb.MapFullError, lmdb.MapResizedError)
 
 
 class Engine:
@@ -132,6 +122,8 @@ class Engine:
         """
         if os.getpid() != self._pid:
             self.after_fork_in_child()
+        if self._reader._is_owned():
+            raise guard.reentered()
         try:
             result: T = self._door.enter(operation, until, busy_seconds)
             return result
@@ -150,8 +142,8 @@ class Engine:
         if os.getpid() != self._pid:
             self.after_fork_in_child()
         reader = self._reader
-        if reader._is_owned():
-            raise guard.reentered()
+        if reader._is_owned() or (self._writer._is_owned() and not reader.acquire(False)):
+            raise guard.reentered()  # to wait here could be to wait for each other
         try:
             with reader:
                 return self._read(operation)
@@ -177,9 +169,13 @@ class Engine:
                 self._end_snapshot()
                 env.set_mapsize(0)
             except lmdb.ReadersFullError:
-                env.reader_check()
-            except FAULTS as error:
-                raise translate(error, self.path) from error
+                self.drop_dead_readers()
+            except Exception as error:
+                if self._snapshot is not None and not self._was_kept(env):
+                    continue  # what it read was used again meanwhile
+                if isinstance(error, FAULTS):
+                    raise translate(error, self.path) from error
+                raise
             finally:
                 self._end_snapshot()
         raise errors.Unsupported(f"store {self.path} has {limits.MAX_READERS} readers, its limit")
@@ -250,13 +246,15 @@ class Engine:
 
     def _run(self, env: lmdb.Environment, call: Call, others: list[Call]) -> Tx | None:
         """Run and commit; None if an operation of another thread failed, and nothing was done."""
-        txn, pending = None, call.pending
+        txn, pending = None, [True]  # a new one: of an attempt that fails it is never emptied
         try:
             txn = self._txn = env.begin(self.state, write=True)
             tx = Tx(self, txn)
             call.result = call.operation(tx)
-            if others and not _run_others(others, tx, pending):
+            if others and not run_others(others, tx):
                 return None
+            for each in (call, *others):
+                each.pending = pending
             # One call of C: what is committed is done, whatever is raised around it.
             any(map(operator.call, (txn.commit, pending.clear, *tx.marks)))
             return tx
@@ -326,6 +324,8 @@ class Engine:
     def log(self, topic_id: int) -> Database:
         """As `Tx.log`, for use outside of a transaction; not to be called inside of an
         operation."""
+        if os.getpid() != self._pid:
+            self.after_fork_in_child()
         if topic_id not in self.logs:
             if self.readonly:
                 return self._open(self.live(), _log_name(topic_id))[0]
@@ -377,6 +377,7 @@ class Engine:
             self.slots = opened.members
             self._leave = self.slots.turns.leave
         self._keep_reading = opened.keep_reading
+        self.drop_dead_readers = opened.drop_dead_readers
         self._env = opened.env  # last: now others may use it
 
     @property
@@ -417,14 +418,15 @@ class Engine:
         """Whether another process, or another opening, uses the store."""
         return self._opened is not None and self._opened.used_elsewhere()
 
-    def close(self) -> None:
+    def close(self) -> bool:
         """Close the environment; whoever still uses it gets Closed. Inside of another call of this
-        thread that happens when that one ends. May be called again."""
+        thread that happens when that one ends: then this returns False. May be called again."""
         self.closing = True
         if self._writer._is_owned() or self._reader._is_owned():
-            return
+            return False
         end = partial(guard.surely, int, self._end)
         guard.run_alone(self._writer, lambda: guard.run_alone(self._reader, end))
+        return True
 
     def _end(self) -> None:
         """Close all that is open; may be called again."""
@@ -462,34 +464,3 @@ class Engine:
 
 def _log_name(topic_id: int) -> bytes:
     return b"log.%d" % topic_id if topic_id < limits.MAX_LOG_DATABASES else b"log"
-
-
-def _run_others(calls: list[Call], tx: Tx, pending: list[bool]) -> bool:
-    """Run the operations of other threads in a transaction; they are pending as long as the
-    leader's is. False if one failed: it is marked, and the transaction is to be undone."""
-    for call in calls:
-        try:
-            call.result = call.operation(tx)
-        except Exception as error:
-            if not _is_of_operation(error, call.operation):
-                raise
-            call.alone = True
-            return False
-        call.pending = pending
-    return True
-
-
-def _is_of_operation(error: Exception, operation: Callable[[Tx], object]) -> bool:
-    """Whether an operation raised this, and not a signal handler or a time limit that came while it
-    ran: those are raised by a frame that is not the operation's, or are of a kind that no operation
-    of diskq raises."""
-    if isinstance(error, _OF_THE_DOOR) or (isinstance(error, OSError) and error.errno is None):
-        return False
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    raised_in = trace.tb_frame.f_code.co_filename if trace is not None else _HERE
-    if raised_in.startswith(_HERE):
-        return isinstance(error, _OF_OPERATIONS)
-    code = getattr(operation, "__code__", None)
-    return code is not None and code.co_filename == raised_in

@@ -27,6 +27,7 @@ from .environment import (
     translate,
 )
 from .limits import WAKE_WORDS
+from .process import maps_file
 from .slots import Slots
 
 _NAP_SECONDS = 0.001
@@ -108,7 +109,7 @@ class Opened:
         env = self.env = open_environment(self.path, durability, readonly=self.readonly)
         self._hold_lock_file(until)
         self.keep_reading()
-        env.reader_check()
+        self.drop_dead_readers()
         self._check_meta(adopting(env, lambda: read_row(env, b"state", META_KEY)))
         self.main = env.open_db(None)
         self.databases = self._open_databases(env, until)
@@ -139,6 +140,15 @@ class Opened:
         lives only once, and any close of the lock file in this process drops it."""
         if self.lock_file >= 0:
             locks.lock_for_process(self.lock_file, os.getpid())
+
+    def drop_dead_readers(self) -> None:
+        """Free the rows of readers that died. Not while a living one has lost its lock to a close
+        of the lock file: LMDB would take it for dead, and its snapshot would be written over."""
+        if self.env is not None:
+            pids = {int(row.split()[0]) for row in self.env.readers().splitlines()[1:]}
+            living = (pid for pid in pids if not locks.is_locked(self.lock_file, pid))
+            if not any(maps_file(pid, self.lock_file) for pid in living if pid != os.getpid()):
+                self.env.reader_check()
 
     def _end_opening(self) -> None:
         if self.members is not None and not self.readonly:

@@ -100,6 +100,18 @@ class Watch:
             self.forget(process)
 
 
+def maps_file(pid: int, file: int) -> bool:
+    """Whether a process has a file mapped; True if that cannot be told."""
+    try:
+        status = os.fstat(file)
+        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
+            return any(line.split(None, 5)[4] == str(status.st_ino) for line in maps)
+    except FileNotFoundError:
+        return False
+    except (OSError, IndexError):
+        return True
+
+
 def describe(process: Process) -> str:
     """A process for people: pid, command and state; only the pid where that is all to be had."""
     try:

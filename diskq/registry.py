@@ -89,8 +89,7 @@ def close_engine(user: object) -> None:
     def close() -> None:
         for identity, engine in list(_engines.items()):
             engine.users.discard(user)
-            if not engine.users:
-                engine.close()
+            if not engine.users and engine.close():
                 _engines.pop(identity, None)
 
     if _registry._is_owned():  # by a frame that a handler interrupted
@@ -123,6 +122,7 @@ def _after_fork_in_parent() -> None:
         if lock._is_owned():
             lock.release()
     _forking.clear()
+    _end_closing()
 
 
 def _after_fork_in_child() -> None:
@@ -135,6 +135,14 @@ def _forget_parent() -> None:
     _forking.clear()
     for engine in _engines.values():
         engine.after_fork_in_child()
+    _end_closing()
+
+
+def _end_closing() -> None:
+    """Close what a signal handler wanted to be closed during a fork."""
+    for engine in list(_engines.values()):
+        if engine.closing and engine.close():
+            _engines.pop(engine.identity, None)
 
 
 os.register_at_fork(

@@ -140,7 +140,7 @@ class Room:
         file_bytes, disk_full = self._size(), False
         over = self._high_water + wanted > self._limit
         if over or file_bytes < least:
-            self._env.reader_check()  # who died while reading keeps freed pages
+            self._tx.engine.drop_dead_readers()  # who died while reading keeps freed pages
         if file_bytes < least:
             spare = min(self._reserve, self._limit - least)
             file_bytes, disk_full = _allocate(self._name, file_bytes, least, spare)

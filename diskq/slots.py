@@ -22,6 +22,7 @@ names is asked for.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
@@ -329,8 +330,11 @@ class Slots:
             time.sleep(_NAP_SECONDS)
 
     def _unlock(self, byte: int) -> None:
-        if self._file_or_none >= 0:  # it may be closed meanwhile, and its locks with it
+        try:
             locks.unlocker(self._file_or_none, byte, 1)()
+        except OSError as error:
+            if error.errno != errno.EBADF:  # it is closed meanwhile, and its locks with it
+                raise
 
 
 def _open(path: str, readonly: bool) -> int:

@@ -119,33 +119,18 @@ class Transaction:
             )
 
     def _commit(self) -> None:
-        settled = [message for message, _ in self._settled]
+        settled, parts = self._settled, self._puts  # whatever a rollback does meanwhile
 
         def operation(tx: Tx) -> None:
-            self._settle_all(tx)
-            found = (
-                (Log(tx, tx.log(topic.id), topic.id), topic.name, put) for topic, put in self._puts
-            )
+            _settle_all(tx, settled)
+            found = ((Log(tx, tx.log(topic.id), topic.id), topic.name, put) for topic, put in parts)
             receipts = [receipt for each in found for receipt in puts.store(*each)]
             tx.at_commit(self, "receipts", receipts)
             tx.at_commit(self, "_over", True)
 
         self._store.commit(operation)
-        for message in settled:
+        for message, _ in settled:
             message.consumer.count_acked([message])
-
-    def _settle_all(self, tx: Tx) -> None:
-        groups: dict[int, Delivery] = {}
-        for message, action in self._settled:
-            consumer = message.consumer
-            at = groups.get(consumer.group.id)
-            if at is None:
-                at = groups[consumer.group.id] = Delivery(tx, consumer.place)
-            action(at)
-        for at in groups.values():
-            at.store()
-        for consumer in {message.consumer for message, _ in self._settled}:
-            consumer.trim(tx)
 
     def __enter__(self) -> Transaction:
         self._check_open()
@@ -161,3 +146,17 @@ class Transaction:
         if not getattr(self, "_over", True) and (self._settled or self._puts):
             text = "a transaction was dropped: nothing of it happened; commit or roll it back"
             warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
+
+
+def _settle_all(tx: Tx, settled: Sequence[tuple[Message, Action]]) -> None:
+    groups: dict[int, Delivery] = {}
+    for message, action in settled:
+        consumer = message.consumer
+        at = groups.get(consumer.group.id)
+        if at is None:
+            at = groups[consumer.group.id] = Delivery(tx, consumer.place)
+        action(at)
+    for at in groups.values():
+        at.store()
+    for consumer in {message.consumer for message, _ in settled}:
+        consumer.trim(tx)

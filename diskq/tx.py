@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lmdb
 
+from .door import Call
 from .environment import Database
+from .errors import DiskqError
 
 if TYPE_CHECKING:
     from .engine import Engine
 
 TOKEN_BITS = 24  # of a token that number the deliveries of one commit
+_HERE = str(Path(__file__).parent)
+_OF_OPERATIONS = (
+    *(DiskqError, ValueError, TypeError, LookupError, OSError),
+    *(struct.error, lmdb.Error),
+)
 
 
 class LogIsClosed(Exception):
@@ -22,6 +31,9 @@ class LogIsClosed(Exception):
     def __init__(self, topic_id: int) -> None:
         super().__init__(topic_id)
         self.topic_id = topic_id
+
+
+_OF_THE_DOOR = (LogIsClosed, lmdb.MapFullError, lmdb.MapResizedError)
 
 
 class Tx:
@@ -78,3 +90,33 @@ class Tx:
     def at_commit(self, target: object, name: str, value: object) -> None:
         """Set an attribute in the moment in which this is committed, if it is."""
         self.marks.append(partial(setattr, target, name, value))
+
+
+def run_others(calls: list[Call], tx: Tx) -> bool:
+    """Run the operations of other threads in a transaction. False if one failed: it is marked, to
+    be run by its own thread, and the transaction is to be undone."""
+    for call in calls:
+        try:
+            call.result = call.operation(tx)
+        except Exception as error:
+            if not _is_of_operation(error, call.operation):
+                raise
+            call.alone = True
+            return False
+    return True
+
+
+def _is_of_operation(error: Exception, operation: Callable[[Tx], object]) -> bool:
+    """Whether an operation raised this, and not a signal handler or a time limit that came while it
+    ran: those are raised by a frame that is not the operation's, or are of a kind that no operation
+    of diskq raises."""
+    if isinstance(error, _OF_THE_DOOR) or (isinstance(error, OSError) and error.errno is None):
+        return False
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    raised_in = trace.tb_frame.f_code.co_filename if trace is not None else _HERE
+    if raised_in.startswith(_HERE):
+        return isinstance(error, _OF_OPERATIONS)
+    code = getattr(operation, "__code__", None)
+    return code is not None and code.co_filename == raised_in
