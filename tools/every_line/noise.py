@@ -34,7 +34,7 @@ class Noise:
 
     def _work(self, topic: diskq.Topic, number: int) -> None:
         try:
-            with self._group.consumer(f"noise {number}") as consumer:
+            with self._group.consumer(f"noise-{number}") as consumer:
                 self._began.wait(60)
                 turn = 0
                 while not self._over.is_set():

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
-
-import lmdb
 
 import diskq
 
@@ -45,16 +44,25 @@ def _hang(again: Callable[[], Any], topic: diskq.Topic, error: BaseException) ->
 
 
 def _block(again: Callable[[], Any], topic: diskq.Topic, error: BaseException) -> Any:
-    if os.fork() == 0:
-        environment = lmdb.open(topic.store.path, max_dbs=64)
-        environment.begin(write=True)
-        time.sleep(3600)
-    time.sleep(0.2)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLDER, topic.store.path], stdout=subprocess.PIPE
+    )
+    assert holder.stdout
+    holder.stdout.readline()
     raise error
 
 
+_HOLDER = """
+import lmdb, sys, time
+environment = lmdb.open(sys.argv[1], max_dbs=64)
+transaction = environment.begin(write=True)
+print("holds it", flush=True)
+time.sleep(3600)
+"""
+
+
 def _leave(again: Callable[[], Any], topic: diskq.Topic, error: BaseException) -> Any:
-    _left.append(topic.group("g").consumer("left behind"))
+    _left.append(topic.group("g").consumer("left-behind"))
     raise error
 
 

@@ -279,7 +279,7 @@ SCENARIOS = {
     "close of the store": Scenario(
         lambda w: w.fill(2), (lambda w: w.store.close(),), lambda w: w.store.close(), "store"
     ),
-    "fork, in the parent": Scenario(lambda w: w.fill(), (_fork,), forks=True),
-    "fork, in the child": Scenario(_alone, (lambda w: None,), forks=True, in_child=True),
+    "fork in the parent": Scenario(lambda w: w.fill(), (_fork,), forks=True),
+    "fork in the child": Scenario(_alone, (lambda w: None,), forks=True, in_child=True),
     "put in a forked child": Scenario(_alone, (_first_put,), in_child=True),
 }
