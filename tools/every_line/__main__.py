@@ -20,12 +20,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import select
 import signal
 import sys
 import time
 import warnings
 from collections import Counter
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ sys.path[:1] = [str(TOOLS.parent), str(TOOLS)]  # of this checkout, whatever is 
 from every_line.judge import Judge  # noqa: E402
 from every_line.life import Task  # noqa: E402
 from every_line.plants import PLANTS  # noqa: E402
-from every_line.points import KINDS  # noqa: E402
+from every_line.points import KINDS, Point  # noqa: E402
 from every_line.prober import Line, Prober, Silent, spawn  # noqa: E402
 from every_line.scenarios import SCENARIOS  # noqa: E402
 
@@ -81,24 +83,34 @@ def work(line: Line, tasks: list[Task], options: argparse.Namespace, number: int
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     prober = Prober(options.deadline)
     try:
-        for task in tasks:
+        for _, of_one in groupby(tasks, lambda task: (task.scenario, task.threads)):
+            same = list(of_one)
             try:
-                judge = Judge(task, prober, options.deadline)
+                judge = Judge(same[0], prober, options.deadline)
             except (RuntimeError, Silent) as error:
-                line.tell(task=task, error=str(error)[:600])
+                line.tell(task=same[0], error=str(error)[:600])
                 continue
-            chosen = [point for point in judge.points if point.nth < options.repeats]
-            if options.sample and options.sample < len(chosen):
-                step = len(chosen) / options.sample
-                chosen = [chosen[int((at + 0.5) * step)] for at in range(options.sample)]
-            for at, point in enumerate(chosen):
-                if at % options.jobs == number:
-                    fired, faults = judge.faults(point)
-                    place = str(point), point.lines[0][0], point.lines[0][1]
-                    line.tell(task=task, place=place, bare=point.bare, fired=fired, faults=faults)
+            turn = 0
+            for task in same:
+                for point in choose(judge.points(task.kind), options):
+                    turn += 1
+                    if turn % options.jobs == number:
+                        fired, faults = judge.faults(task, point)
+                        place = str(point), *point.lines[0]
+                        bare = point.bare and KINDS[task.kind].raises
+                        line.tell(task=task, place=place, bare=bare, fired=fired, faults=faults)
     finally:
         prober.end()
     line.tell(over=True)
+
+
+def choose(found: list[Point], options: argparse.Namespace) -> list[Point]:
+    """The points to try: all, or so many of them, at random."""
+    found = [point for point in found if point.nth < options.repeats]
+    if not options.sample or options.sample >= len(found):
+        return found
+    chance = random.Random(f"{options.seed} {found[0]} {len(found)}")
+    return sorted(chance.sample(found, options.sample), key=found.index)
 
 
 class Report:
@@ -189,8 +201,9 @@ def parse() -> argparse.Namespace:
     add("--all", action="store_true", help="all points, without and beside threads")
     add("--scenario", type=names(SCENARIOS), default=list(SCENARIOS), help="verbs, by comma")
     add("--kind", type=names(KINDS), default=list(KINDS), help=", ".join(KINDS))
-    add("--threads", default="0", help="threads that put and ack meanwhile, e.g. 0,8")
+    add("--threads", help="threads that put and ack meanwhile, e.g. 0,8 (0; with --all: 0,8)")
     add("--sample", type=int, help="so many points of each verb and kind (10; with --all: all)")
+    add("--seed", type=int, default=1, help="chooses the sample (%(default)s)")
     add("--repeats", type=int, default=REPEATS, help="of a point in a loop (%(default)s)")
     add("--deep", action="store_true", help="also in what diskq calls of Python's library")
     add("--strict", action="store_true", help="fail for bare points, too")
@@ -205,8 +218,7 @@ def parse() -> argparse.Namespace:
             "\n".join(SCENARIOS), *(f"{key}: {kind.text}" for key, kind in KINDS.items()), sep="\n"
         )
         sys.exit(0)
-    if options.all and options.threads == "0":
-        options.threads = "0,8"
+    options.threads = options.threads or ("0,8" if options.all else "0")
     if options.sample is None:
         options.sample = 0 if options.all else 10
     options.threads = [int(each) for each in options.threads.split(",")]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from every_line.life import Task, live
 from every_line.noise import GROUP, TOPIC
-from every_line.points import KINDS, PACKAGE, Point
+from every_line.points import KINDS, LINE, PACKAGE, Point
 from every_line.prober import Line, Prober, Silent, Telling, spawn
 from every_line.scenarios import SCENARIOS
 
@@ -181,26 +181,31 @@ class _Stuck(Exception):
 
 
 class Judge:
-    """Knows what a task does when it is not interrupted, and after how many of its acts."""
+    """Knows what a scenario does when it is not interrupted, and after how many of its acts."""
 
     def __init__(self, task: Task, prober: Prober, seconds: float) -> None:
-        self.task, self._prober, self._seconds = task, prober, seconds
+        self._prober, self._seconds = prober, seconds
         count = len(SCENARIOS[task.scenario].acts)
         plain = task._replace(plant="")
         self.controls = [Trial(plain, prober, seconds).run(None, acts) for acts in range(count + 1)]
         for control in self.controls:
             if control.faults or control.idle["error"]:
                 raise RuntimeError(f"{task}: uninterrupted, {control.faults} {control.idle}")
-        self.points = [_point(*each) for each in self.controls[-1].idle["points"]]
+        self._points = [_point(*each) for each in self.controls[-1].idle["points"]]
 
-    def faults(self, point: Point) -> tuple[bool, list[str]]:
+    def points(self, kind: str) -> list[Point]:
+        """Where to interrupt in this way."""
+        opcodes = KINDS[kind].opcodes
+        return [each for each in self._points if (each.instruction != LINE) == opcodes]
+
+    def faults(self, task: Task, point: Point) -> tuple[bool, list[str]]:
         """Interrupt there; whether it got there, and what is wrong."""
-        seen = Trial(self.task, self._prober, self._seconds).run(point)
+        seen = Trial(task, self._prober, self._seconds).run(point)
         found = [*filter(None, seen.faults)]
         if not seen.idle:
             return True, found
         fired = bool(seen.idle["fired"])
-        name = KINDS[self.task.kind].error.__name__
+        name = KINDS[task.kind].error.__name__
         error = seen.idle["error"]
         if error and error != name:
             text = f"{error}: {seen.idle['text']} ({seen.idle['surfaced']})"

@@ -82,7 +82,7 @@ class Life:
 
     def _interrupt(self, point: Point | None, acts: int | None) -> dict[str, Any]:
         """Run the acts, traced; what came of it."""
-        found: dict[str, Any] = {"returned": 0, "error": "", "surfaced": "", "chain": []}
+        found: dict[str, Any] = {"returned": 0, "error": "", "surfaced": ""}
         kind = KINDS[self.task.kind]
         steps = self.scenario.acts[:acts]
 
@@ -109,7 +109,7 @@ class Life:
         found["fired"] = made[0].fired
         found["unraisable"] = self.unraisable
         if point is None:
-            found["points"] = made[0].distinct(1000)
+            found["points"] = made[0].distinct()
         return found
 
     def _repeat(self) -> None:

@@ -27,6 +27,7 @@ def _around(cure: Callable[[Callable[[], Any], diskq.Topic, BaseException], Any]
 
 def _twice(again: Callable[[], Any], topic: diskq.Topic, error: BaseException) -> Any:
     again()
+    again()
     raise error
 
 

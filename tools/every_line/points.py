@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import diskq
 
+LINE = -1  # in the place of an instruction
 PACKAGE = os.path.dirname(os.path.abspath(diskq.__file__)) + os.sep
 
 
@@ -52,7 +53,7 @@ KINDS = {
 
 
 class Point(NamedTuple):
-    """A place, as the lines of the package's frames (innermost first), an instruction or -1, and
+    """A place, as the lines of the package's frames (innermost first), an instruction or LINE, and
     how often the run comes by before."""
 
     lines: tuple[tuple[str, int], ...]
@@ -99,14 +100,16 @@ def set_handlers() -> None:
 
 
 class Tracer:
-    """A trace function that lists the points of a run, or interrupts it at one of them."""
+    """A trace function that lists the points of a run, or interrupts it at one of them. Points of
+    instructions and of lines are listed together."""
 
     def __init__(self, kind: Kind, target: Point | None = None, *, deep: bool = False) -> None:
         self._kind, self._target, self._deep = kind, target, deep
         self._trigger = Trigger(kind)
         self._came_by = 0
         self._looked: dict[int, int] = {}  # by frame, its last look for signals
-        self._opcodes = kind.opcodes or (kind.raises and target is None)
+        self._opcodes = kind.opcodes or target is None
+        self._lines = not kind.opcodes or target is None
         self._pid = os.getpid()
         self.points: list[Point] = []
         self.fired = False
@@ -127,7 +130,7 @@ class Tracer:
         if not self._is_inside(frame):
             return None
         frame.f_trace_opcodes = self._opcodes
-        if self._kind.opcodes and self._is_due(frame, 0):
+        if self._opcodes and self._is_due(frame, 0):
             self._trigger.pull  # noqa: B018 - the last thing; see above
         return self._local
 
@@ -135,12 +138,12 @@ class Tracer:
         if event == "opcode":
             if not looks_for_signals(frame.f_code, frame.f_lasti):
                 return self._local
-            if self._kind.opcodes and self._is_due(frame, frame.f_lasti):
+            if self._is_due(frame, frame.f_lasti):
                 self._trigger.pull  # noqa: B018
             self._looked[id(frame)] = frame.f_lasti
         elif event == "return":
             self._looked.pop(id(frame), None)
-        elif event == "line" and not self._kind.opcodes and self._is_due(frame, -1):
+        elif event == "line" and self._lines and self._is_due(frame, LINE):
             if self._kind.raises:
                 raise self._kind.error
             self._trigger.pull  # noqa: B018
@@ -158,7 +161,7 @@ class Tracer:
             return False
         target = self._target
         if target is None:
-            bare = self._kind.raises and _is_bare(frame, self._looked.get(id(frame)))
+            bare = instruction == LINE and _is_bare(frame, self._looked.get(id(frame)))
             self.points.append(
                 Point(_lines(frame), frame.f_code.co_qualname, instruction, bare=bare)
             )
@@ -174,15 +177,14 @@ class Tracer:
         sys.settrace(None)
         return True
 
-    def distinct(self, repeats: int) -> list[Point]:
-        """The points of the run in order, each at most so often."""
+    def distinct(self) -> list[Point]:
+        """The points of the run in order, each with how often the run came by before."""
         seen: dict[Point, int] = {}
         found = []
         for point in self.points:
             place = point._replace(bare=False)
             nth = seen[place] = seen.get(place, -1) + 1
-            if nth < repeats:
-                found.append(point._replace(nth=nth))
+            found.append(point._replace(nth=nth))
         return found
 
 
