@@ -42,7 +42,7 @@ from every_line.prober import Line, Prober, Silent, spawn  # noqa: E402
 from every_line.scenarios import SCENARIOS  # noqa: E402
 
 REPEATS = 2  # of a point with the same way there: in loops
-SHOWN = 4  # scenarios of a fault
+PROGRESS_SECONDS = 10.0
 
 
 def main() -> int:
@@ -118,6 +118,8 @@ class Report:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
+        self.began = time.monotonic()
+        self._tell_at = self.began + PROGRESS_SECONDS
         self.tried: Counter[tuple[str, str, int]] = Counter()
         self.failed: Counter[tuple[str, str, int]] = Counter()
         self.unreached = self.bare = self.bad = 0
@@ -147,6 +149,7 @@ class Report:
             print("ERROR", self.errors[-1], flush=True)
             return
         self.tried[task] += 1
+        self._tell(scenario)
         self.unreached += not told["fired"]
         place, file, line = told["place"]
         self.lines.add((file, line))
@@ -161,6 +164,13 @@ class Report:
         mark = "(bare) " if told["bare"] else ""
         for fault in told["faults"]:
             print(f"{mark}{place} {kind}{beside}, {scenario}: {fault}", flush=True)
+
+    def _tell(self, scenario: str) -> None:
+        now = time.monotonic()
+        if now >= self._tell_at:
+            self._tell_at = now + PROGRESS_SECONDS
+            text = f"{now - self.began:6.0f} s  {self.tried.total()} interruptions, {scenario}"
+            print(text, file=sys.stderr, flush=True)
 
     def conclude(self, seconds: float) -> None:
         """The figures."""

@@ -33,8 +33,11 @@ class Line:
         self._rest = b""
 
     def tell(self, **telling: Any) -> None:
-        """Send one line."""
-        os.write(self._writing, json.dumps(telling).encode() + b"\n")
+        """Send one line. Raises: Silent."""
+        try:
+            os.write(self._writing, json.dumps(telling).encode() + b"\n")
+        except BrokenPipeError:
+            raise Silent("it ended") from None
 
     def hear(self, seconds: float | None = None) -> Telling:
         """The next line. Raises: Silent."""

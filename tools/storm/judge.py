@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,19 +166,3 @@ class Judge:
             f" {self.facts.stored.total()}; {thrown}; longest call of another process"
             f" {self.longest:.2f} s"
         )
-
-
-def write_facts(facts: Facts, path: Path) -> None:
-    """For the parent of the process that drained."""
-    import json
-
-    path.write_text(json.dumps(facts))
-    os.sync()
-
-
-def read_facts(path: Path) -> Facts:
-    """What `write_facts` wrote."""
-    import json
-
-    stored, drained, findings = json.loads(path.read_text())
-    return Facts(Counter(stored), Counter(drained), findings)

@@ -15,7 +15,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +48,8 @@ class Plan(NamedTuple):
 def names(topics: diskq.Store) -> tuple[diskq.Topic, diskq.Topic, diskq.Group]:
     """The topics and the group that all use."""
     work = topics.topic(WORK, retention="limits")
-    group = work.group(GROUP, lease_seconds=LEASE_SECONDS, max_deliveries=1000)
+    again = diskq.Backoff(0)  # what a killed one held is there at the end
+    group = work.group(GROUP, lease_seconds=LEASE_SECONDS, max_deliveries=1000, backoff=again)
     return work, topics.topic(OUT, retention="limits"), group
 
 
@@ -109,6 +109,8 @@ class Hand:
         self.ledger.ok(number)
         return True
 
+    # What it does
+
     def put(self) -> None:
         body = self.body()
         self.attempt(lambda: self.work.put(body.encode()), put=[body])
@@ -120,7 +122,8 @@ class Hand:
     def take(self) -> None:
         """Get some, or what was got before and not settled, and settle it in some way."""
         consumer, chance = self.consumer, self.chance
-        assert consumer
+        if consumer is None:  # a handler closed it this moment
+            return
         if not self.kept:
             began, count = time.monotonic_ns(), chance.choice((1, 1, 1, 4, 9))
             try:
@@ -143,9 +146,8 @@ class Hand:
 
     def ack_many(self, messages: list[diskq.Message]) -> None:
         consumer = self.consumer
-        assert consumer
         bodies = [each.body.decode() for each in messages]
-        if bodies:
+        if bodies and consumer is not None:
             self.attempt(lambda: consumer.ack_many(messages), ack=bodies)
 
     def succeed(self, messages: list[diskq.Message]) -> None:
@@ -158,23 +160,24 @@ class Hand:
 
     def release(self, messages: list[diskq.Message]) -> None:
         for message in messages:
-            with suppress(diskq.DiskqError):
-                message.release()
+            self.attempt(message.release, way="release", body=message.body.decode())
 
     def transact(self, messages: list[diskq.Message]) -> None:
         """Ack all, and put what comes of it, in one commit."""
         bodies = [each.body.decode() for each in messages]
         results = [self.body("-out") for _ in messages[:3]]
 
+        store = self.store
+
         def commit() -> None:
-            assert self.store
-            with self.store.transaction() as transaction:
+            assert store
+            with store.transaction() as transaction:
                 for message in messages:
                     transaction.ack(message)
                 for result in results:
                     transaction.put(self.out, result.encode())
 
-        if messages:
+        if messages and store is not None:
             self.attempt(commit, ack=bodies, put=results)
 
     def renew(self) -> None:
@@ -340,6 +343,9 @@ class Victim:
                 self.armed = False
             except (KeyboardInterrupt, TimeLimit):
                 pass
+            except BaseException:
+                self.armed = False
+                raise
         self.armed = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
