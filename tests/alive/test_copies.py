@@ -1,7 +1,7 @@
 """G15: nothing that a program does to its own store's files with ordinary reads undoes a promise.
 
-A short run of `python tools/copies.py --seconds 300`; it explains how. Negative controls: a put that
-is noted and never made, and one that is made twice.
+A short run of `python tools/copies.py --seconds 300`; it explains how. Negative controls: a put
+that is noted and never made, and one that is made twice.
 """
 
 from __future__ import annotations
