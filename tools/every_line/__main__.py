@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
 import select
 import signal
 import sys
@@ -88,7 +89,8 @@ def work(line: Line, tasks: list[Task], options: argparse.Namespace, number: int
             try:
                 judge = Judge(same[0], prober, options.deadline)
             except (RuntimeError, Silent) as error:
-                line.tell(task=same[0], error=str(error)[:600])
+                if number == 0:  # they all see the same
+                    line.tell(task=same[0], error=str(error)[:600])
                 continue
             turn = 0
             for task in same:
@@ -124,7 +126,7 @@ class Report:
         self.failed: Counter[tuple[str, str, int]] = Counter()
         self.unreached = self.bare = self.bad = 0
         self.lines: set[tuple[str, int]] = set()
-        self.faults: dict[str, list[str]] = {}
+        self.faults: Counter[str] = Counter()
         self.errors: list[str] = []
 
     def hear(self, lines: list[Line]) -> None:
@@ -163,6 +165,7 @@ class Report:
         beside = f" beside {threads} threads" if threads else ""
         mark = "(bare) " if told["bare"] else ""
         for fault in told["faults"]:
+            self.faults[f"{mark}{_kind_of(fault)}"] += 1
             print(f"{mark}{place} {kind}{beside}, {scenario}: {fault}", flush=True)
 
     def _tell(self, scenario: str) -> None:
@@ -174,21 +177,29 @@ class Report:
 
     def conclude(self, seconds: float) -> None:
         """The figures."""
-        print(f"\n{'verb':28} {'threads':>7}  " + "  ".join(f"{kind:>12}" for kind in KINDS))
+        print(f"\n{'verb':26} threads " + "".join(f"{kind:>14}" for kind in KINDS))
         for scenario in SCENARIOS:
             for threads in self.options.threads:
                 cells = []
                 for kind in KINDS:
                     task = scenario, kind, threads
                     text = f"{self.failed[task]}/{self.tried[task]}" if self.tried[task] else "-"
-                    cells.append(f"{text:>12}")
+                    cells.append(f"{text:>14}")
                 if any(cell.strip() != "-" for cell in cells):
-                    print(f"{scenario:28} {threads:7}  " + "  ".join(cells))
+                    print(f"{scenario:26} {threads:7} " + "".join(cells))
+        print()
+        for text, count in self.faults.most_common(20):
+            print(f"{count:6} {text}")
         print(
             f"\n{len(self.lines)} lines, {self.tried.total()} interruptions"
             f" ({self.unreached} not reached), bad {self.bad}, bad where only a tracer can raise"
             f" {self.bare}, errors {len(self.errors)}, {seconds:.0f} s"
         )
+
+
+def _kind_of(fault: str) -> str:
+    """A fault without what is particular to it."""
+    return re.sub(r"['\"(].*|\d+", "", fault)[:70].strip()
 
 
 def parse() -> argparse.Namespace:

@@ -21,6 +21,8 @@ from every_line.prober import Line, Prober, Silent, Telling, spawn
 from every_line.scenarios import SCENARIOS
 
 START_SECONDS = 30.0  # to make the store, and threads
+_REFUSED = "Reentered", "Closed"  # a put in a handler
+_CLOSED = "Closed", "LeaseLost", "StopIteration"  # a verb behind a close in a handler
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -89,6 +91,7 @@ class Trial:
             self.faults.append(f"verify: {'; '.join(last['findings'][:3])}")
         self.found["missing"] = self._account(last, acked)
         self.found["charged"] = last["charged"]
+        self.found["handler"] = last["stored"].get("t", {}).get("handler", 0)
         if noise:
             self._judge_noise(noise, last)
 
@@ -205,6 +208,8 @@ class Judge:
         if not seen.idle:
             return True, found
         fired = bool(seen.idle["fired"])
+        if KINDS[task.kind].handler:
+            return fired, found + self._handled(task, seen)
         name = KINDS[task.kind].error.__name__
         error = seen.idle["error"]
         if error and error != name:
@@ -215,6 +220,23 @@ class Judge:
         if "picture" in seen.found:
             found += self._half_done(seen)
         return fired, found
+
+    def _handled(self, task: Task, seen: Seen) -> list[str]:
+        """A signal handler called diskq in the middle of the verb. A put either happened or raised
+        Reentered, and the verb goes on. Closing works, and the verb may find it closed."""
+        found = []
+        way, handled, error = KINDS[task.kind].handler, seen.idle["handled"], seen.idle["error"]
+        puts = seen.found.get("handler", 0)
+        if handled not in ("", "nothing", "returned", *(_REFUSED if way == "put" else ())):
+            found.append(f"{way} in a handler raises {handled}")
+        if error and (way == "put" or error not in _CLOSED):
+            found.append(f"raises {error} for a handler's {way}: {seen.idle['text'][:120]}")
+        if "missing" in seen.found:
+            if puts != (way == "put" and handled == "returned"):
+                found.append(f"the handler's put {handled}, and is stored {puts} times")
+            if seen.found["missing"] not in [each.found["missing"] for each in self.controls]:
+                found.append(f"missing: {seen.found['missing']} come no more")
+        return found
 
     def _half_done(self, seen: Seen) -> list[str]:
         """What is there is as before the act that was interrupted, or as after it."""

@@ -53,12 +53,13 @@ class Life:
         self.scenario = SCENARIOS[task.scenario]
         self.world = World(path)
         self.unraisable: list[str] = []
+        self.handled = ""  # what came of the handler's call
 
     def run(self, point: Point | None, acts: int | None, dump: str) -> None:
         """From the beginning to the end, with a word at each stage."""
         faulthandler.register(signal.SIGUSR1, open(dump, "w"))  # noqa: SIM115 - until it ends
         sys.unraisablehook = lambda told: self.unraisable.append(told.exc_type.__name__)
-        points.set_handlers()
+        points.set_handlers(self._handle)
         self.scenario.prepare(self.world)
         noise = Noise(self.world.store, self.task.threads) if self.task.threads else None
         PLANTS[self.task.plant]()
@@ -108,9 +109,30 @@ class Life:
         _run(attempt, in_thread=kind.thread)
         found["fired"] = made[0].fired
         found["unraisable"] = self.unraisable
+        found["handled"] = self.handled
         if point is None:
             found["points"] = made[0].distinct()
         return found
+
+    def _handle(self, *_: object) -> None:
+        """The signal handler of the kinds that have one: it uses what the verb is using."""
+        world = self.world
+        consumer, topic = world.consumer, getattr(world, "topic", None)
+        store = getattr(world, "store", None)
+        self.handled = "nothing"  # there is nothing yet
+        try:
+            way = KINDS[self.task.kind].handler
+            if way == "put" and topic is not None:
+                topic.put(b"handler")
+                self.handled = "returned"
+            elif way == "close" and consumer is not None:
+                consumer.close()
+                self.handled = "returned"
+            elif way == "shut" and store is not None:
+                store.close()
+                self.handled = "returned"
+        except Exception as error:
+            self.handled = type(error).__name__
 
     def _repeat(self) -> None:
         """What a program does again that was interrupted while it closed something."""
@@ -120,10 +142,8 @@ class Life:
     def _use(self) -> list[str]:
         """Put, get, ack, with what there is."""
         world = self.world
-        if self.scenario.ends == "store":
-            world.consumer = None
-            world.messages.clear()
-            del world.store, world.group
+        if self.scenario.ends == "store" or KINDS[self.task.kind].handler == "shut":
+            self._forget_store()
         if not hasattr(world, "group"):
             world.furnish()
         if world.consumer is None or not world.consumer.usable:
@@ -133,6 +153,16 @@ class Life:
         message.ack()
         world.steps = iter(())
         return [message.body.decode()]
+
+    def _forget_store(self) -> None:
+        """It is closed, or may be; close it for certain, and go on with another."""
+        world = self.world
+        if hasattr(world, "store"):
+            world.store.close()
+        world.consumer = None
+        world.messages.clear()
+        for name in ("store", "topic", "group"):
+            vars(world).pop(name, None)
 
     def _end_consumers(self) -> None:
         self.world.close()

@@ -38,6 +38,7 @@ class Kind(NamedTuple):
     opcodes: bool = False
     thread: bool = False  # in a worker thread
     raises: bool = False  # by the tracer itself
+    handler: str = ""  # nothing is raised: a signal handler calls this
     text: str = ""
 
 
@@ -47,6 +48,9 @@ KINDS = {
     "async": Kind(TimeLimit, thread=True, text="PyThreadState_SetAsyncExc, in a worker thread"),
     "raise": Kind(KeyboardInterrupt, raises=True, text="raised where a line begins"),
     "raise-limit": Kind(TimeLimit, raises=True, text="the same, an Exception"),
+    "handler-put": Kind(Exception, handler="put", text="a signal handler puts, as a line begins"),
+    "handler-close": Kind(Exception, handler="close", text="it closes the consumer that is used"),
+    "handler-shut": Kind(Exception, handler="shut", text="it closes the store that is used"),
     "opcode": Kind(KeyboardInterrupt, opcodes=True, text="as ctrl-c, at every look for signals"),
     "opcode-limit": Kind(TimeLimit, opcodes=True, text="as limit, at every look for signals"),
 }
@@ -86,17 +90,20 @@ class Trigger:
 
 
 def _signal_of(kind: Kind) -> int:
+    if kind.handler:
+        return signal.SIGUSR2
     return signal.SIGINT if kind.error is KeyboardInterrupt else signal.SIGALRM
 
 
-def set_handlers() -> None:
-    """Signals raise what their kinds say, whatever this process inherited."""
+def set_handlers(handler: Callable[..., None]) -> None:
+    """Signals raise what their kinds say, or call the handler, whatever this process inherited."""
 
     def limit(*_: object) -> None:
         raise TimeLimit("time limit")
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGALRM, limit)
+    signal.signal(signal.SIGUSR2, handler)
 
 
 class Tracer:
