@@ -1,6 +1,6 @@
 """Interrupt each verb of diskq at every point at which Python can interrupt it, and see what broke.
 
-    python tools/every_line --all                       everything: an hour and more
+    python tools/every_line --all                       everything: hours
     python tools/every_line --sample 20                 twenty points of each verb and kind
     python tools/every_line --scenario put --kind opcode --threads 0,8 --python .venv/bin/python3.13
 
@@ -9,6 +9,9 @@ and stands idle, while another process uses the store. Then it goes on. What mus
 happened once or not at all; it raised what interrupted it; this process and others can put, get and
 ack at once; the calls of other threads happened once each; nothing is lost, nothing came twice,
 verify is clean, and no closed consumer looks alive.
+
+Some kinds raise nothing: a signal handler puts, or closes what the verb uses. The put happens or is
+refused, closing works, and the verb goes on or finds it closed.
 
 A point is *bare* if only a tracer can raise there, and no signal can: behind the end of a `try` or
 `with`, before its handler's code. Faults there are counted apart, and only --strict minds them.
@@ -199,7 +202,7 @@ class Report:
 
 def _kind_of(fault: str) -> str:
     """A fault without what is particular to it."""
-    return re.sub(r"['\"(].*|\d+", "", fault)[:70].strip()
+    return re.sub(r" /\S+|['\"(\[].*|\d+", "", fault)[:70].strip()
 
 
 def parse() -> argparse.Namespace:

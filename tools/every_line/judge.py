@@ -56,7 +56,8 @@ class Trial:
         self.pid, self.line = spawn(live, *job)
         idle: Telling = {}
         try:
-            idle = self._hear("idle", START_SECONDS)
+            self._hear("ready", START_SECONDS)
+            idle = self._hear("idle")
             self._watch()
         except _Stuck as stuck:
             self.faults.append(str(stuck))

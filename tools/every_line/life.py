@@ -65,6 +65,7 @@ class Life:
         PLANTS[self.task.plant]()
         if self.scenario.in_child and not self.scenario.forks:
             _go_on_in_a_child()
+        self.line.tell(stage="ready")
         telling = self._interrupt(point, acts)
         self.line.tell(stage="idle", **telling)
         self.line.hear()

@@ -260,7 +260,9 @@ SCENARIOS = {
     "with message": _one(_succeed),
     "with message that fails": _one(_fail),
     "transaction": _one(lambda w: w.transaction.commit(), _with_other),
-    "consumer": Scenario(_alone, (_consumer, _get, _close_consumer)),
+    "consumer": Scenario(
+        _alone, (_consumer, _get, _close_consumer), repeat=_close_consumer, ends="consumer"
+    ),
     "close of a consumer": Scenario(
         lambda w: w.fill(2), (_close_consumer,), repeat=_close_consumer, ends="consumer"
     ),
