@@ -92,7 +92,7 @@ def start(job: str, path: str) -> tuple[int, int]:
 
 
 class Put:
-    """A put in a thread of its own, since it may block."""
+    """A put in a separate thread, since it may block."""
 
     def __init__(self, topic: diskq.Topic, body: str) -> None:
         self.seconds = 0.0
@@ -161,7 +161,7 @@ class Round:
         with os.fdopen(reading) as pipe:
             told = pipe.readline().split()
         if len(told) != 2:
-            raise SystemExit("c_fork: the process that is to be killed did not start")
+            raise SystemExit("c_fork: the process to be killed did not start")
         self.child = int(told[0])
         if int(told[1]) != LEASED:
             self.errors.append(f"error: it got {told[1]} of {LEASED} messages")

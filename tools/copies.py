@@ -6,7 +6,7 @@
 A program has its queue in its data directory, and makes a copytree, a tar, checksums and a zip of
 that each second, and opens and closes every file of it in between. Meanwhile two of its threads and
 two other processes put, cron jobs open, put and end, its consumers and another process's hold
-leases, and others open the store and look. What must hold: whatever was acknowledged is stored
+leases, and others open the store and look. The rules: whatever was acknowledged is stored
 once; no message of a live consumer is handled by another one; every read, backup and verify made
 meanwhile is right; nobody gets an error.
 
@@ -74,7 +74,7 @@ class Part:
             self.ledger.write(error=repr(error)[:300], where=where)
 
 
-# What is done, again and again ------------------------------------------------------------------
+# Steps, done again and again --------------------------------------------------------------------
 
 
 def put(part: Part, store: diskq.Store) -> None:
@@ -106,7 +106,7 @@ def work(part: Part, store: diskq.Store) -> None:
 
 
 def copy(part: Part, store: diskq.Store) -> None:
-    """What programs do to their data directories."""
+    """Copy, archive and hash, as programs do with their data directories."""
     target = part.folder / "copy"
     for kind in (_copytree, _tar, _sums, _zip):
         kind(part.path, target)
@@ -171,7 +171,7 @@ def check(part: Part, store: diskq.Store) -> None:
 
 
 def cron(part: Part, store: diskq.Store | None) -> None:
-    """A job that opens, puts, and ends: a process of its own."""
+    """A job that opens, puts, and ends, in a separate process."""
     began = part.count
     part.count += 5
     pid = os.fork()

@@ -7,7 +7,7 @@ The application opens the store, and puts, when it is imported: in the master. I
 of that, without Python's hooks (prefork, as by default: no --lazy-apps, no --py-call-osafterfork).
 They put for each request, or get and ack, or ask for numbers. Some are killed with kill -9. A
 second application is mounted in a second interpreter of the same process, where py-lmdb cannot
-work. What must hold: each put that was answered is stored once, nothing that was acked comes again,
+work. The rules: each put that was answered is stored once, nothing that was acked comes again,
 few readers are left, and the second application is refused in words, and has touched nothing.
 
 Exit code 0: all is well; 1: something is wrong; 2: usage.
@@ -142,7 +142,7 @@ class Server:
 
 
 def ask(port: int, path: str) -> tuple[int, str]:
-    """One request, on a connection of its own."""
+    """One request, on a new connection."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
         connection.request("GET", path)
@@ -202,7 +202,7 @@ def run_clients(server: Server, options: argparse.Namespace) -> tuple[list[Answe
 
 
 def judge(path: Path, answers: list[Answer]) -> list[str]:
-    """What is wrong with the store."""
+    """Compare the answers with the store; returns what is wrong."""
     problems = []
     put = {body for verb, body, status, _ in answers if verb == "put" and status == 200}
     tried = {body for verb, body, _, _ in answers if verb == "put"}

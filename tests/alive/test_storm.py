@@ -35,7 +35,7 @@ def test_a_process_in_a_storm_does_everything_once(tmp_path):
     assert int(re.search(r"(\d+) async", tool.stdout)[1]) > 10
 
 
-@to_be_mended  # what it has of its own may hide them
+@to_be_mended  # its other faults may hide them
 @pytest.mark.parametrize("plant", FOUND_AS)
 def test_a_planted_fault_is_found_in_a_storm(plant, tmp_path):
     tool = run_tool("--seconds", 3, "--patience", 5, "--plant", plant, "--folder", tmp_path)

@@ -5,7 +5,7 @@
     python tools/every_line --scenario put --kind opcode --threads 0,8 --python .venv/bin/python3.13
 
 For each point a process forked from a prepared one runs the verb with a new store, is interrupted,
-and stands idle, while another process uses the store. Then it goes on. What must hold: the call
+and stands idle, while another process uses the store. Then it goes on. The rules: the call
 happened once or not at all; it raised what interrupted it; this process and others can put, get and
 ack at once; the calls of other threads happened once each; nothing is lost, nothing came twice,
 verify is clean, and no closed consumer looks alive.

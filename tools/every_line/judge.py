@@ -28,7 +28,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 class Seen(NamedTuple):
-    """What came of a process: what it told, and what another process found."""
+    """The outcome of a process: what it told, and what another process found."""
 
     idle: Telling
     found: Telling
@@ -246,7 +246,7 @@ class Judge:
         return found
 
     def _half_done(self, seen: Seen) -> list[str]:
-        """What is there is as before the act that was interrupted, or as after it."""
+        """The store is as it was before the interrupted act, or as it is after it."""
         last = len(self.controls) - 1
         allowed = self.controls[seen.acted : min(seen.acted + 1, last) + 1]
         picture = seen.found["picture"]

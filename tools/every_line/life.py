@@ -21,7 +21,7 @@ from every_line.scenarios import SCENARIOS, World
 
 
 class Task(NamedTuple):
-    """What to interrupt, and how."""
+    """A verb, and the way in which it is interrupted."""
 
     scenario: str
     kind: str
@@ -46,7 +46,7 @@ def live(
 
 
 class Life:
-    """What happens in the process."""
+    """The stages of the process."""
 
     def __init__(self, line: Line, task: Task, path: str) -> None:
         self.line, self.task = line, task
@@ -136,7 +136,7 @@ class Life:
             self.handled = type(error).__name__
 
     def _repeat(self) -> None:
-        """What a program does again that was interrupted while it closed something."""
+        """A program that was interrupted while it closed something closes it again."""
         if self.scenario.repeat is not None:
             self.scenario.repeat(self.world)
 

@@ -72,7 +72,7 @@ class Point(NamedTuple):
 
 
 class Trigger:
-    """Interrupts when `pull` is read; see above. Made in the thread that is to be interrupted."""
+    """Interrupts when `pull` is read; see above. Make it in the thread that it interrupts."""
 
     pull: Any
 
@@ -123,7 +123,7 @@ class Tracer:
         self.only_in_child = False
 
     def trace(self, act: Callable[[], None]) -> None:
-        """Run `act`, traced. What is pending at its end comes out here."""
+        """Run `act`, traced. A signal that is still pending at its end comes out here."""
         sys._getframe().f_trace_opcodes = self._opcodes  # 3.12 wants to know it before
         sys.settrace(self._call)
         try:

@@ -65,7 +65,7 @@ class Line:
 
 
 def spawn(job: Any, *arguments: Any) -> tuple[int, Line]:
-    """Fork a process, in a process group of its own, that runs job(line, ...); returns its pid and
+    """Fork a process, in its own process group, that runs job(line, ...); returns its pid and
     the line to it."""
     there_in, here_out = os.pipe()
     here_in, there_out = os.pipe()
@@ -82,7 +82,7 @@ def spawn(job: Any, *arguments: Any) -> tuple[int, Line]:
         os.close(here_out)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         job(Line(there_in, there_out), *arguments)
-    except (Silent, SystemExit):  # it is to end, or whoever started it is gone
+    except (Silent, SystemExit):  # told to end, or its starter is gone
         os._exit(0)
     except BaseException:
         traceback.print_exc()
@@ -165,7 +165,7 @@ def _group(topic: diskq.Topic, stats: diskq.GroupStats) -> Telling:
 
 
 def use(path: str) -> Telling:
-    """What any other process wants: open, put, get, ack, close."""
+    """Do as any other process does: open, put, get, ack, close."""
     with diskq.open(path, durability="process") as store:
         topic = store.topic("t", retention="limits")
         group = topic.group("g", lease_seconds=600, backoff=RETRY)

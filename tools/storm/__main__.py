@@ -6,7 +6,7 @@
 A process of N threads puts, gets, acks, opens and closes. Its main thread gets time limits and
 Ctrl-C at random moments, and a signal handler that puts or closes what it is using; the others get
 asynchronous errors; finalizers put in the middle of anything. An ordinary process does the same
-beside it. All keep ledgers. What must hold: each call that returned happened once, each that raised
+beside it. All keep ledgers. The rules: each call that returned happened once, each that raised
 at most once; nothing that was acked comes again; no thread hangs; no call gets another's error; the
 ordinary process never waits long; verify is clean.
 

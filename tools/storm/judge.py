@@ -15,7 +15,7 @@ CLOSED = "Closed", "LeaseLost", "WrongProcess"  # of what a handler closed meanw
 
 
 class Facts(NamedTuple):
-    """What is in the store at the end."""
+    """The contents of the store at the end."""
 
     stored: Counter[str]
     drained: Counter[str]
@@ -137,7 +137,7 @@ class Judge:
                 yield f"lost ack: {body} came again"
 
     def _whole(self) -> Iterator[str]:
-        """Whatever was interrupted happened as a whole, or not at all."""
+        """An interrupted call happened as a whole, or not at all."""
         tried = Counter(body for each in self.attempts for body in each.ack)
         for attempt in self.attempts:
             there = [body for body in attempt.put if self.facts.stored[body]]

@@ -1,4 +1,4 @@
-"""What a thread tries and what comes of it, written so that no interrupt can tear a line."""
+"""The attempts of a thread and their outcomes, written so that no interrupt can tear a line."""
 
 from __future__ import annotations
 

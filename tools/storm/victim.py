@@ -31,11 +31,11 @@ GARBAGE = 20  # a finalizer of so many steps uses the store
 
 
 class TimeLimit(Exception):
-    """What the handler of SIGALRM raises in the main thread."""
+    """Raised by the handler of SIGALRM in the main thread."""
 
 
 class Plan(NamedTuple):
-    """What a process needs to know."""
+    """The parameters of one process."""
 
     folder: Path
     name: str
@@ -54,7 +54,7 @@ def names(topics: diskq.Store) -> tuple[diskq.Topic, diskq.Topic, diskq.Group]:
 
 
 class Hand:
-    """What one thread does with the store, step by step, with a ledger."""
+    """One thread that uses the store, step by step, and keeps a ledger."""
 
     def __init__(self, plan: Plan, number: int, raised: tuple[type[BaseException], ...]) -> None:
         self.plan, self.number, self.raised = plan, number, raised
@@ -109,7 +109,7 @@ class Hand:
         self.ledger.ok(number)
         return True
 
-    # What it does
+    # Its steps
 
     def put(self) -> None:
         body = self.body()
@@ -232,7 +232,7 @@ class Victim:
         """Until SIGTERM."""
         return not self.over
 
-    # What is thrown
+    # Errors and signals
 
     def raise_in_main(self, number: int, _: object) -> None:
         """For SIGINT and SIGALRM: one error for each time it was armed."""
@@ -281,7 +281,7 @@ class Victim:
         self.between.write(unraisable=told.exc_type.__name__, text=str(told.exc_value)[:200])
 
     def throw(self) -> None:
-        """A thread of its own: an asynchronous error for one worker after the other."""
+        """Run in a separate thread: an asynchronous error for one worker after the other."""
         set_error = ctypes.pythonapi.PyThreadState_SetAsyncExc
         set_error.argtypes = [ctypes.c_ulong, ctypes.py_object]
         chance = random.Random(f"{self.plan.seed} throw")
