@@ -7,6 +7,11 @@
     python3 tools/dev.py types              mypy --strict
     python3 tools/dev.py powercut [options] crash states of power cuts, see --help
     python3 tools/dev.py torture [options]  processes, killed and stopped at random, see --help
+    python3 tools/dev.py every_line [...]   verbs interrupted at each of their lines, see --help
+    python3 tools/dev.py storm [options]    minutes of interrupts of every kind, see --help
+    python3 tools/dev.py copies [options]   a program that copies its own store's files
+    python3 tools/dev.py c_fork [options]   killed in a commit beside a child forked in C
+    python3 tools/dev.py uwsgi_drill [...]  killed workers of uWSGI
     python3 tools/dev.py bench [options]    figures, see --help
 
 The first call makes .venv and installs the project and what its development needs. Later calls find
@@ -30,7 +35,8 @@ STAMP = VENV / "made-for"  # says for which pyproject.toml the environment was m
 
 LINT = (["ruff", "check", "."], ["ruff", "format", "--check", "."])
 TYPES = (["mypy"],)
-HARNESSES = "powercut", "torture", "bench"
+ALIVE = "every_line", "storm", "copies", "c_fork", "uwsgi_drill"
+HARNESSES = "powercut", "torture", "bench", *ALIVE
 
 
 def main(verb: str = "help", *options: str) -> int:
@@ -46,7 +52,8 @@ def main(verb: str = "help", *options: str) -> int:
     if verb == "demo":
         os.execv(DISKQ, [DISKQ, "demo", *options])
     if verb in HARNESSES:
-        os.execv(PYTHON, [PYTHON, str(ROOT / "tools" / f"{verb}.py"), *options])
+        tool = ROOT / "tools" / verb  # a package, or a file
+        os.execv(PYTHON, [PYTHON, str(tool if tool.is_dir() else f"{tool}.py"), *options])
     steps = {"lint": LINT, "types": TYPES}.get(verb, (*LINT, *TYPES))
     for module, *rest in steps:
         code = subprocess.run([PYTHON, "-m", module, *rest], cwd=ROOT, check=False).returncode

@@ -1,0 +1,37 @@
+"""A fork that Python does not see (uWSGI, a library in C) costs nobody a lock, a lease or a reader.
+
+A short run of `python tools/c_fork.py`; it explains how. Negative control: nobody is killed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+TOOL = ROOT / "tools" / "c_fork.py"
+pytestmark = pytest.mark.timeout(200)
+to_be_mended = pytest.mark.xfail(
+    strict=False, reason="only forks that Python sees are handled at this commit"
+)
+
+
+def run_tool(*arguments):
+    command = [sys.executable, str(TOOL), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
+
+
+@to_be_mended
+def test_a_child_forked_in_c_uses_the_store_and_holds_up_nobody(tmp_path):
+    tool = run_tool("--rounds", 4, "--bound", 5, "--folder", tmp_path)
+    assert tool.returncode == 0, tool.stdout + tool.stderr
+    assert "killed inside of a commit 4" in tool.stdout
+
+
+def test_a_process_that_was_not_killed_is_found(tmp_path):
+    tool = run_tool("--rounds", 1, "--plant", "--away", 2, "--folder", tmp_path)
+    assert tool.returncode == 1
+    assert "blocked: a put did not return" in tool.stdout
+    assert "away: 3 leased messages" in tool.stdout
