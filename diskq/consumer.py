@@ -61,14 +61,21 @@ class Consumer:
         self._clean = False  # it gave back what it held
         self._strays: list[list[Grant | Message]] = []  # leased for calls that were interrupted
         self.place = group.place
-        owner = int.from_bytes(os.urandom(8), "big") | 1
-        until = time.monotonic() + self._store.busy_seconds
-        slot = self._engine.slots.take(owner, group.id, name, until)
-        self._member = Member(owner, slot, prefetch > 1)
-        self._presence = Presence(self._engine, slot)
         self._prefetch = prefetch
         self._fetched: deque[Message] = deque()
         self._heartbeat: Heartbeat | None = None
+        owner = int.from_bytes(os.urandom(8), "big") | 1
+        try:
+            self._join(owner, heartbeat)
+        except BaseException:
+            self._engine.slots.give_up(owner)
+            raise
+
+    def _join(self, owner: int, heartbeat: bool) -> None:
+        until = time.monotonic() + self._store.busy_seconds
+        slot = self._engine.slots.take(owner, self.group.id, self.name, until)
+        self._member = Member(owner, slot, self._prefetch > 1)
+        self._presence = Presence(self._engine, slot)
         if heartbeat:
             from .heartbeat import Heartbeat  # a cron job pays for each import
 

@@ -48,9 +48,15 @@ class Group:
         check.count("prefetch", prefetch, 1, limits.MAX_GET_MESSAGES)
         if not isinstance(heartbeat, bool):
             raise TypeError(f"heartbeat must be bool, not {type(heartbeat).__name__}")
-        consumer = Consumer(self, name, prefetch, heartbeat)
-        self.topic.store.adopt(consumer)
-        return consumer
+        consumer: Consumer | None = None
+        try:
+            consumer = Consumer(self, name, prefetch, heartbeat)
+            self.topic.store.adopt(consumer)
+            return consumer
+        except BaseException:  # nobody else can close it
+            if consumer is not None:
+                consumer.close()
+            raise
 
     @property
     def settings(self) -> GroupSettings:

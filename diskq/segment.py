@@ -17,6 +17,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from struct import Struct, pack, unpack_from
+from struct import error as struct_error
 from typing import NamedTuple
 from zlib import crc32
 
@@ -112,7 +113,12 @@ class Segment:
             self.ends = unpack_from(f">{self.count}I", value, _SEGMENT.size)
             content_crc = crc32(memoryview(value)[_SEGMENT.size :])
             sound = crc == crc32(value[4 : _SEGMENT.size] + key, content_crc)
-        except Exception:  # what cannot be taken apart is as damaged as a wrong crc
+        except (
+            struct_error,
+            OverflowError,
+            MemoryError,
+            ValueError,
+        ):  # what cannot be taken apart is as damaged as a wrong crc
             sound = False
         if not sound or version != SEGMENT_VERSION:
             raise Corrupt(

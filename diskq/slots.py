@@ -237,6 +237,11 @@ class Slots:
             self._unlock(_SLOT_BYTES + index)
             self._mine.pop(index, None)
 
+    def give_up(self, owner: int) -> None:
+        """Give up the slot of a consumer that was not made after all, if it has one."""
+        for index in [index for index, its in list(self._mine.items()) if its == owner]:
+            self.release(index, owner, clean=True)
+
     def forget(self, index: int, owner: int) -> None:
         """Clear the slot of a dead consumer whose leases are free again."""
 

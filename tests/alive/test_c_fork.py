@@ -13,9 +13,6 @@ from helpers import ROOT
 
 TOOL = ROOT / "tools" / "c_fork.py"
 pytestmark = pytest.mark.timeout(200)
-to_be_mended = pytest.mark.xfail(
-    strict=False, reason="only forks that Python sees are handled at this commit"
-)
 
 
 def run_tool(*arguments):
@@ -23,7 +20,6 @@ def run_tool(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
 
 
-@to_be_mended
 def test_a_child_forked_in_c_uses_the_store_and_holds_up_nobody(tmp_path):
     tool = run_tool("--rounds", 4, "--bound", 5, "--folder", tmp_path)
     assert tool.returncode == 0, tool.stdout + tool.stderr

@@ -15,9 +15,6 @@ from helpers import ROOT
 
 TOOL = ROOT / "tools" / "copies.py"
 pytestmark = pytest.mark.timeout(200)
-to_be_mended = pytest.mark.xfail(
-    strict=False, reason="locks are lost with any close of the file at this commit"
-)
 FOUND_AS = {"lost": "lost", "twice": "doubled"}
 
 
@@ -26,7 +23,6 @@ def run_tool(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
 
 
-@to_be_mended
 def test_copies_of_the_own_store_lose_nothing(tmp_path):
     tool = run_tool("--seconds", 10, "--folder", tmp_path)
     assert tool.returncode == 0, tool.stdout + tool.stderr

@@ -15,9 +15,6 @@ from helpers import ROOT
 
 TOOL = ROOT / "tools" / "every_line"
 pytestmark = pytest.mark.timeout(600)
-to_be_mended = pytest.mark.xfail(
-    strict=False, reason="the door for writing is not safe against interrupts at this commit"
-)
 FOUND_AS = {  # what is said of each planted fault
     "twice": "stored more than once",
     "swallow": "is swallowed",
@@ -38,7 +35,6 @@ def interruptions(tool):
     return int(re.search(r"(\d+) interruptions", tool.stdout)[1])
 
 
-@to_be_mended
 @pytest.mark.parametrize("kind", ["ctrl-c", "limit", "async", "opcode", "opcode-limit"])
 def test_an_interrupted_verb_happened_once_or_not_at_all(kind):
     tool = run_tool("--kind", kind, "--sample", 2, "--jobs", 1)
@@ -46,7 +42,6 @@ def test_an_interrupted_verb_happened_once_or_not_at_all(kind):
     assert interruptions(tool) >= 70
 
 
-@to_be_mended
 def test_an_interrupted_thread_harms_no_other():
     verbs = "put,put_many,get,ack,iteration,transaction,close of a consumer"
     kinds = "limit,async,opcode"

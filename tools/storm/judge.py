@@ -88,9 +88,10 @@ class Judge:
         self.attempts.append(Attempt(name, began["ack"], began["put"], outcome, at))
 
     def _check_error(self, name: str, began: Entry, entry: Entry) -> None:
-        """Errors that a call may raise: none, but where a handler closes what is in use."""
+        """Errors that a call may raise: that others write, as it may not wait; and where a handler
+        closes what is in use."""
         error = entry.get("error")
-        if error is None or (began.get("where") and error in (*CLOSED, "Reentered")):
+        if error in (None, "Busy") or (began.get("where") and error in (*CLOSED, "Reentered")):
             return
         if not (error in CLOSED and name.endswith(".0")):
             self.problems.append(f"foreign: {name} got {error}: {entry['text'][:120]}")
