@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
+from struct import Struct
 from typing import TYPE_CHECKING
 
 from . import admin, codec, held, keys, leases, limits, log, options, retention
 from .codec import DEAD, HELD, ID_KEY, LIVE, U32, WAITING, decode_group, decode_topic
+from .decoding import unpacked
 from .engine import Engine, Tx
 from .environment import Database
 from .errors import ConfigConflict, NotFound
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from .group import Group
 
 DELETED_TOPIC, DELETED_GROUP = 0, 1  # kinds of 'X' rows
+_DELETED = Struct(">cBI")  # their keys
 
 
 def update_topic(tx: Tx, topic_id: int, name: str, given: Given) -> TopicSettings:
@@ -222,7 +225,7 @@ def _take_away(tx: Tx, topic_id: int, group_id: int, known_as: str) -> None:
 def sweep(engine: Engine) -> None:
     """Remove what deleted topics and groups left behind, in bounded commits."""
     for key, _ in engine.read(lambda tx: list(tx.scan(b"X"))):
-        number = int(U32.unpack(key[2:])[0])
+        number = int(unpacked(_DELETED, key)[2])
         database = engine.log(number) if key[1] == DELETED_TOPIC else None
         while engine.commit(lambda tx: _sweep_some(tx, key, number, database)):  # noqa: B023
             pass
@@ -254,6 +257,7 @@ def note_boot(tx: Tx) -> None:
     boot_id = tx.engine.clock.boot_id()
     if meta.boot_id != boot_id:
         meta.boot_id = boot_id
+        meta.boot_noted_ns = tx.engine.clock.elapsed_ns()
         if codec.DURABILITIES[meta.durability] == "process":
             from .creation import FORGOTTEN, later
 
@@ -262,7 +266,8 @@ def note_boot(tx: Tx) -> None:
         for key, value in list(tx.scan(b"G")):
             row = codec.GroupRow(value)
             config = decode_group(row.config)
-            at = Place(config.topic_id, "", ID_KEY.unpack(key)[1], config.name, None)
+            group_id = unpacked(ID_KEY, key)[1]
+            at = Place(config.topic_id, "", group_id, config.name, None)
             group = Settling(tx, at, row)
             group.release_owned(None)
             group.store()
@@ -270,4 +275,4 @@ def note_boot(tx: Tx) -> None:
 
 
 def _deleted(kind: int, number: int) -> bytes:
-    return b"X" + bytes([kind]) + U32.pack(number)
+    return _DELETED.pack(b"X", kind, number)

@@ -6,6 +6,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, TypeVar
 
 from . import check, errors, leases, limits, retention
@@ -134,9 +135,9 @@ class Consumer:
 
     def _messages(self, grants: Sequence[Grant], limit: int) -> list[Message]:
         found = [
-            Message(self, lease, stored, failures)
-            for lease, messages, failures in grants
-            for stored in messages
+            Message(self, lease, stored, failures, parts)
+            for lease, messages, failures, decoded in grants
+            for stored, parts in zip(messages, decoded or repeat(None))  # noqa: B905
         ]
         if self._heartbeat is not None:
             self._heartbeat.watch(found)

@@ -11,18 +11,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice, takewhile
+from operator import itemgetter
 from typing import NamedTuple
 
-from . import held, keys, leases, limits, schedule
+from . import ages, held, keys, leases, limits, schedule
 from .clock import NS, nanoseconds
 from .codec import HELD, PREFETCHED, SOLO, HeldRow, LeaseRow, TopicRow, decode_topic
+from .errors import Corrupt
 from .log import Stored
 from .model import LANE_BITS, Failure
 from .room import is_low, is_tight
-from .segment import PURGED, TTL, is_purged, ttl_of
+from .segment import PURGED, RICH, TTL, Parts, decode_record, is_purged, ttl_of
 from .settle import Settling
 from .slots import SEVERAL
 
+_FLAGS = itemgetter(2)  # of a Stored
 _KEYED_READ = 64  # unread messages that a get looks at together in search of a free key
 
 
@@ -35,11 +38,13 @@ class Member(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """Messages leased together, maybe none, and how often they failed before."""
+    """Messages leased together, maybe none, and how often they failed before; once it is stored,
+    also their parts, unless all of them are plain bodies."""
 
     lease: LeaseRow
     messages: Sequence[Stored]
     failures: int
+    parts: Sequence[Parts] = ()
 
 
 class Delivery(Settling):
@@ -86,8 +91,7 @@ class Delivery(Settling):
             if grant is None:
                 break
             if grant.messages:
-                self.grant(grant, member)
-                grants.append(grant)
+                grants.append(self.grant(grant, member))
                 alone = grant.lease.flags & SOLO or (grant.lease.flags & HELD and member.prefetch)
                 limit -= limit if alone else len(grant.messages)
             if self._passed > limits.MAX_COPIED_MESSAGES:
@@ -121,7 +125,7 @@ class Delivery(Settling):
             return None
         message.flags &= ~SOLO
         lease = LeaseRow(offset, 1, flags=HELD | solo)
-        stored = Stored(offset, message.record, message.flags, message.put_at_ns)
+        stored = Stored(offset, message.record, message.flags, message.put)
         if message.flags & (TTL | PURGED) and self._is_gone(stored, message):
             return Grant(lease, [], 0)
         held.lease(self.tx, self.id, self.row, offset, message)
@@ -174,7 +178,7 @@ class Delivery(Settling):
             elif is_tight(self.tx):  # nothing is parked now, so nothing passes it
                 return admitted, passed
             else:
-                parked = HeldRow(message.record, message.flags, message.put_at_ns)
+                parked = HeldRow(message.record, message.flags, *message.put)
                 keys.park(self.tx, self.id, self.row, key, message.offset, parked)
                 if self._copied(len(message.record)):
                     return admitted, passed + 1
@@ -186,9 +190,11 @@ class Delivery(Settling):
             hashes = ((each.offset, keys.hash_of(each.record, each.flags)) for each in messages)
             lease.keys = {offset: key for offset, key in hashes if key is not None}
 
-    def grant(self, grant: Grant, member: Member) -> None:
-        """Store the lease of a grant."""
-        lease, count = grant.lease, len(grant.messages)
+    def grant(self, grant: Grant, member: Member) -> Grant:
+        """Store the lease of a grant, whose messages can be decoded. Raises: Corrupt."""
+        lease, count, parts = grant.lease, len(grant.messages), grant.parts
+        if any(flags & RICH for flags in set(map(_FLAGS, grant.messages))):
+            parts = [_decoded(message) for message in grant.messages]
         lease.owner, lease.slot, prefetch = member
         lease.flags |= PREFETCHED if prefetch else 0
         lease.token = self.tx.next_tokens(lease.count)
@@ -197,6 +203,7 @@ class Delivery(Settling):
         leases.grant(self.tx, self.id, lease)
         self.row.leased += count
         self.row.delivered += count
+        return grant._replace(parts=parts) if parts else grant
 
     def _unread(self) -> int:
         return sum(self.topic.next) - sum(self.row.next)
@@ -216,21 +223,18 @@ class Delivery(Settling):
 
     def sift(self, messages: list[Stored]) -> list[Stored]:
         """Those to be delivered; the others are counted and end here."""
-        kinds = 0
-        for message in messages:
-            kinds |= message.flags
         aged = decode_topic(self.topic.config).settings.max_age_seconds is not None
-        if not aged and not kinds & (TTL | PURGED):
+        if not aged and not any(map((TTL | PURGED).__and__, set(map(_FLAGS, messages)))):
             return messages
         return [message for message in messages if not self._is_gone(message, None)]
 
     def _is_gone(self, message: Stored, row: HeldRow | None) -> bool:
         """Whether a message was purged, outlived its TTL, or the topic's max_age (then it leaves
         the group now). `row` is its own if it waits, to which a topic's bounds do not apply."""
-        offset, record, flags, put_at_ns = message
-        age_ns = self.clock.wall_ns() - put_at_ns
+        offset, record, flags, put = message
         most = decode_topic(self.topic.config).settings.max_age_seconds
         ttl_ns = ttl_of(record, flags)
+        age_ns = ages.age_ns(self.tx, put) if ttl_ns or most is not None else 0
         if is_purged(record, flags):
             self.row.purged += 1
             if row is not None:
@@ -238,11 +242,11 @@ class Delivery(Settling):
         elif row is None and most is not None and age_ns >= nanoseconds(most):
             self.row.dropped += 1
         elif ttl_ns and age_ns >= ttl_ns:
-            self._expire_message(offset, row, HeldRow(record, flags, put_at_ns))
+            self._expire_message(offset, row, HeldRow(record, flags, *put))
         else:
             return False
         self._passed += 1
-        self.free_key(offset, HeldRow(record, flags, put_at_ns))
+        self.free_key(offset, HeldRow(record, flags, *put))
         return True
 
     def _expire_message(self, offset: int, row: HeldRow | None, message: HeldRow) -> None:
@@ -373,3 +377,15 @@ class Delivery(Settling):
     def _may_steal(self, member: Member) -> bool:
         others = (lease for lease in self.leased() if lease.owner != member.owner)
         return any(self.untouched(lease) for lease in others)
+
+
+def _decoded(message: Stored) -> Parts:
+    """A message taken apart. Raises: Corrupt, which says where it is."""
+    try:
+        return decode_record(message.record, message.flags)
+    except Corrupt as error:
+        raise Corrupt(
+            f"message {message.offset}: {error}; no lease was taken. To pass it, seek behind it, or"
+            f" purge what is before {message.offset + 1}",
+            offset=message.offset,
+        ) from error

@@ -53,9 +53,9 @@ def _page(topic: Topic, database: Database, low: int, high: int, reverse: bool) 
 
 
 def _log_message(stored: Stored) -> LogMessage:
-    offset, record, flags, put_at_ns = stored
+    offset, record, flags, put = stored
     body, key, headers, _ = decode_record(record, flags)
-    return LogMessage(offset, body, key, headers, put_at_ns)
+    return LogMessage(offset, body, key, headers, put.put_at_ns)
 
 
 def offset_at(topic: Topic, when_ns: int) -> int:

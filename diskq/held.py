@@ -26,6 +26,7 @@ from .codec import (
     HeldRow,
     decode_held,
 )
+from .decoding import unpacked
 from .engine import Tx
 from .errors import Corrupt
 
@@ -60,7 +61,7 @@ def bury(tx: Tx, group_id: int, group: GroupRow, offset: int, row: HeldRow, now_
 def next_due(tx: Tx, group_id: int) -> tuple[int, int] | None:
     """When the next waiting message is due, and its offset."""
     for key, _ in tx.scan(ID_KEY.pack(b"D", group_id)):
-        _, _, due_ns, offset = TIME_KEY.unpack(key)
+        _, _, due_ns, offset = unpacked(TIME_KEY, key)
         return due_ns, offset
     return None
 
@@ -89,7 +90,7 @@ def rows(tx: Tx, group_id: int, kind: int, start: int = 0) -> Iterator[tuple[int
     """The live or the dead messages of a group from offset `start`, by offset."""
     first = HELD_KEY.pack(group_id, kind, start)
     for key, value in tx.scan(first[:5], first, tx.engine.held):
-        yield HELD_KEY.unpack(key)[2], decode_held(value)
+        yield unpacked(HELD_KEY, key)[2], decode_held(value)
 
 
 def get(tx: Tx, group_id: int, kind: int, offset: int) -> HeldRow | None:

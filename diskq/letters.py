@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from . import check, held, keys, leases, limits
 from .codec import DEAD, HeldRow
+from .decoding import damaged
 from .engine import Tx
 from .errors import NotFound
 from .model import DeadLetter, Failure
@@ -126,7 +127,9 @@ def _exhume(at: Settling, offset: int) -> HeldRow:
 
 def _dead_letter(offset: int, row: HeldRow) -> DeadLetter:
     body, key, headers, _ = decode_record(row.record, row.flags)
-    last = next(failure for failure in reversed(row.history) if failure.cause != "redriven")
+    last = next((each for each in reversed(row.history) if each.cause != "redriven"), None)
+    if last is None:
+        raise damaged(f"the history of dead letter {offset}")
     reason = {"reject": "rejected", "ttl": "expired"}.get(last.cause, "max_deliveries")
     return DeadLetter(
         offset=offset,

@@ -12,7 +12,7 @@ from .codec import LeaseRow
 from .errors import Full
 from .log import Stored
 from .model import LANE_BITS
-from .segment import RICH, decode_record
+from .segment import Parts
 from .settle import Settling
 
 if TYPE_CHECKING:
@@ -35,18 +35,24 @@ class Message:
         *("consumer", "failed", "lease", "settled", "__weakref__"),
     )
 
-    def __init__(self, consumer: Consumer, lease: LeaseRow, stored: Stored, failures: int) -> None:
+    def __init__(
+        self,
+        consumer: Consumer,
+        lease: LeaseRow,
+        stored: Stored,
+        failures: int,
+        parts: Parts | None = None,
+    ) -> None:
         self.consumer = consumer
         self.lease = lease
         self.settled = False
         self.failed = False  # to be settled: an iteration that goes on leaves it alone
-        self.offset, record, flags, self.put_at_ns = stored
+        self.offset, self.body, _, (self.put_at_ns, *_) = stored
         self.attempt = failures + 1
-        self.body = record
         self.key: str | None = None
         self.headers: dict[str, str] = {}
-        if flags & RICH:
-            self.body, self.key, self.headers, _ = decode_record(record, flags)
+        if parts is not None:
+            self.body, self.key, self.headers, _ = parts
 
     @property
     def topic(self) -> str:

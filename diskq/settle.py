@@ -12,6 +12,7 @@ what begins a delivery, is delivery.py.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from .clock import nanoseconds
 from .codec import HELD, SOLO, GroupRow, HeldRow, LeaseRow, TopicRow, decode_group
 from .engine import Tx
 from .environment import Database, full
-from .errors import LeaseLost
+from .errors import Corrupt, LeaseLost
 from .log import Log
 from .model import Failure
 from .room import is_tight
@@ -144,8 +145,8 @@ class Settling:
     def _held(self, lease: LeaseRow, offset: int) -> HeldRow:
         if lease.flags & HELD:
             return held.load(self.tx, self.id, offset)
-        _, record, flags, put_at_ns = self.log.read(offset, offset + 1)[0]
-        return HeldRow(record, flags, put_at_ns)
+        _, record, flags, put = self.log.read(offset, offset + 1)[0]
+        return HeldRow(record, flags, *put)
 
     def release(self, lease: LeaseRow, offset: int) -> None:
         """Give one message back, uncharged and in its old place. Raises: LeaseLost."""
@@ -196,8 +197,12 @@ class Settling:
             self.tx.wake(self.id, count)
 
     def free_key(self, offset: int, message: HeldRow) -> None:
-        """The message has left the group, or is dead: if its key was its own, the next gets it."""
-        key = keys.hash_of(message.record, message.flags) if self.keyed else None
+        """The message has left the group, or is dead: if its key was its own, the next gets it. One
+        that cannot be decoded never got a key; it must not be in the way of a purge."""
+        key = None
+        if self.keyed:
+            with suppress(Corrupt):
+                key = keys.hash_of(message.record, message.flags)
         if key is not None and keys.holder(self.tx, self.id, key) == offset:
             self._pass_on(key)
 

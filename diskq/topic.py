@@ -83,7 +83,7 @@ class Topic:
             return puts.store(Log(tx, database, self.id), self.name, prepared)
 
         try:
-            return self.store.commit(operation)
+            return puts.commit(self.store, operation)
         except Full as error:
             if timeout == 0 or not hasattr(error, "topic"):
                 raise
@@ -96,7 +96,7 @@ class Topic:
         while True:
             seen = self.store.engine.slots.watch(self.id, room=True)
             try:
-                return self.store.commit(operation)
+                return puts.commit(self.store, operation)
             except Full as error:
                 left = limits.WAIT_SECONDS if until is None else until - time.monotonic()
                 if left <= 0 or not hasattr(error, "topic"):
@@ -124,8 +124,9 @@ class Topic:
         planned.cancel(self, schedule_id)
 
     def trim(self) -> int:
-        """Delete what no group needs any more, and what is over the topic's bounds; returns how
-        many messages. Puts and acks do the same now and then.
+        """Delete messages that no group needs any more or that are over the topic's bounds, and
+        dedup ids whose window is over; returns how many messages. Puts and acks do the same now and
+        then.
 
         Raises: NotFound, ReadOnly, Closed.
         """
@@ -135,6 +136,10 @@ class Topic:
             lambda tx: retention.trim(Log(tx, database, self.id), self.name)
         ):
             total += count
+        from . import dedup
+
+        while self.store.commit(lambda tx: dedup.forget_of(tx, self.id, self.name)):
+            pass
         return total
 
     def purge(self, *, before: Start | None = None, key: str | None = None) -> int:

@@ -135,7 +135,7 @@ class Transaction:
             )
             return [receipt for each in found for receipt in puts.store(*each)]
 
-        return self._store.commit(operation)
+        return puts.commit(self._store, operation)
 
     def _settle_all(self, tx: Tx) -> None:
         groups: dict[int, Delivery] = {}
