@@ -287,8 +287,6 @@ def decode_group(config: bytes) -> GroupConfig:
     return GroupConfig(topic_id, decode_name(config[_GROUP_CONFIG.size :]), settings, bool(rest[6]))
 
 
-RICH, TTL, PURGED = 1, 8, 16  # flags of records, see segment.py: TTL: some may expire; PURGED: ...
-RECORD_FLAGS = {0, *(RICH | more for more in (0, TTL, PURGED, TTL | PURGED))}  # ... some are gone
 HELD, SOLO, PREFETCHED = 1, 2, 4  # flags of a lease; SOLO of a held message too
 
 
@@ -406,11 +404,7 @@ def decode_held(data: bytes) -> HeldRow:
         row = HeldRow(data[record_at:], 0, 0)
         row.unpack(data)
         row.history = tuple(_decode_history(data[history_at:record_at]))
-        if (
-            len(data) < record_at
-            or row.state not in _STATES
-            or row.flags & ~SOLO not in RECORD_FLAGS
-        ):
+        if len(data) < record_at or row.state not in _STATES:
             raise IndexError(record_at)
     except WRONG as error:
         raise damaged("a message out of the log") from error

@@ -16,7 +16,7 @@ WRONG = error, IndexError, ValueError, OverflowError  # what decoding wrong byte
 
 def damaged(what: str) -> Corrupt:
     """The error for bytes that cannot be decoded."""
-    return Corrupt(f"{what} is damaged; run 'diskq verify', then {WAY_OUT}")
+    return Corrupt(f"{what} cannot be decoded; run 'diskq verify', then {WAY_OUT}")
 
 
 def unpacked(layout: Struct, data: bytes) -> tuple[Any, ...]:

@@ -5,10 +5,11 @@
                                             offset or due_ns u64, number + 1 of a scheduled message,
                                             or 0: u64
 
-Buckets are numbered: a put begins the next one when the last was begun a window ago, so two of them
-have all that is remembered, side by side in the file. No bucket is named after a time, since a clock
-may be wrong and the window may change: each row says when it was put, and goes once that is a window
-ago. A put removes a few rows, a trim some, and a put that finds the store full as many as it needs.
+Buckets are numbered: a put begins the next one when the last was begun a window ago, so two of
+them have all that is remembered, side by side in the file. No bucket is named after a time, since a
+clock may be wrong and the window may change: each row says when it was put, and goes once that is a
+window ago. A put removes a few rows, a trim some, and a put that finds the store full as many as it
+needs.
 """
 
 from __future__ import annotations

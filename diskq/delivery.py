@@ -17,11 +17,10 @@ from typing import NamedTuple
 from . import ages, held, keys, leases, limits, schedule
 from .clock import NS, nanoseconds
 from .codec import HELD, PREFETCHED, SOLO, HeldRow, LeaseRow, TopicRow, decode_topic
-from .errors import Corrupt
-from .log import Stored
+from .log import Stored, parts_of
 from .model import LANE_BITS, Failure
 from .room import is_low, is_tight
-from .segment import PURGED, RICH, TTL, Parts, decode_record, is_purged, ttl_of
+from .segment import PURGED, TTL, Parts, is_purged, ttl_of
 from .settle import Settling
 from .slots import SEVERAL
 
@@ -193,8 +192,8 @@ class Delivery(Settling):
     def grant(self, grant: Grant, member: Member) -> Grant:
         """Store the lease of a grant, whose messages can be decoded. Raises: Corrupt."""
         lease, count, parts = grant.lease, len(grant.messages), grant.parts
-        if any(flags & RICH for flags in set(map(_FLAGS, grant.messages))):
-            parts = [_decoded(message) for message in grant.messages]
+        if any(set(map(_FLAGS, grant.messages))):
+            parts = [parts_of(message) for message in grant.messages]
         lease.owner, lease.slot, prefetch = member
         lease.flags |= PREFETCHED if prefetch else 0
         lease.token = self.tx.next_tokens(lease.count)
@@ -377,15 +376,3 @@ class Delivery(Settling):
     def _may_steal(self, member: Member) -> bool:
         others = (lease for lease in self.leased() if lease.owner != member.owner)
         return any(self.untouched(lease) for lease in others)
-
-
-def _decoded(message: Stored) -> Parts:
-    """A message taken apart. Raises: Corrupt, which says where it is."""
-    try:
-        return decode_record(message.record, message.flags)
-    except Corrupt as error:
-        raise Corrupt(
-            f"message {message.offset}: {error}; no lease was taken. To pass it, seek behind it, or"
-            f" purge what is before {message.offset + 1}",
-            offset=message.offset,
-        ) from error

@@ -12,9 +12,9 @@ from . import admin, check, limits, log, schedule
 from .clock import NS
 from .engine import Tx
 from .environment import Database
-from .log import Log, Stored, cut
+from .log import Log, Stored, cut, parts_of
 from .model import LANE_BITS, LogMessage
-from .segment import decode_record, is_purged
+from .segment import is_purged
 
 if TYPE_CHECKING:
     from .admin import Start
@@ -53,9 +53,8 @@ def _page(topic: Topic, database: Database, low: int, high: int, reverse: bool) 
 
 
 def _log_message(stored: Stored) -> LogMessage:
-    offset, record, flags, put = stored
-    body, key, headers, _ = decode_record(record, flags)
-    return LogMessage(offset, body, key, headers, put.put_at_ns)
+    body, key, headers, _ = parts_of(stored)
+    return LogMessage(stored.offset, body, key, headers, stored.put.put_at_ns)
 
 
 def offset_at(topic: Topic, when_ns: int) -> int:

@@ -126,7 +126,7 @@ def _exhume(at: Settling, offset: int) -> HeldRow:
 
 
 def _dead_letter(offset: int, row: HeldRow) -> DeadLetter:
-    body, key, headers, _ = decode_record(row.record, row.flags)
+    body, key, headers, _ = decode_record(row.record, row.flags, f"dead letter {offset}")
     last = next((each for each in reversed(row.history) if each.cause != "redriven"), None)
     if last is None:
         raise damaged(f"the history of dead letter {offset}")

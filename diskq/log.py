@@ -17,7 +17,15 @@ from .engine import Tx
 from .environment import Database
 from .errors import WAY_OUT, Corrupt, NotFound
 from .model import LANE_BITS
-from .segment import LOG_KEY, Packed, Segment, encode_segment, head_of
+from .segment import (
+    LOG_KEY,
+    Packed,
+    Parts,
+    Segment,
+    decode_record,
+    encode_segment,
+    head_of,
+)
 
 _CACHED_BYTES = 64 * limits.KIB  # larger segments are not kept for the next read
 
@@ -211,3 +219,15 @@ def cut(segment: Segment, first: int, stop: int) -> list[Stored]:
         Stored(offset, record, flags, put)
         for offset, record in enumerate(segment.records(low, high), segment.first + low)
     ]
+
+
+def parts_of(message: Stored) -> Parts:
+    """A message taken apart. Raises: Corrupt."""
+    try:
+        return decode_record(message.record, message.flags)
+    except Corrupt as error:
+        raise Corrupt(
+            f"message {message.offset} cannot be decoded; {WAY_OUT}. To let a group pass it, seek"
+            f" to {message.offset + 1}, or purge what is before that",
+            offset=message.offset,
+        ) from error

@@ -14,12 +14,12 @@ from itertools import groupby, islice, takewhile
 from typing import NamedTuple
 
 from . import ages, limits, log
-from .codec import RECORD_FLAGS, SCHEDULE_KEY, U32, TopicRow, checked, decode_topic, unchecked
+from .codec import SCHEDULE_KEY, U32, TopicRow, checked, decode_topic, unchecked
 from .decoding import damaged, unpacked
 from .engine import Tx
 from .log import Log
 from .room import is_low
-from .segment import pack_records
+from .segment import FLAGS, pack_records
 
 
 class Planned(NamedTuple):
@@ -104,7 +104,7 @@ def decode(key: bytes, value: bytes) -> Planned:
     """A row taken apart. Raises: Corrupt."""
     _, due_ns, number = unpacked(SCHEDULE_KEY, key)
     content = unchecked(value)
-    if len(content) < 2 or content[1] not in RECORD_FLAGS:
+    if len(content) < 2 or content[1] not in FLAGS:
         raise damaged(f"the message scheduled as {schedule_id(due_ns, number)}")
     return Planned(due_ns, number, content[0], content[1], content[2:])
 

@@ -183,12 +183,12 @@ def encode_record(message: bytes | Outgoing) -> bytes:
     return b"".join((head, key, headers, message.body))
 
 
-def decode_record(record: bytes, flags: int) -> Parts:
+def decode_record(record: bytes, flags: int, what: str = "a message") -> Parts:
     """Take a record of a segment or held row with these flags apart. Raises: Corrupt."""
     if not flags & ~SOLO:
         return Parts(record, None, {}, 0)
     if flags & ~SOLO not in FLAGS:
-        raise damaged(f"a message with flags {flags}")
+        raise damaged(f"{what}, of the flags {flags},")
     try:
         key_length, headers_length, ttl_ns = _RECORD.unpack_from(record)
         headers_at = _RECORD.size + max(key_length - 1, 0)
@@ -197,8 +197,8 @@ def decode_record(record: bytes, flags: int) -> Parts:
         headers = decode_headers(record[headers_at:body_at]) if headers_length else {}
         if body_at > len(record):
             raise IndexError(body_at)
-    except WRONG as error:
-        raise damaged("a message") from error
+    except (Corrupt, *WRONG) as error:
+        raise damaged(what) from error
     return Parts(record[body_at:], key, headers, ttl_ns)
 
 

