@@ -343,18 +343,17 @@ class LeaseRow(Row, layout=">QQQHBI"):
 
 def decode_lease(key: bytes, value: bytes) -> LeaseRow:
     """The inverse of LeaseRow.encode, with what the key says. Raises: Corrupt."""
-    _, _, deadline_ns, first = unpacked(TIME_KEY, key)
-    row = LeaseRow(first, 0)
     try:
+        _, _, deadline_ns, first = TIME_KEY.unpack(key)
+        row = LeaseRow(first, 0)
         row.unpack(value)
     except struct_error:
-        row.count = 0
-    row.settled = int.from_bytes(value[row.layout.size :], "big")
-    whole = len(value) == row.layout.size + (row.count + 7) // 8 and 0 < row.count <= MAX_RUN
-    last = first + row.count - 1
-    if not whole or row.settled >> row.count or last >> LANE_BITS != row.lane:
+        raise damaged(f"the lease {key!r}") from None
+    bitmap, count = value[row.layout.size :], row.count
+    row.deadline_ns, row.settled = deadline_ns, int.from_bytes(bitmap, "big")
+    whole = len(bitmap) == (count + 7) // 8 and 0 < count <= MAX_RUN
+    if not whole or row.settled >> count or first + count - 1 >> LANE_BITS != first >> LANE_BITS:
         raise damaged(f"the lease at offset {first}")
-    row.deadline_ns = deadline_ns
     return row
 
 

@@ -6,7 +6,6 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import repeat
 from typing import TYPE_CHECKING, TypeVar
 
 from . import check, errors, leases, limits, retention
@@ -134,11 +133,13 @@ class Consumer:
                 return []
 
     def _messages(self, grants: Sequence[Grant], limit: int) -> list[Message]:
-        found = [
-            Message(self, lease, stored, failures, parts)
-            for lease, messages, failures, decoded in grants
-            for stored, parts in zip(messages, decoded or repeat(None))  # noqa: B905
-        ]
+        found: list[Message] = []
+        for lease, messages, failures, parts in grants:
+            if parts:
+                both = zip(messages, parts, strict=True)
+                found += [Message(self, lease, each, failures, its) for each, its in both]
+            else:
+                found += [Message(self, lease, each, failures) for each in messages]
         if self._heartbeat is not None:
             self._heartbeat.watch(found)
         if self._member.prefetch:

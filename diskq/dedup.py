@@ -61,33 +61,37 @@ class Ids:
     def __init__(self, tx: Tx, topic_id: int, row: TopicRow) -> None:
         self.tx = tx
         self.topic_id = topic_id
+        self._now = ages.Now(tx)
         self.window_ns = nanoseconds(decode_topic(row.config).settings.dedup_seconds)
 
     @cached_property
-    def _buckets(self) -> list[int]:
-        """Those that may have an id of the window, latest first; at least one."""
-        return list(islice(self._recent(), _MAX_BUCKETS)) or [0]
+    def _buckets(self) -> list[tuple[int, bool]]:
+        """Those that may have an id of the window, latest first, and whether they take no more ids;
+        at least one."""
+        return list(islice(self._recent(), _MAX_BUCKETS)) or [(0, True)]
 
     def find(self, digest: bytes) -> Receipt | None:
         """The receipt of the first put with this id, if that was within the window."""
-        for bucket in self._buckets:
+        for bucket, _ in self._buckets:
             value = self._get(bucket, digest)
             if value is not None:
                 put, commit_id, place, number = decode(value)
-                if ages.age_ns(self.tx, put) < self.window_ns:
+                if self._now.age_ns(put) < self.window_ns:
                     name = schedule_id(place, number - 1) if number else None
                     return Receipt(None if number else place, True, name, commit_id)
         return None
 
     def note(self, digest: bytes, place: int, number: int | None) -> None:
         """Remember a put: its offset, or when it is due and its number."""
-        _, wall_ns, elapsed_ns, boot = ages.stamp(self.tx, 0)
+        _, wall_ns, elapsed_ns, boot = self._now.stamp(0)
         when = wall_ns, elapsed_ns, boot, self.tx.commit_id
-        if self._is_over(self._buckets[0]):
-            self._buckets.insert(0, self._buckets[0] + 1)
-            self._put(self._buckets[0], _BEGUN, ROW.pack(*when, 0, 0))
+        bucket, over = self._buckets[0]
+        if over:
+            bucket += 1
+            self._buckets.insert(0, (bucket, False))
+            self._put(bucket, _BEGUN, ROW.pack(*when, 0, 0))
         numbered = 0 if number is None else number + 1
-        self._put(self._buckets[0], digest, ROW.pack(*when, place, numbered))
+        self._put(bucket, digest, ROW.pack(*when, place, numbered))
 
     def forget(self, limit: int) -> int:
         """Remove up to `limit` rows that a window has passed over; returns how many."""
@@ -99,11 +103,11 @@ class Ids:
     def _stale(self) -> Iterator[bytes]:
         """Keys of the oldest rows, up to the first that is still needed."""
         for key, value in self.tx.scan(U32.pack(self.topic_id), database=self.tx.engine.dedup):
-            if ages.age_ns(self.tx, decode(value).put) < self.window_ns:
+            if self._now.age_ns(decode(value).put) < self.window_ns:
                 return
             yield key
 
-    def _recent(self) -> Iterator[int]:
+    def _recent(self) -> Iterator[tuple[int, bool]]:
         cursor = self.tx.lmdb.cursor(self.tx.engine.dedup)
         bucket = 2**64 - 1
         while True:
@@ -113,14 +117,15 @@ class Ids:
             if key[: U32.size] != U32.pack(self.topic_id):
                 return
             bucket = unpacked(DEDUP_KEY, key)[1]
-            yield bucket
-            if self._is_over(bucket):  # the ones before were over when it was begun
+            over = self._is_over(bucket)
+            yield bucket, over
+            if over:  # the ones before it were over when it was begun
                 return
 
     def _is_over(self, bucket: int) -> bool:
-        """Whether a bucket takes no more ids: it was begun a window ago, or is not there."""
+        """Whether a bucket was begun a window ago: then the row that says so may be gone."""
         value = self._get(bucket, _BEGUN)
-        return value is None or ages.age_ns(self.tx, decode(value).put) >= self.window_ns
+        return value is None or self._now.age_ns(decode(value).put) >= self.window_ns
 
     def _get(self, bucket: int, digest: bytes) -> bytes | None:
         key = DEDUP_KEY.pack(self.topic_id, bucket, digest)

@@ -9,7 +9,7 @@ passes over what expired, was purged, or is to wait for an earlier message of it
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice, takewhile
 from operator import itemgetter
 from typing import NamedTuple
@@ -192,7 +192,7 @@ class Delivery(Settling):
     def grant(self, grant: Grant, member: Member) -> Grant:
         """Store the lease of a grant, whose messages can be decoded. Raises: Corrupt."""
         lease, count, parts = grant.lease, len(grant.messages), grant.parts
-        if any(set(map(_FLAGS, grant.messages))):
+        if any(map(_FLAGS, grant.messages)):
             parts = [parts_of(message) for message in grant.messages]
         lease.owner, lease.slot, prefetch = member
         lease.flags |= PREFETCHED if prefetch else 0
@@ -220,10 +220,15 @@ class Delivery(Settling):
 
     # Passing over what is not to be delivered any more
 
+    @cached_property
+    def _now(self) -> ages.Now:
+        return ages.Now(self.tx)
+
     def sift(self, messages: list[Stored]) -> list[Stored]:
         """Those to be delivered; the others are counted and end here."""
         aged = decode_topic(self.topic.config).settings.max_age_seconds is not None
-        if not aged and not any(map((TTL | PURGED).__and__, set(map(_FLAGS, messages)))):
+        kinds = set(map(_FLAGS, messages)) if any(map(_FLAGS, messages)) else ()
+        if not aged and not any(kind & (TTL | PURGED) for kind in kinds):
             return messages
         return [message for message in messages if not self._is_gone(message, None)]
 
@@ -233,7 +238,7 @@ class Delivery(Settling):
         offset, record, flags, put = message
         most = decode_topic(self.topic.config).settings.max_age_seconds
         ttl_ns = ttl_of(record, flags)
-        age_ns = ages.age_ns(self.tx, put) if ttl_ns or most is not None else 0
+        age_ns = self._now.age_ns(put) if ttl_ns or most is not None else 0
         if is_purged(record, flags):
             self.row.purged += 1
             if row is not None:

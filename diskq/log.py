@@ -74,7 +74,7 @@ class Log:
         """Add segments behind the last offset of a lane, put now or at `put`, and wake consumers
         that wait for them; returns the first new offset. The caller stores the row."""
         if put is None:
-            put = ages.stamp(self.tx, row.last_put_ns)
+            put = ages.Now(self.tx).stamp(row.last_put_ns)
         row.last_put_ns = put.put_at_ns
         first = offset = row.offset(lane)
         append = self.topic_id < limits.MAX_LOG_DATABASES and len(row.next) == 1

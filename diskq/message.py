@@ -31,8 +31,8 @@ class Message:
     """
 
     __slots__ = (
-        *("attempt", "body", "headers", "key", "offset", "put_at_ns"),
-        *("consumer", "failed", "lease", "settled", "__weakref__"),
+        *("attempt", "body", "headers", "key", "offset"),
+        *("_put", "consumer", "failed", "lease", "settled", "__weakref__"),
     )
 
     def __init__(
@@ -47,7 +47,7 @@ class Message:
         self.lease = lease
         self.settled = False
         self.failed = False  # to be settled: an iteration that goes on leaves it alone
-        self.offset, self.body, _, (self.put_at_ns, *_) = stored
+        self.offset, self.body, _, self._put = stored
         self.attempt = failures + 1
         self.key: str | None = None
         self.headers: dict[str, str] = {}
@@ -63,6 +63,12 @@ class Message:
     def group(self) -> str:
         """Name of the group."""
         return self.consumer.group.name
+
+    @property
+    def put_at_ns(self) -> int:
+        """When it was put, or was due if it was scheduled, by the wall clock. It never goes back
+        within a topic."""
+        return self._put.put_at_ns
 
     @property
     def priority(self) -> int:

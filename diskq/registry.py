@@ -20,19 +20,8 @@ _engines: dict[tuple[int, int], Engine] = {}  # by the identity of their data fi
 _registry = threading.RLock()
 ON_DEMAND = (  # modules of diskq that are imported when they are used, by whatever thread
     *("dedup", "drafts", "apart", "creation", "backup", "pages", "readers", "stats", "options"),
-    *(
-        "changes",
-        "contents",
-        "verify",
-        "restart",
-        "hollow",
-        "salvage",
-        "purging",
-        "planned",
-        "letters",
-        "following",
-    ),
-    *("heartbeat", "transaction", "stealing"),
+    *("changes", "contents", "verify", "restart", "hollow", "salvage", "purging", "planned"),
+    *("letters", "following", "heartbeat", "transaction", "stealing"),
 )
 _LATE = "ctypes", "datetime", "hashlib", "resource", *(f"diskq.{name}" for name in ON_DEMAND)
 

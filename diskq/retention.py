@@ -104,8 +104,8 @@ def _drop_old(source: Log, row: TopicRow, count: int, size: int) -> int:
     bounds = decode_topic(row.config).settings
     gone = 0
     if bounds.max_age_seconds is not None:
-        most = nanoseconds(bounds.max_age_seconds)
-        old = takewhile(lambda it: ages.age_ns(source.tx, it.put) >= most, _oldest(source, row))
+        now, most = ages.Now(source.tx), nanoseconds(bounds.max_age_seconds)
+        old = takewhile(lambda head: now.age_ns(head.put) >= most, _oldest(source, row))
         gone = _drop(source, row, old)
     if bounds.discard == "old" or bounds.retention == "limits":
         if bounds.retention == "interest" and _over(row, bounds, count, size):

@@ -121,8 +121,8 @@ class Segment:
     __slots__ = ("count", "data", "ends", "first", "flags", "put", "start")
 
     def __init__(self, key: bytes, value: bytes) -> None:
-        topic_id, self.first = unpacked(LOG_KEY, key)
         try:
+            topic_id, self.first = LOG_KEY.unpack(key)
             crc, version, flags, boot, count, put_at_ns, wall_ns, elapsed_ns = _SEGMENT.unpack_from(
                 value
             )
@@ -132,16 +132,19 @@ class Segment:
             content_crc = crc32(memoryview(value)[_SEGMENT.size :])
             sound = crc == crc32(value[4 : _SEGMENT.size] + key, content_crc)
             self.start = start = _SEGMENT.size + U32.size * count
-            whole = self.ends[-1] == len(value) - start and _is_sorted(self.ends)
-            whole = whole and version == SEGMENT_VERSION and flags in FLAGS
+            whole = self.ends[-1] == len(value) - start and version == SEGMENT_VERSION
+            whole = (
+                whole and flags in FLAGS and (count == 1 or list(self.ends) == sorted(self.ends))
+            )
         except WRONG:
             sound = whole = False
         if not (sound and whole):
+            topic_id, first = unpacked(LOG_KEY, key)
             why = "cannot be taken apart" if sound else "fails its checksum"
             raise Corrupt(
-                f"the segment at offset {self.first} of topic {topic_id} {why}; run"
-                f" 'diskq verify', then {WAY_OUT}",
-                offset=self.first,
+                f"the segment at offset {first} of topic {topic_id} {why}; run 'diskq verify', then"
+                f" {WAY_OUT}",
+                offset=first,
             )
         self.data = value
 
@@ -157,10 +160,6 @@ class Segment:
         for end in self.ends[start:stop]:
             yield data[begin : base + end]
             begin = base + end
-
-
-def _is_sorted(ends: Sequence[int]) -> bool:
-    return len(ends) == 1 or list(ends) == sorted(ends)
 
 
 class Parts(NamedTuple):
