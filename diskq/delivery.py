@@ -202,7 +202,7 @@ class Delivery(Settling):
         leases.grant(self.tx, self.id, lease)
         self.row.leased += count
         self.row.delivered += count
-        return grant._replace(parts=parts) if parts else grant
+        return Grant(lease, grant.messages, grant.failures, parts)
 
     def _unread(self) -> int:
         return sum(self.topic.next) - sum(self.row.next)

@@ -154,11 +154,7 @@ def show_size(size: int) -> str:
 
 
 def show_time(nanoseconds: int) -> str:
-    """A local time to the second; a dash for 0, which is no time. One that no calendar has, out of
-    a damaged row, is shown as it is stored."""
+    """A local time to the second; a dash for 0, which is no time."""
     if not nanoseconds:
         return "-"
-    try:
-        return datetime.fromtimestamp(nanoseconds // 10**9).isoformat(" ")
-    except (ValueError, OverflowError, OSError):
-        return f"{nanoseconds} ns"
+    return datetime.fromtimestamp(nanoseconds // 10**9).isoformat(" ")
