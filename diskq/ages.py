@@ -2,8 +2,8 @@
 
 Within one boot an age is what a monotonic clock counted: a wall clock that is wrong when something
 is put, or when it is looked at, neither prolongs a life nor ends one early. That clock starts again
-with the machine, so what is older than the boot goes by the wall clock, and what that puts into the
-future counts as put when the store was first opened in this boot.
+with the machine, so anything older than the boot goes by the wall clock; if that dates it into the
+future, it counts as put when the store was first opened in this boot.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Out of a damaged store, a sound one with all that is still to be had. Imported on demand.
 
-The damaged file is read as bytes, see pages.py. What has a checksum, messages, is copied if it is
-right, but for those that cannot be decoded: they are lost. Offsets are kept: what is missing or
-lost becomes purged ones, so that what groups know of offsets stays true. Rows without a checksum
-are copied and then checked by how they add up; a group that does not starts at the oldest message.
+The damaged file is read as bytes, see pages.py. Messages have a checksum: they are copied if it is
+right and they can be decoded. Offsets are kept: a message that is missing or lost becomes a purged
+one, so that what groups know of offsets stays true. Rows without a checksum are copied and then
+checked by how they add up; a group that does not starts at the oldest message.
 """
 
 from __future__ import annotations
