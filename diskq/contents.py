@@ -64,7 +64,7 @@ def undecodable_records(where: str, segment: Segment) -> Iterator[Finding]:
 
 
 def _problem(decode: Callable[..., object], *of: object) -> str:
-    """What decoding finds wrong, if anything."""
+    """The reason why decoding fails, empty if it does not."""
     try:
         decode(*of)
     except Corrupt as error:

@@ -1,4 +1,4 @@
-"""What all decoders of stored bytes share: wrong bytes are Corrupt, and never another error.
+"""The rules of all decoders of stored bytes: wrong bytes are Corrupt, and never another error.
 
 A file may come from anybody, and its checksums may be right. So whatever a key or a row is, taking
 it apart either works or raises Corrupt.

@@ -34,7 +34,7 @@ _MAX_BUCKETS = 1_000  # looked at: more are there only if the window was a momen
 
 
 class Row(NamedTuple):
-    """What is remembered of a put; `place` is its offset, or due_ns if `number` is not 0."""
+    """The receipt of a put; `place` is its offset, or due_ns if `number` is not 0."""
 
     put: Stamp
     commit_id: int
@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
 
 def digest_of(dedup_id: str) -> bytes:
-    """What is stored of an id."""
+    """The stored form of an id."""
     from hashlib import blake2b  # slow to import, and only puts with an id pay
 
     return blake2b(dedup_id.encode(), digest_size=16).digest()
