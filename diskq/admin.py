@@ -21,6 +21,7 @@ from .codec import (
     new_group,
     new_topic,
 )
+from .decoding import decode_name, unpacked
 from .errors import ConfigConflict
 from .log import Log
 from .model import LANE_BITS, GroupSettings, TopicSettings
@@ -49,7 +50,7 @@ def group_ids(tx: Tx, topic_id: int) -> Iterator[tuple[str, int]]:
 
 def _names(tx: Tx, prefix: bytes) -> Iterator[tuple[str, int]]:
     for key, value in tx.scan(prefix):
-        yield key[len(prefix) :].decode(), U32.unpack(value)[0]
+        yield decode_name(key[len(prefix) :]), unpacked(U32, value)[0]
 
 
 def find_topic(tx: Tx, name: str, given: Given | None = None) -> int | None:
@@ -60,7 +61,7 @@ def find_topic(tx: Tx, name: str, given: Given | None = None) -> int | None:
     data = tx.get(b"N" + name.encode())
     if data is None:
         return None
-    topic_id = int(U32.unpack(data)[0])
+    topic_id = int(unpacked(U32, data)[0])
     if given:
         _check_equal(
             "topic", name, decode_topic(log.load(tx, topic_id, name).config).settings, given
@@ -91,7 +92,7 @@ def find_group(tx: Tx, topic_id: int, name: str, given: Given) -> int | None:
     data = tx.get(group_name(topic_id, name))
     if data is None:
         return None
-    group_id = int(U32.unpack(data)[0])
+    group_id = int(unpacked(U32, data)[0])
     if given:
         stored = decode_group(leases.load(tx, group_id, name).config).settings
         _check_equal("group", name, stored, given)

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
+from struct import Struct
 from typing import TYPE_CHECKING
 
 from . import admin, codec, gaps, held, keys, leases, limits, log, options, retention
 from .codec import DEAD, HELD, ID_KEY, LIVE, U32, TopicRow, decode_group, decode_topic
+from .decoding import unpacked
 from .engine import Engine
 from .environment import Database
 from .errors import Busy, ConfigConflict, NotFound
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from .group import Group
 
 DELETED_TOPIC, DELETED_GROUP = 0, 1  # kinds of 'X' rows
+_DELETED = Struct(">cBI")  # their keys
 
 
 def update_topic(tx: Tx, topic_id: int, name: str, given: Given) -> TopicSettings:
@@ -238,7 +241,7 @@ def sweep(engine: Engine, busy_seconds: float) -> None:
 
 
 def _sweep_some(key: bytes, tx: Tx) -> bool:
-    number = int(U32.unpack(key[2:])[0])
+    number = int(unpacked(_DELETED, key)[2])
     if key[1] == DELETED_TOPIC:
         places = tx.log(number), tx.engine.schedule, tx.engine.dedup
         more = any(_erase(tx, U32.pack(number), place) for place in places)
@@ -264,6 +267,7 @@ def note_boot(tx: Tx, boot_id: bytes) -> None:
     them."""
     meta = admin.load_meta(tx)
     known, meta.boot_id = any(meta.boot_id), boot_id
+    meta.boot_noted_ns = tx.engine.clock.elapsed_ns()
     if known and codec.DURABILITIES[meta.durability] == "process":
         from .creation import FORGOTTEN, later
 
@@ -273,11 +277,12 @@ def note_boot(tx: Tx, boot_id: bytes) -> None:
     for key, value in list(tx.scan(b"G")) if known else ():
         row = codec.GroupRow(value)
         config = decode_group(row.config)
-        at = Place(config.topic_id, "", ID_KEY.unpack(key)[1], config.name, None)
+        group_id = unpacked(ID_KEY, key)[1]
+        at = Place(config.topic_id, "", group_id, config.name, None)
         group = Settling(tx, at, row)
         group.release_owned(None)
         group.store()
 
 
 def _deleted(kind: int, number: int) -> bytes:
-    return b"X" + bytes([kind]) + U32.pack(number)
+    return _DELETED.pack(b"X", kind, number)

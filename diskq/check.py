@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from . import limits
+from .clock import NS
 from .errors import MessageTooLarge
 from .model import Outgoing
 
@@ -151,16 +152,22 @@ def _label(what: str, value: object, most: int) -> None:
 
 
 def wall_ns(what: str, when: object, kinds: str = "a datetime") -> int:
-    """A datetime as nanoseconds since 1970; a naive one is local time."""
+    """A datetime as nanoseconds since 1970; a naive one is local time. A local time that does not
+    exist, when clocks are set forward, is as much later as they are set; one that there is twice is
+    the first, unless its `fold` says the second."""
     from datetime import UTC, datetime, timedelta  # slow to import
 
     if not isinstance(when, datetime):
         raise TypeError(f"{what} must be {kinds}, not {type(when).__name__}")
     try:
-        since = when.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
+        if when.utcoffset() is None:  # astimezone would take one that does not exist for earlier
+            local = when.replace(tzinfo=None, microsecond=0)
+            found = int(local.timestamp()) * NS + when.microsecond * 1000
+        else:
+            since = when - datetime(1970, 1, 1, tzinfo=UTC)
+            found = since // timedelta(microseconds=1) * 1000
     except (OverflowError, ValueError, OSError):
-        since = timedelta(days=-1)
-    found = since // timedelta(microseconds=1) * 1000
+        found = -1
     if not 0 <= found < 2**63:
         raise ValueError(f"{what} must be between the years 1970 and 2261, not {when}")
     return found

@@ -1,14 +1,17 @@
-"""The only reader of time. Two clocks, because they answer different questions:
+"""The only reader of time. Three clocks, because they answer different questions:
 
-- `wall_ns` dates messages and retries: it must mean something after a reboot;
-- `monotonic_ns` bounds leases: no NTP step moves it, and `boot_id` tells when it started anew.
+- `wall_ns` dates messages, delays and retries: it must mean something after a reboot;
+- `monotonic_ns` bounds leases: no NTP step moves it, and `boot_id` tells when it started again;
+- `elapsed_ns` says how old something is: it is monotonic too, and goes on while the machine sleeps.
 """
 
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 NS = 1_000_000_000
+_COARSE_NS = NS // 100  # the time asleep is the difference of two readings, so it trembles
 
 
 class Clock:
@@ -16,6 +19,11 @@ class Clock:
 
     wall_ns = staticmethod(time.time_ns)
     monotonic_ns = staticmethod(time.monotonic_ns)
+
+    def elapsed_ns(self) -> int:
+        """`monotonic_ns`, and the time that the machine was suspended since it booted."""
+        asleep = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
+        return self.monotonic_ns() + (asleep + _COARSE_NS // 2) // _COARSE_NS * _COARSE_NS
 
     @staticmethod
     def boot_id() -> bytes:
@@ -28,6 +36,19 @@ class Clock:
                 return bytes.fromhex(file.read().strip().replace("-", ""))
         except (OSError, ValueError):
             return bytes(16)
+
+
+class Stamp(NamedTuple):
+    """When something was put, on every clock; `boot` names the boot that `elapsed_ns` belongs to.
+
+    Users see `put_at_ns`. It orders a topic, so it never goes back there, whatever the clock does:
+    the other fields say how old a message is, see ages.py.
+    """
+
+    put_at_ns: int
+    wall_ns: int = 0  # what the wall clock said; 0: the same as put_at_ns
+    elapsed_ns: int = 0
+    boot: int = 0  # 0: its age goes by the wall clock alone
 
 
 def nanoseconds(seconds: float) -> int:

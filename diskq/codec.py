@@ -1,5 +1,8 @@
 """The rows of `state` and `held`, and their keys. Pure bytes to values and back.
 
+Bytes come from a file that anybody may have written: what cannot be decoded is Corrupt, and no
+other error.
+
 Integers are big-endian, so that plain byte order sorts keys; `docs/reference/format.md` has every
 field. To change the format:
 
@@ -22,19 +25,21 @@ field. To change the format:
     group u32, PARK u8, key hash u64, offset u64   parked: an earlier message has their key
 
     schedule: topic u32, due_ns u64, n u64     a message without an offset yet
-    dedup: topic u32, since_ns u64, digest     the receipt of a put with a dedup_id
+    dedup: topic u32, bucket u64, digest       the receipt of a put with a dedup_id
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from struct import Struct, pack, unpack_from
+from struct import Struct, pack
+from struct import error as struct_error
 from typing import Any, ClassVar, NamedTuple
 from zlib import crc32
 
-from .clock import NS, nanoseconds
-from .errors import Corrupt
+from .clock import NS, Stamp, nanoseconds
+from .decoding import WRONG, damaged, decode_name, unpacked
+from .errors import WAY_OUT, Corrupt
 from .limits import MAX_HISTORY, MAX_HISTORY_BYTES, MAX_PRIORITIES
 from .model import LANE_BITS, Backoff, Failure, GroupSettings, TopicSettings
 
@@ -51,6 +56,7 @@ DEDUP_KEY = Struct(">IQ16s")
 KEY_KEY = Struct(">cIQ")  # of the row that says which message has a key
 GAP_KEY = Struct(">cIQ")
 META_KEY = b"M"
+_MOST_SECONDS = 1e9  # of a stored duration: no sum of times is over 64 bits
 
 
 class Row:
@@ -81,8 +87,8 @@ DURABILITIES = ("commit", "relaxed", "process")
 COPY = b"\xff" * 16  # a boot that never was: whoever opens a copy voids the leases in it
 
 
-class Meta(Row, layout=">HB16s16sQQQII"):
-    """The store."""
+class Meta(Row, layout=">HB16s16sQQQIIQ"):
+    """The store. Raises: Corrupt."""
 
     format_version: int
     durability: int  # index into DURABILITIES
@@ -93,37 +99,53 @@ class Meta(Row, layout=">HB16s16sQQQII"):
     max_bytes: int  # 0: as many as the disk has
     next_topic: int
     next_group: int
+    boot_noted_ns: int  # elapsed_ns when the store was first opened in that boot
 
     def __init__(self, data: bytes) -> None:
-        self.unpack(data)
+        try:
+            self.unpack(data)
+            DURABILITIES[self.durability]
+        except WRONG as error:
+            raise damaged("the row of the store") from error
 
 
 def new_meta(durability: str, max_bytes: int, store_id: bytes, boot_id: bytes, now: int) -> bytes:
     """The row of a new store."""
     number = DURABILITIES.index(durability)
-    return Meta.layout.pack(FORMAT_VERSION, number, store_id, boot_id, now, 0, max_bytes, 1, 1)
+    return Meta.layout.pack(FORMAT_VERSION, number, store_id, boot_id, now, 0, max_bytes, 1, 1, 0)
 
 
 def format_version(data: bytes) -> int:
-    """The version in a store's row, readable in every version."""
-    return int(U16.unpack_from(data)[0])
+    """The version in a store's row, readable in every version. Raises: Corrupt."""
+    return int(unpacked(U16, data[: U16.size])[0])
 
 
 class CountedRow(Row):
-    """Counters, then how far each lane is (`next`), then an encoded configuration."""
+    """Counters, then how far each lane is (`next`), then an encoded configuration.
+
+    Raises: Corrupt.
+    """
 
     next: list[int]
 
     def __init__(self, data: bytes) -> None:
         self.data = data  # as it was read
-        self.unpack(data)
-        lanes = _LANES[data[self.layout.size]]
-        self.next = list(lanes.unpack_from(data, self.layout.size)[1:])
+        try:
+            self.unpack(data)
+            lanes = _LANES[data[self.layout.size]]
+            self.next = list(lanes.unpack_from(data, self.layout.size)[1:])
+            if max(self.next) >> LANE_BITS:
+                raise OverflowError(self.next)
+        except WRONG as error:
+            raise damaged("the row of a topic or group") from error
         self.config = data[self.layout.size + lanes.size :]
 
     def encode(self) -> bytes:
-        """The row as it is stored."""
-        return self.pack() + _encode_lanes(self.next) + self.config
+        """The row as it is stored. Raises: Corrupt, if it was wrong when it was read."""
+        try:
+            return self.pack() + _encode_lanes(self.next) + self.config
+        except struct_error as error:  # a counter fell below 0
+            raise damaged("the row of a topic or group, whose counters do not add up,") from error
 
     def offset(self, lane: int) -> int:
         """The offset that is next in a lane."""
@@ -216,16 +238,22 @@ def new_topic(name: str, settings: TopicSettings) -> bytes:
 
 @lru_cache(maxsize=1024)
 def decode_topic(config: bytes) -> TopicConfig:
-    """The configuration in a TopicRow."""
-    retention, discard, age, size, messages, dedup, lanes, length = _TOPIC_CONFIG.unpack_from(
-        config
-    )
-    groups_at = _TOPIC_CONFIG.size + length
-    groups = unpack_from(f">{(len(config) - groups_at) // 4}I", config, groups_at)
-    bounds = age / NS if age else None, size or None, messages or None
-    rest = DISCARDS[discard], dedup / NS, lanes
-    settings = TopicSettings(RETENTIONS[retention], *bounds, *rest)
-    return TopicConfig(config[_TOPIC_CONFIG.size : groups_at].decode(), settings, groups)
+    """The configuration in a TopicRow. Raises: Corrupt."""
+    try:
+        retention, discard, age, size, messages, dedup, lanes, length = _TOPIC_CONFIG.unpack_from(
+            config
+        )
+        groups_at = _TOPIC_CONFIG.size + length
+        groups = [int(group) for (group,) in U32.iter_unpack(config[groups_at:])]
+        bounds = age / NS if age else None, size or None, messages or None
+        rest = DISCARDS[discard], dedup / NS, lanes
+        settings = TopicSettings(RETENTIONS[retention], *bounds, *rest)
+        if len(config) < groups_at:
+            raise IndexError(groups_at)
+    except WRONG as error:
+        raise damaged("the configuration of a topic") from error
+    name = decode_name(config[_TOPIC_CONFIG.size : groups_at])
+    return TopicConfig(name, settings, tuple(groups))
 
 
 class GroupConfig(NamedTuple):
@@ -258,12 +286,16 @@ def new_group(config: GroupConfig, cursor: Sequence[int], ahead: int) -> bytes:
 
 @lru_cache(maxsize=1024)
 def decode_group(config: bytes) -> GroupConfig:
-    """The configuration in a GroupRow."""
-    topic_id, lease_seconds, deliveries, *rest = _GROUP_CONFIG.unpack_from(config)
-    ways = Backoff(*rest[:3]), ORDERINGS[rest[4]], rest[3] or None, bool(rest[5])
+    """The configuration in a GroupRow. Raises: Corrupt."""
+    try:
+        topic_id, lease_seconds, deliveries, *rest = _GROUP_CONFIG.unpack_from(config)
+        ways = Backoff(*rest[:3]), ORDERINGS[rest[4]], rest[3] or None, bool(rest[5])
+        if not all(0 <= number <= _MOST_SECONDS for number in (lease_seconds, *rest[:3])):
+            raise ValueError(lease_seconds, *rest[:3])  # also what is no number
+    except WRONG as error:
+        raise damaged("the configuration of a group") from error
     settings = GroupSettings(lease_seconds, deliveries, *ways)
-    name = config[_GROUP_CONFIG.size :].decode()
-    return GroupConfig(topic_id, name, settings, bool(rest[6]))
+    return GroupConfig(topic_id, decode_name(config[_GROUP_CONFIG.size :]), settings, bool(rest[6]))
 
 
 HELD, SOLO, PREFETCHED = 1, 2, 4  # flags of a lease; SOLO of a held message too
@@ -336,14 +368,18 @@ class LeaseRow(Row, layout=">QQQHBI"):
 
 
 def decode_lease(key: bytes, value: bytes) -> LeaseRow:
-    """The inverse of LeaseRow.encode, with what the key says."""
-    _, _, deadline_ns, first = TIME_KEY.unpack(key)
-    row = LeaseRow(first, 0)
-    row.unpack(value)
-    if len(value) != row.layout.size + (row.count + 7) // 8 or not 0 < row.count <= MAX_RUN:
-        raise Corrupt(f"the lease at offset {first} is damaged; run 'diskq verify'")
-    row.deadline_ns = deadline_ns
-    row.settled = int.from_bytes(value[row.layout.size :], "big")
+    """The inverse of LeaseRow.encode, with what the key says. Raises: Corrupt."""
+    try:
+        _, _, deadline_ns, first = TIME_KEY.unpack(key)
+        row = LeaseRow(first, 0)
+        row.unpack(value)
+    except struct_error:
+        raise damaged(f"the lease {key!r}") from None
+    bitmap, count = value[row.layout.size :], row.count
+    row.deadline_ns, row.settled = deadline_ns, int.from_bytes(bitmap, "big")
+    whole = len(bitmap) == (count + 7) // 8 and 0 < count <= MAX_RUN
+    if not whole or row.settled >> count or first + count - 1 >> LANE_BITS != first >> LANE_BITS:
+        raise damaged(f"the lease at offset {first}")
     return row
 
 
@@ -353,32 +389,42 @@ _FLAGS_AND_COUNT = Struct(">26xBI")
 def span_of(key: bytes, value: bytes) -> tuple[int, int] | None:
     """First and stop offset of a lease's run, None if it is HELD: all that a look at many needs."""
     if len(value) < LeaseRow.layout.size:
-        raise Corrupt("a lease is damaged; run 'diskq verify'")
+        raise damaged("a lease")
     flags, count = _FLAGS_AND_COUNT.unpack_from(value)
-    first: int = TIME_KEY.unpack(key)[3]
+    first: int = unpacked(TIME_KEY, key)[3]
     return None if flags & HELD else (first, first + count)
 
 
 LIVE, DEAD, PARK = 0, 1, 2  # kinds of keys of held messages
-WAITING, BURIED, PARKED = 1, 3, 4  # their states; a leased one keeps WAITING, see held.py
+WAITING, BURIED, PARKED = _STATES = 1, 3, 4  # their states; a leased one keeps WAITING, see held.py
 CAUSES = ("", "nack", "reject", "expired", "crashed", "redriven", "ttl")
 _HISTORY = Struct(">QBHH")
 
 
-class HeldRow(Row, layout=">BBHQQ"):
+class HeldRow(Row, layout=">BBHQQQQH"):
     """A message out of the log's way, with all that happened to it. `due_ns` is when it is due, or
-    was before it was leased; of a dead one it is when it died, of a parked one 0."""
+    was before it was leased; of a dead one it is when it died, of a parked one 0. The last four
+    numbers are the Stamp of its put."""
 
     state: int
     flags: int
     failures: int
     due_ns: int
     put_at_ns: int
+    wall_ns: int
+    elapsed_ns: int
+    boot: int
 
-    def __init__(self, record: bytes, flags: int, put_at_ns: int) -> None:
-        self.record, self.flags, self.put_at_ns = record, flags, put_at_ns
+    def __init__(self, record: bytes, flags: int, *put: int) -> None:
+        self.record, self.flags = record, flags
+        self.put_at_ns, self.wall_ns, self.elapsed_ns, self.boot = Stamp(*put)
         self.state = self.failures = self.due_ns = 0
         self.history: tuple[Failure, ...] = ()
+
+    @property
+    def put(self) -> Stamp:
+        """When it was put."""
+        return Stamp(self.put_at_ns, self.wall_ns, self.elapsed_ns, self.boot)
 
     @property
     def size(self) -> int:
@@ -410,10 +456,15 @@ def decode_held(data: bytes) -> HeldRow:
     data = unchecked(data)
     at = HeldRow.layout.size
     history_at = at + U32.size
-    record_at = history_at + U32.unpack_from(data, at)[0]
-    row = HeldRow(data[record_at:], 0, 0)
-    row.unpack(data)
-    row.history = tuple(_decode_history(data[history_at:record_at]))
+    try:
+        record_at = history_at + U32.unpack_from(data, at)[0]
+        row = HeldRow(data[record_at:], 0, 0)
+        row.unpack(data)
+        row.history = tuple(_decode_history(data[history_at:record_at]))
+        if len(data) < record_at or row.state not in _STATES:
+            raise IndexError(record_at)
+    except WRONG as error:
+        raise damaged("a message out of the log") from error
     return row
 
 
@@ -425,7 +476,9 @@ def checked(content: bytes) -> bytes:
 def unchecked(data: bytes) -> bytes:
     """The inverse of `checked`. Raises: Corrupt."""
     if data[:4] != U32.pack(crc32(data[4:])):
-        raise Corrupt("a message out of the log fails its checksum; run 'diskq verify'")
+        raise Corrupt(
+            f"a message out of the log fails its checksum; run 'diskq verify', then {WAY_OUT}"
+        )
     return data[4:]
 
 
@@ -448,3 +501,5 @@ def _decode_history(data: bytes) -> Iterator[Failure]:
         consumer = data[at + _HISTORY.size : error_at].decode()
         at = error_at + error_length
         yield Failure(at_ns, CAUSES[cause], consumer, data[error_at:at].decode())
+    if at != len(data):
+        raise IndexError(at)

@@ -238,18 +238,20 @@ class Consumer:
     def _messages(
         self, taken: list[Grant | Message], grants: Sequence[Grant], limit: int, thread: Thread
     ) -> list[Message]:
-        found = [
-            Message(self, lease, stored, failures)
-            for lease, messages, failures in grants
-            for stored in messages
-        ]
+        found: list[Message] = []
+        for lease, messages, failures, parts in grants:
+            if parts:
+                both = zip(messages, parts, strict=True)
+                found += [Message(self, lease, each, failures, its) for each, its in both]
+            else:
+                found += [Message(self, lease, each, failures) for each in messages]
         if self._heartbeat is not None:
             self._heartbeat.watch(found)
         if self._member.prefetch:
             self._fetched += found
             taken.clear()
             handed = self._hand_out(taken, limit, thread)
-            for lease, _, _ in grants:  # what is left of them is in nobody's hand
+            for lease, *_ in grants:  # what is left of them is in nobody's hand
                 self._hands.drop(lease)
             return handed
         if len(grants) > 1:

@@ -1,64 +1,168 @@
 """Receipts of puts with a `dedup_id`, kept for the topic's `dedup_seconds`.
 
-    dedup   topic, since_ns, digest of the id   put_at_ns u64, commit id u64, offset or due_ns u64,
-                                                number + 1 of a scheduled message, or 0: u64
+    dedup   topic, bucket, zeros            when the bucket was begun; else as below, but zeros
+    dedup   topic, bucket, digest of id     wall_ns u64, elapsed_ns u64, boot u16, commit id u64,
+                                            offset or due_ns u64, number + 1 of a scheduled message,
+                                            or 0: u64
 
-A bucket has what was put within one window. The last two are looked at, older ones are removed a
-few rows with each put, so there are never many more rows than two windows have had.
+Buckets are numbered: a put begins the next one when the last was begun a window ago, so two of
+them have all that is remembered, side by side in the file. No bucket is named after a time, since a
+clock may be wrong and the window may change: each row says when it was put, and goes once that is a
+window ago. A put removes a few rows, a trim some, and a put that finds the store full as many as it
+needs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cached_property
 from itertools import islice
 from struct import Struct
+from typing import NamedTuple
 
-from .clock import nanoseconds
-from .codec import DEDUP_KEY, U32, TopicRow, decode_topic
-from .log import Log
+from . import ages, limits, log
+from .clock import Stamp, nanoseconds
+from .codec import DEDUP_KEY, ID_KEY, U32, TopicRow, decode_topic
+from .decoding import unpacked
 from .model import Receipt
 from .schedule import schedule_id
+from .tx import Tx
 
-ROW = Struct(">QQQQ")
-_REMOVED = 4  # old rows, with each new one
+ROW = Struct(">QQHQQQ")
+_BEGUN = bytes(16)  # in the place of a digest
+_MAX_BUCKETS = 1_000  # looked at: more are there only if the window was a moment, and is long now
+
+
+class Row(NamedTuple):
+    """The receipt of a put; `place` is its offset, or due_ns if `number` is not 0."""
+
+    put: Stamp
+    commit_id: int
+    place: int
+    number: int
 
 
 def digest_of(dedup_id: str) -> bytes:
-    """What is stored of an id."""
+    """The stored form of an id."""
     from hashlib import blake2b  # slow to import, and only puts with an id pay
 
     return blake2b(dedup_id.encode(), digest_size=16).digest()
 
 
-def find(source: Log, row: TopicRow, digest: bytes) -> Receipt | None:
-    """The receipt of the first put with this id, if that was within the window."""
-    window = _window(row)
-    for bucket in (_bucket(source, row, window), _bucket(source, row, window) - window):
-        if bucket >= 0:
-            key = DEDUP_KEY.pack(source.topic_id, bucket, digest)
-            data = source.tx.lmdb.get(key, db=source.tx.engine.dedup)
-            if data is not None:
-                put_at_ns, commit_id, place, number = ROW.unpack(data)
-                if put_at_ns > source.now(row) - window:
+def decode(value: bytes) -> Row:
+    """A row taken apart. Raises: Corrupt."""
+    wall_ns, elapsed_ns, boot, *rest = unpacked(ROW, value)
+    return Row(Stamp(wall_ns, wall_ns, elapsed_ns, boot), *rest)
+
+
+class Ids:
+    """The ids of a topic within one transaction."""
+
+    def __init__(self, tx: Tx, topic_id: int, row: TopicRow) -> None:
+        self.tx = tx
+        self.topic_id = topic_id
+        self._now = ages.Now(tx)
+        self.window_ns = nanoseconds(decode_topic(row.config).settings.dedup_seconds)
+
+    @cached_property
+    def _buckets(self) -> list[tuple[int, bool]]:
+        """Those that may have an id of the window, latest first, and whether they take no more ids;
+        at least one."""
+        return list(islice(self._recent(), _MAX_BUCKETS)) or [(0, True)]
+
+    def find(self, digest: bytes) -> Receipt | None:
+        """The receipt of the first put with this id, if that was within the window."""
+        for bucket, _ in self._buckets:
+            value = self._get(bucket, digest)
+            if value is not None:
+                put, commit_id, place, number = decode(value)
+                if self._now.age_ns(put) < self.window_ns:
                     name = schedule_id(place, number - 1) if number else None
                     return Receipt(None if number else place, True, name, commit_id)
-    return None
+        return None
+
+    def note(self, digest: bytes, place: int, number: int | None) -> None:
+        """Remember a put: its offset, or when it is due and its number."""
+        _, wall_ns, elapsed_ns, boot = self._now.stamp(0)
+        when = wall_ns, elapsed_ns, boot, self.tx.commit_id
+        bucket, over = self._buckets[0]
+        if over:
+            bucket += 1
+            self._buckets.insert(0, (bucket, False))
+            self._put(bucket, _BEGUN, ROW.pack(*when, 0, 0))
+        numbered = 0 if number is None else number + 1
+        self._put(bucket, digest, ROW.pack(*when, place, numbered))
+
+    def forget(self, limit: int) -> int:
+        """Remove up to `limit` rows that a window has passed over; returns how many."""
+        found = list(islice(self._stale(), limit))
+        for key in found:
+            self.tx.lmdb.delete(key, db=self.tx.engine.dedup)
+        return len(found)
+
+    def _stale(self) -> Iterator[bytes]:
+        """Keys of the oldest rows, up to the first that is still needed."""
+        for key, value in self.tx.scan(U32.pack(self.topic_id), database=self.tx.engine.dedup):
+            if self._now.age_ns(decode(value).put) < self.window_ns:
+                return
+            yield key
+
+    def _recent(self) -> Iterator[tuple[int, bool]]:
+        cursor = self.tx.lmdb.cursor(self.tx.engine.dedup)
+        bucket = 2**64 - 1
+        while True:
+            at_end = not cursor.set_range(DEDUP_KEY.pack(self.topic_id, bucket, _BEGUN))
+            found = cursor.last() if at_end else cursor.prev()
+            key = cursor.key() if found else b""
+            if key[: U32.size] != U32.pack(self.topic_id):
+                return
+            bucket = unpacked(DEDUP_KEY, key)[1]
+            over = self._is_over(bucket)
+            yield bucket, over
+            if over:  # the ones before it were over when it was begun
+                return
+
+    def _is_over(self, bucket: int) -> bool:
+        """Whether a bucket was begun a window ago: then the row that says so may be gone."""
+        value = self._get(bucket, _BEGUN)
+        return value is None or self._now.age_ns(decode(value).put) >= self.window_ns
+
+    def _get(self, bucket: int, digest: bytes) -> bytes | None:
+        key = DEDUP_KEY.pack(self.topic_id, bucket, digest)
+        return self.tx.lmdb.get(key, db=self.tx.engine.dedup)
+
+    def _put(self, bucket: int, digest: bytes, value: bytes) -> None:
+        key = DEDUP_KEY.pack(self.topic_id, bucket, digest)
+        self.tx.lmdb.put(key, value, db=self.tx.engine.dedup)
 
 
-def note(source: Log, row: TopicRow, digest: bytes, place: int, number: int | None) -> None:
-    """Remember a put: its offset, or when it is due and its number."""
-    tx, window = source.tx, _window(row)
-    bucket = _bucket(source, row, window)
-    value = ROW.pack(source.now(row), tx.commit_id, place, 0 if number is None else number + 1)
-    tx.lmdb.put(DEDUP_KEY.pack(source.topic_id, bucket, digest), value, db=tx.engine.dedup)
-    found = tx.scan(U32.pack(source.topic_id), database=tx.engine.dedup)
-    for key in [key for key, _ in islice(found, _REMOVED)]:
-        if DEDUP_KEY.unpack(key)[1] < bucket - window:
-            tx.lmdb.delete(key, db=tx.engine.dedup)
+def forget(tx: Tx, limit: int = limits.MAX_FORGOTTEN_IDS) -> int:
+    """Remove up to `limit` rows of all topics that a window has passed over; returns how many."""
+    removed = 0
+    for ids in _topics(tx):
+        removed += ids.forget(limit - removed)
+        if removed == limit:
+            break
+    return removed
 
 
-def _window(row: TopicRow) -> int:
-    return nanoseconds(decode_topic(row.config).settings.dedup_seconds)
+def forget_of(tx: Tx, topic_id: int, name: str) -> int:
+    """The same of one topic. Raises: NotFound."""
+    return Ids(tx, topic_id, log.load(tx, topic_id, name)).forget(limits.MAX_FORGOTTEN_IDS)
 
 
-def _bucket(source: Log, row: TopicRow, window: int) -> int:
-    return source.now(row) // window * window
+def has_stale(tx: Tx) -> bool:
+    """Whether `forget` would remove something."""
+    return any(next(ids._stale(), None) is not None for ids in _topics(tx))
+
+
+def _topics(tx: Tx) -> Iterator[Ids]:
+    """The topics that have ids."""
+    cursor = tx.lmdb.cursor(tx.engine.dedup)
+    topic_id = 0
+    while topic_id < 2**32 and cursor.set_range(U32.pack(topic_id)):
+        topic_id = unpacked(U32, cursor.key()[: U32.size])[0]
+        data = tx.get(ID_KEY.pack(b"T", topic_id))
+        if data is not None:  # else it is being deleted
+            yield Ids(tx, topic_id, TopicRow(data))
+        topic_id += 1

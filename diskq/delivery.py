@@ -11,20 +11,23 @@ message of its key. Where there is no room to move such a message, its lane stan
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import chain
+from operator import itemgetter
 from threading import Thread
 from typing import NamedTuple
 
-from . import gaps, held, keys, leases, limits, reclaim, schedule
+from . import ages, gaps, held, keys, leases, limits, reclaim, schedule
 from .clock import NS, nanoseconds
 from .codec import HELD, PREFETCHED, RETURNED, SOLO, HeldRow, LeaseRow, TopicRow, decode_topic
 from .hands import Hand
-from .log import Stored
+from .log import Stored, parts_of
 from .model import LANE_BITS, Failure
 from .room import is_spent, room_of
-from .segment import PURGED, TTL, is_purged, ttl_of
+from .segment import PURGED, TTL, Parts, is_purged, ttl_of
 from .settle import Settling
 
+_FLAGS = itemgetter(2)  # of a Stored
 _KEYED_READ = 64  # unread messages that a get looks at together in search of a free key
 
 
@@ -40,11 +43,13 @@ class Member(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """Messages leased together, maybe none, and how often they failed before."""
+    """Messages leased together, maybe none, and how often they failed before; once it is stored,
+    also their parts, unless all of them are plain bodies."""
 
     lease: LeaseRow
     messages: Sequence[Stored]
     failures: int
+    parts: Sequence[Parts] = ()
 
 
 class Delivery(Settling):
@@ -97,8 +102,7 @@ class Delivery(Settling):
             if grant is None:
                 break
             if grant.messages:
-                self.grant(grant, member)
-                grants.append(grant)
+                grants.append(self.grant(grant, member))
                 alone = grant.lease.flags & SOLO or (grant.lease.flags & HELD and member.prefetch)
                 limit -= limit if alone else len(grant.messages)
             if is_spent(self.tx):
@@ -129,7 +133,7 @@ class Delivery(Settling):
         if solo and not self._may_take_suspect(member, alone):
             return None
         lease = LeaseRow(offset, 1, flags=HELD | solo)
-        stored = Stored(offset, message.record, message.flags & ~SOLO, message.put_at_ns)
+        stored = Stored(offset, message.record, message.flags & ~SOLO, message.put)
         if message.flags & (TTL | PURGED) and self._is_gone(stored, message):
             return Grant(lease, [], 0)
         held.lease(self.tx, self.id, self.row, offset, message)
@@ -190,7 +194,7 @@ class Delivery(Settling):
                 if key is not None:
                     keys.take(self.tx, self.id, key, message.offset)
                 continue
-            parked = HeldRow(message.record, message.flags, message.put_at_ns)
+            parked = HeldRow(message.record, message.flags, *message.put)
             if not room_of(self.tx).take(parked.size):  # so nothing passes it
                 self._stick(message.offset)
                 return admitted, passed
@@ -203,9 +207,11 @@ class Delivery(Settling):
             hashes = ((each.offset, keys.hash_of(each.record, each.flags)) for each in messages)
             lease.keys = {offset: key for offset, key in hashes if key is not None}
 
-    def grant(self, grant: Grant, member: Member) -> None:
-        """Store the lease of a grant."""
-        lease, count = grant.lease, len(grant.messages)
+    def grant(self, grant: Grant, member: Member) -> Grant:
+        """Store the lease of a grant, whose messages can be decoded. Raises: Corrupt."""
+        lease, count, parts = grant.lease, len(grant.messages), grant.parts
+        if any(map(_FLAGS, grant.messages)):
+            parts = [parts_of(message) for message in grant.messages]
         lease.owner, lease.slot = member.owner, member.slot
         lease.flags |= PREFETCHED if member.prefetch else 0
         lease.token = self.tx.next_tokens(lease.count)
@@ -216,6 +222,7 @@ class Delivery(Settling):
         self.hands.take_lease(member.thread, lease)
         self.row.leased += count
         self.row.delivered += count
+        return Grant(lease, grant.messages, grant.failures, parts)
 
     def _unread(self) -> int:
         return sum(self.topic.next) - sum(self.row.next) - self.row.ahead
@@ -282,13 +289,15 @@ class Delivery(Settling):
 
     # Passing over what is not to be delivered any more
 
+    @cached_property
+    def _now(self) -> ages.Now:
+        return ages.Now(self.tx)
+
     def sift(self, messages: list[Stored]) -> tuple[list[Stored], int]:
         """Those to be delivered; and how many were passed: the others are counted, and end here."""
-        kinds = 0
-        for message in messages:
-            kinds |= message.flags
         aged = decode_topic(self.topic.config).settings.max_age_seconds is not None
-        if not aged and not kinds & (TTL | PURGED):
+        kinds = set(map(_FLAGS, messages)) if any(map(_FLAGS, messages)) else ()
+        if not aged and not any(kind & (TTL | PURGED) for kind in kinds):
             return messages, len(messages)
         kept: list[Stored] = []
         for passed, message in enumerate(messages):
@@ -313,15 +322,15 @@ class Delivery(Settling):
 
     def _outlived(self, message: Stored) -> bool:
         ttl_ns = ttl_of(message.record, message.flags)
-        return bool(ttl_ns) and self.clock.wall_ns() - message.put_at_ns >= ttl_ns
+        return bool(ttl_ns) and self._now.age_ns(message.put) >= ttl_ns
 
     def _is_gone(self, message: Stored, row: HeldRow | None) -> bool:
         """Whether a message was purged, outlived its TTL, or the topic's max_age (then it leaves
         the group now). `row` is its own if it waits, to which a topic's bounds do not apply."""
-        offset, record, flags, put_at_ns = message
-        age_ns = self.clock.wall_ns() - put_at_ns
+        offset, record, flags, put = message
         most = decode_topic(self.topic.config).settings.max_age_seconds
         ttl_ns = ttl_of(record, flags)
+        age_ns = self._now.age_ns(put) if ttl_ns or most is not None else 0
         if is_purged(record, flags):
             self.row.purged += 1
             if row is not None:
@@ -329,11 +338,11 @@ class Delivery(Settling):
         elif row is None and most is not None and age_ns >= nanoseconds(most):
             self.row.dropped += 1
         elif ttl_ns and age_ns >= ttl_ns:
-            self._expire_message(offset, row, HeldRow(record, flags, put_at_ns))
+            self._expire_message(offset, row, HeldRow(record, flags, *put))
         else:
             return False
         room_of(self.tx).pass_over()
-        self.free_key(offset, HeldRow(record, flags, put_at_ns))
+        self.free_key(offset, HeldRow(record, flags, *put))
         return True
 
     def _expire_message(self, offset: int, row: HeldRow | None, message: HeldRow) -> None:

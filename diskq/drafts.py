@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from . import check, dedup, log, retention, schedule
+from . import check, dedup, limits, log, retention, schedule
 from .clock import nanoseconds
 from .codec import TopicRow
 from .log import Log
@@ -44,17 +44,20 @@ def store_drafts(
     source: Log, name: str, row: TopicRow, drafts: Sequence[Draft]
 ) -> Sequence[Receipt]:
     """Store messages, all or none. Raises: Full, MessageTooLarge, ValueError."""
-    found = {each.digest: dedup.find(source, row, each.digest) for each in drafts if each.digest}
+    ids = dedup.Ids(source.tx, source.topic_id, row)
+    found = {each.digest: ids.find(each.digest) for each in drafts if each.digest}
     known = {digest: receipt for digest, receipt in found.items() if receipt is not None}
-    row.last_put_ns = source.now(row)  # what is only scheduled counts for dedup, too
+    now_ns = source.tx.engine.clock.wall_ns()
     _check_lanes(name, row, drafts)
     named = {each.digest: each for each in reversed(drafts) if each.digest not in known}
     new = [each for each in drafts if not each.digest or named.get(each.digest) is each]
-    later = [each for each in new if _due_ns(source, each)]
+    if named:
+        ids.forget(min(4 * len(named), limits.MAX_FORGOTTEN_IDS + len(named)))
+    later = [each for each in new if _due_ns(each, now_ns)]
     if later:
         sizes = [len(each.record) for each in later]
         need_room(source.tx, sum(sizes) + max(sizes))  # and once more, to move each when it is due
-    if now := [each for each in new if not _due_ns(source, each)]:
+    if now := [each for each in new if not _due_ns(each, now_ns)]:
         size = stored_size([len(each.record) for each in now], len({each.lane for each in now}))
         retention.make_room(source, name, row, len(now), size)
     lanes: list[list[Draft]] = [[] for _ in row.next]
@@ -62,7 +65,7 @@ def store_drafts(
     for each in drafts:
         receipt = known.get(each.digest) if each.digest else None
         if receipt is None:
-            receipt = _place(source, row, each, lanes)
+            receipt = _place(source, row, ids, each, _due_ns(each, now_ns), lanes)
             if each.digest:
                 known[each.digest] = receipt._replace(duplicate=True)
         receipts.append(receipt)
@@ -84,23 +87,29 @@ def _check_lanes(name: str, row: TopicRow, drafts: Sequence[Draft]) -> None:
         )
 
 
-def _due_ns(source: Log, draft: Draft) -> int:
+def _due_ns(draft: Draft, now_ns: int) -> int:
     """When a draft is to be put, 0 for now."""
-    now_ns = source.tx.engine.clock.wall_ns()
     due_ns = draft.at_ns or now_ns + draft.delay_ns
     return due_ns if due_ns > now_ns else 0
 
 
-def _place(source: Log, row: TopicRow, draft: Draft, lanes: list[list[Draft]]) -> Receipt:
+def _place(
+    source: Log,
+    row: TopicRow,
+    ids: dedup.Ids,
+    draft: Draft,
+    due_ns: int,
+    lanes: list[list[Draft]],
+) -> Receipt:
     """Schedule a draft, or give it the next offset of its lane."""
     commit_id = source.tx.commit_id
-    if due_ns := _due_ns(source, draft):
+    if due_ns:
         number = schedule.add(source, row, due_ns, draft.lane, draft.flags, draft.record)
         if draft.digest:
-            dedup.note(source, row, draft.digest, due_ns, number)
+            ids.note(draft.digest, due_ns, number)
         return Receipt(None, False, schedule.schedule_id(due_ns, number), commit_id)
     offset = row.offset(draft.lane) + len(lanes[draft.lane])
     lanes[draft.lane].append(draft)
     if draft.digest:
-        dedup.note(source, row, draft.digest, offset, None)
+        ids.note(draft.digest, offset, None)
     return Receipt(offset, False, None, commit_id)

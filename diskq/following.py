@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from . import admin, check, limits, log, schedule
 from .clock import NS
 from .environment import Database
-from .log import Log, Stored, cut
+from .log import Log, Stored, cut, parts_of
 from .model import LANE_BITS, LogMessage
-from .segment import decode_record, is_purged
+from .segment import is_purged
 from .tx import Tx
 
 if TYPE_CHECKING:
@@ -53,9 +53,8 @@ def _page(topic: Topic, database: Database, low: int, high: int, reverse: bool) 
 
 
 def _log_message(stored: Stored) -> LogMessage:
-    offset, record, flags, put_at_ns = stored
-    body, key, headers, _ = decode_record(record, flags)
-    return LogMessage(offset, body, key, headers, put_at_ns)
+    body, key, headers, _ = parts_of(stored)
+    return LogMessage(stored.offset, body, key, headers, stored.put.put_at_ns)
 
 
 def offset_at(topic: Topic, when_ns: int) -> int:

@@ -27,6 +27,7 @@ from .codec import (
     HeldRow,
     decode_held,
 )
+from .decoding import unpacked
 from .errors import Corrupt
 from .tx import Tx
 
@@ -61,7 +62,7 @@ def bury(tx: Tx, group_id: int, group: GroupRow, offset: int, row: HeldRow, now_
 def next_due(tx: Tx, group_id: int) -> tuple[int, int] | None:
     """When the next waiting message is due, and its offset."""
     for key, _ in tx.scan(ID_KEY.pack(b"D", group_id)):
-        _, _, due_ns, offset = TIME_KEY.unpack(key)
+        _, _, due_ns, offset = unpacked(TIME_KEY, key)
         return due_ns, offset
     return None
 
@@ -69,7 +70,7 @@ def next_due(tx: Tx, group_id: int) -> tuple[int, int] | None:
 def count_due(tx: Tx, group_id: int, now_ns: int, most: int) -> int:
     """How many waiting messages are due, at most `most`."""
     rows = islice(tx.scan(ID_KEY.pack(b"D", group_id)), most)
-    return sum(1 for _ in takewhile(lambda row: TIME_KEY.unpack(row[0])[2] <= now_ns, rows))
+    return sum(1 for _ in takewhile(lambda row: unpacked(TIME_KEY, row[0])[2] <= now_ns, rows))
 
 
 def lease(tx: Tx, group_id: int, group: GroupRow, offset: int, row: HeldRow) -> None:
@@ -103,14 +104,14 @@ def rows(tx: Tx, group_id: int, kind: int, start: int = 0) -> Iterator[tuple[int
     """The live or the dead messages of a group from offset `start`, by offset."""
     first = HELD_KEY.pack(group_id, kind, start)
     for key, value in tx.scan(first[:5], first, tx.engine.held):
-        yield HELD_KEY.unpack(key)[2], decode_held(value)
+        yield unpacked(HELD_KEY, key)[2], decode_held(value)
 
 
 def offsets(tx: Tx, group_id: int, kind: int) -> Iterator[int]:
     """The offsets of the live or the dead messages of a group."""
     prefix = HELD_KEY.pack(group_id, kind, 0)[:5]
     for key, _ in tx.scan(prefix, database=tx.engine.held):
-        yield HELD_KEY.unpack(key)[2]
+        yield unpacked(HELD_KEY, key)[2]
 
 
 def get(tx: Tx, group_id: int, kind: int, offset: int) -> HeldRow | None:

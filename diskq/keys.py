@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from . import held
 from .codec import ID_KEY, KEY_KEY, PARK, PARK_KEY, PARKED, U64, GroupRow, HeldRow, decode_held
+from .decoding import unpacked
 from .segment import key_of
 from .tx import Tx
 
@@ -29,7 +30,7 @@ def hash_of(record: bytes, flags: int) -> int | None:
 def holder(tx: Tx, group_id: int, key: int) -> int | None:
     """The offset of the message that has a key, None if it is free."""
     data = tx.get(KEY_KEY.pack(b"K", group_id, key))
-    return None if data is None else int(U64.unpack(data)[0])
+    return None if data is None else int(unpacked(U64, data)[0])
 
 
 def take(tx: Tx, group_id: int, key: int, offset: int) -> None:
@@ -68,11 +69,12 @@ def unpark(tx: Tx, group_id: int, group: GroupRow, key: int, offset: int) -> Non
 def holders(tx: Tx, group_id: int) -> Iterator[tuple[int, int]]:
     """The hashes of the keys that are not free, and who has them."""
     for name, value in tx.scan(ID_KEY.pack(b"K", group_id)):
-        yield KEY_KEY.unpack(name)[2], int(U64.unpack(value)[0])
+        yield unpacked(KEY_KEY, name)[2], int(unpacked(U64, value)[0])
 
 
 def parked(tx: Tx, group_id: int, key: int | None = None) -> Iterator[tuple[int, int, HeldRow]]:
     """Key hash, offset and row of the parked messages of one key, or of all."""
     prefix = PARK_KEY.pack(group_id, PARK, key or 0, 0)[: 5 if key is None else 13]
     for name, value in tx.scan(prefix, database=tx.engine.held):
-        yield *PARK_KEY.unpack(name)[2:], decode_held(value)
+        _, _, hashed, offset = unpacked(PARK_KEY, name)
+        yield hashed, offset, decode_held(value)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from . import check, held, keys, leases, limits
 from .codec import DEAD, HeldRow
+from .decoding import damaged
 from .errors import NotFound
 from .model import DeadLetter, Failure
 from .room import room_of
@@ -136,8 +137,10 @@ def _forget(at: Settling, offset: int) -> None:
 
 
 def _dead_letter(offset: int, row: HeldRow) -> DeadLetter:
-    body, key, headers, _ = decode_record(row.record, row.flags)
-    last = next(failure for failure in reversed(row.history) if failure.cause != "redriven")
+    body, key, headers, _ = decode_record(row.record, row.flags, f"dead letter {offset}")
+    last = next((each for each in reversed(row.history) if each.cause != "redriven"), None)
+    if last is None:
+        raise damaged(f"the history of dead letter {offset}")
     reason = {"reject": "rejected", "ttl": "expired"}.get(last.cause, "max_deliveries")
     return DeadLetter(
         offset=offset,

@@ -26,6 +26,7 @@ MAX_TRIM_RUNS = 1_000  # runs of unsettled messages between which one transactio
 MAX_PURGE_SEGMENTS = 100  # segments that one transaction reads to purge a key
 
 MAX_DEDUP_BYTES = 1024  # of a dedup_id
+MAX_FORGOTTEN_IDS = 1_000  # of the past that one transaction removes, and one more for each new one
 MAX_PRIORITIES = 10
 MAX_DUE_MESSAGES = 1_000  # scheduled messages that one transaction gives their offsets
 MAX_COPIED_MESSAGES = 1_000  # messages that one get copies out of the log: parked, expired

@@ -9,12 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from . import gaps, limits
+from . import ages, gaps, limits
+from .clock import Stamp
 from .codec import ID_KEY, TopicRow, decode_topic
+from .decoding import unpacked
 from .environment import Database
 from .errors import WAY_OUT, Corrupt, NotFound
 from .model import LANE_BITS
-from .segment import LOG_KEY, Packed, Segment, encode_segment, head_of
+from .segment import (
+    LOG_KEY,
+    Packed,
+    Parts,
+    Segment,
+    decode_record,
+    encode_segment,
+    head_of,
+)
 from .tx import Tx
 
 _CACHED_BYTES = 64 * limits.KIB  # larger segments are not kept for the next read
@@ -26,7 +36,7 @@ class Stored(NamedTuple):
     offset: int
     record: bytes
     flags: int
-    put_at_ns: int
+    put: Stamp
 
 
 def load(tx: Tx, topic_id: int, name: str) -> TopicRow:
@@ -58,15 +68,19 @@ class Log:
         self.database = database
         self.topic_id = topic_id
 
-    def append(self, row: TopicRow, lane: int, packed: list[Packed]) -> int:
-        """Add segments behind the last offset of a lane, and wake who waits for them; returns the
-        first new offset. The caller stores the row."""
-        row.last_put_ns = self.now(row)
+    def append(
+        self, row: TopicRow, lane: int, packed: list[Packed], put: Stamp | None = None
+    ) -> int:
+        """Add segments behind the last offset of a lane, put now or at `put`, and wake consumers
+        that wait for them; returns the first new offset. The caller stores the row."""
+        if put is None:
+            put = ages.Now(self.tx).stamp(row.last_put_ns)
+        row.last_put_ns = put.put_at_ns
         first = offset = row.offset(lane)
         append = self.topic_id < limits.MAX_LOG_DATABASES and len(row.next) == 1
         for run in packed:
             key = LOG_KEY.pack(self.topic_id, offset)
-            value = encode_segment(key, run, row.last_put_ns)
+            value = encode_segment(key, run, *put)
             self.tx.lmdb.put(key, value, append=append, db=self.database)
             offset += run.length
             row.bytes += len(value)
@@ -77,10 +91,6 @@ class Log:
             self.tx.wake(group_id, offset - first)
         self.tx.announced.add(self.topic_id)
         return first
-
-    def now(self, row: TopicRow) -> int:
-        """The time of a put: it never goes back within a topic, whatever the clock does."""
-        return max(self.tx.engine.clock.wall_ns(), row.last_put_ns)
 
     def read(self, first: int, stop: int, row: TopicRow | None = None) -> list[Stored]:
         """The messages `first` to before `stop`, all of which must be there. With the topic's row,
@@ -120,7 +130,7 @@ class Log:
         if self.database is not None:
             cursor = self.tx.lmdb.cursor(self.database)
             if cursor.set_range(LOG_KEY.pack(self.topic_id, lane << LANE_BITS)):
-                topic_id, offset = LOG_KEY.unpack(cursor.key())
+                topic_id, offset = unpacked(LOG_KEY, cursor.key())
                 if topic_id == self.topic_id:
                     return min(int(offset), end)
         return end
@@ -170,7 +180,7 @@ class Log:
         front, begin, end = -1, first, first
         cursor = self.tx.lmdb.cursor(self.database)
         while limit and cursor.set_range(LOG_KEY.pack(self.topic_id, first)):
-            topic_id, offset = LOG_KEY.unpack(cursor.key())
+            topic_id, offset = unpacked(LOG_KEY, cursor.key())
             if topic_id != self.topic_id or offset >= stop:
                 break
             value = cursor.value()
@@ -212,8 +222,20 @@ def cut(segment: Segment, first: int, stop: int) -> list[Stored]:
     low = max(first - segment.first, 0)
     high = max(min(stop - segment.first, segment.count), 0)
     low = min(low, high)
-    flags, put_at_ns = segment.flags, segment.put_at_ns
+    flags, put = segment.flags, segment.put
     return [
-        Stored(offset, record, flags, put_at_ns)
+        Stored(offset, record, flags, put)
         for offset, record in enumerate(segment.records(low, high), segment.first + low)
     ]
+
+
+def parts_of(message: Stored) -> Parts:
+    """A message taken apart. Raises: Corrupt."""
+    try:
+        return decode_record(message.record, message.flags)
+    except Corrupt as error:
+        raise Corrupt(
+            f"message {message.offset} cannot be decoded; {WAY_OUT}. To let a group pass it, seek"
+            f" to {message.offset + 1}, or purge what is before that",
+            offset=message.offset,
+        ) from error

@@ -12,7 +12,7 @@ from .codec import LeaseRow
 from .errors import Full
 from .log import Stored
 from .model import LANE_BITS
-from .segment import RICH, decode_record
+from .segment import Parts
 from .settle import Settling
 
 if TYPE_CHECKING:
@@ -32,22 +32,28 @@ class Message:
     """
 
     __slots__ = (
-        *("attempt", "body", "headers", "key", "offset", "put_at_ns"),
-        *("consumer", "failed", "lease", "settled", "__weakref__"),
+        *("attempt", "body", "headers", "key", "offset"),
+        *("_put", "consumer", "failed", "lease", "settled", "__weakref__"),
     )
 
-    def __init__(self, consumer: Consumer, lease: LeaseRow, stored: Stored, failures: int) -> None:
+    def __init__(
+        self,
+        consumer: Consumer,
+        lease: LeaseRow,
+        stored: Stored,
+        failures: int,
+        parts: Parts | None = None,
+    ) -> None:
         self.consumer = consumer
         self.lease = lease
         self.settled = False
         self.failed = False  # to be settled: an iteration that goes on leaves it alone
-        self.offset, record, flags, self.put_at_ns = stored
+        self.offset, self.body, _, self._put = stored
         self.attempt = failures + 1
-        self.body = record
         self.key: str | None = None
         self.headers: dict[str, str] = {}
-        if flags & RICH:
-            self.body, self.key, self.headers, _ = decode_record(record, flags)
+        if parts is not None:
+            self.body, self.key, self.headers, _ = parts
 
     @property
     def topic(self) -> str:
@@ -58,6 +64,12 @@ class Message:
     def group(self) -> str:
         """Name of the group."""
         return self.consumer.group.name
+
+    @property
+    def put_at_ns(self) -> int:
+        """When it was put, or was due if it was scheduled, by the wall clock. It never goes back
+        within a topic."""
+        return self._put.put_at_ns
 
     @property
     def priority(self) -> int:

@@ -29,8 +29,8 @@ def scheduled(topic: Topic) -> Iterator[ScheduledMessage]:
     start = (0, 0)
     while found := topic.store.engine.read(page):
         for due_ns, number, lane, flags, record in found:
-            body, key, headers, _ = decode_record(record, flags)
             name = schedule.schedule_id(due_ns, number)
+            body, key, headers, _ = decode_record(record, flags, f"scheduled message {name}")
             yield ScheduledMessage(name, due_ns, body, key, headers, lane)
         start = found[-1].due_ns, found[-1].number + 1
 

@@ -7,11 +7,13 @@ is left in rewritten segments: that keeps offsets dense, and tells a group which
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from . import admin, held, keys, leases, limits, log, schedule
 from .codec import HELD, LIVE, HeldRow, TopicRow
+from .errors import Corrupt
 from .log import Log
 from .model import LANE_BITS
 from .retention import groups_of, heads_of
@@ -143,7 +145,7 @@ def _purge_from(source: Log, row: TopicRow, segment: Segment, floor: int, key: b
         at
         for at, record in enumerate(records)
         if segment.first + at < floor
-        and key_of(record, segment.flags) == key
+        and _has_key(record, segment.flags, key)
         and not is_purged(record, segment.flags)
     ]
     for at in hits:
@@ -157,7 +159,7 @@ def _withdraw_held(group: Settling, floors: Sequence[int], key: bytes | None = N
     """Purge what has left the log below these offsets, all of it or that of one key."""
 
     def wanted(offset: int, message: HeldRow) -> bool:
-        mine = key is None or key_of(message.record, message.flags) == key
+        mine = key is None or _has_key(message.record, message.flags, key)
         return mine and offset < floors[offset >> LANE_BITS]
 
     for hashed, offset, message in list(keys.parked(group.tx, group.id)):
@@ -192,7 +194,7 @@ def _erase_scheduled(source: Log, row: TopicRow, limit: int, key: bytes | None =
     mine = (
         each
         for each in schedule.rows(source.tx, source.topic_id)
-        if key is None or key_of(each.record, each.flags) == key
+        if key is None or _has_key(each.record, each.flags, key)
     )
     found = list(islice(mine, limit))
     for each in found:
@@ -200,11 +202,18 @@ def _erase_scheduled(source: Log, row: TopicRow, limit: int, key: bytes | None =
     return len(found)
 
 
+def _has_key(record: bytes, flags: int, key: bytes) -> bool:
+    """Whether a record has this key. One that cannot be decoded has none."""
+    with suppress(Corrupt):
+        return key_of(record, flags) == key
+    return False
+
+
 def _replace(source: Log, row: TopicRow, old: Segment, first: int, run: Packed) -> None:
     """Write a run in the place of a segment, maybe beginning at a later offset."""
     source.tx.lmdb.delete(LOG_KEY.pack(source.topic_id, old.first), db=source.database)
     key = LOG_KEY.pack(source.topic_id, first)
-    value = encode_segment(key, run, old.put_at_ns)
+    value = encode_segment(key, run, *old.put)
     source.tx.lmdb.put(key, value, db=source.database)
     row.stored += run.length - old.count
     row.bytes += len(value) - len(old.data)

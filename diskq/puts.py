@@ -6,16 +6,21 @@ begins. The others are drafts, see drafts.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from . import log, retention, schedule
+from .errors import Full
 from .log import Log
 from .model import Outgoing, Receipt, Receipts
 from .segment import Packed, pack_messages
+from .tx import Tx
 
 if TYPE_CHECKING:
     from .drafts import Draft
+    from .store import Store
+
+T = TypeVar("T")
 
 
 class Prepared(NamedTuple):
@@ -60,3 +65,16 @@ def store(source: Log, name: str, put: Prepared) -> Sequence[Receipt]:
     if put.messages == 1:
         return [Receipt(first, False, None, source.tx.commit_id)]
     return Receipts(range(first, first + put.messages), source.tx.commit_id)
+
+
+def commit(store: Store, operation: Callable[[Tx], T], until: float | None = None) -> T:
+    """Commit puts as `store.commit` does. If the store is full, dedup ids of the past make room, in
+    small commits, as many as it takes. Raises: as `operation`."""
+    while True:
+        try:
+            return store.commit(operation, until)
+        except Full as error:
+            from . import dedup
+
+            if hasattr(error, "topic") or not store.commit(dedup.forget, until):
+                raise

@@ -23,8 +23,8 @@ _registry = guard.new_lock()
 _forking: list[Any] = []  # locks that this process holds while it forks
 ON_DEMAND = (  # modules of diskq that are imported when they are used, by whatever thread
     *("dedup", "drafts", "apart", "sites", "creation", "backup", "pages", "readers", "stats"),
-    *("options", "changes", "verify", "restart", "holes", "salvaging", "purging", "planned"),
-    *("letters", "following", "heartbeat", "transaction", "stealing"),
+    *("options", "changes", "contents", "verify", "restart", "holes", "hollow", "salvaging"),
+    *("purging", "planned", "letters", "following", "heartbeat", "transaction", "stealing"),
 )
 _LATE = (
     *("ctypes", "datetime", "hashlib", "resource", "select"),

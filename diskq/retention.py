@@ -16,9 +16,10 @@ from heapq import merge
 from itertools import islice, takewhile
 from typing import NamedTuple
 
-from . import leases, limits, log
-from .clock import nanoseconds
+from . import ages, leases, limits, log
+from .clock import Stamp, nanoseconds
 from .codec import TopicRow, decode_group, decode_lease, decode_topic
+from .decoding import unpacked
 from .errors import Full, MessageTooLarge
 from .log import Log
 from .model import LANE_BITS, TopicSettings
@@ -33,7 +34,7 @@ class Head(NamedTuple):
     first: int
     stop: int
     size: int
-    put_at_ns: int
+    put: Stamp
 
 
 def trim(source: Log, name: str, at: int | None = None) -> tuple[int, int]:
@@ -46,6 +47,9 @@ def trim(source: Log, name: str, at: int | None = None) -> tuple[int, int]:
     if gone + settled:
         log.store(source.tx, source.topic_id, row)
         source.tx.announced.add(source.topic_id)
+    from . import dedup
+
+    dedup.Ids(source.tx, source.topic_id, row).forget(limits.MAX_FORGOTTEN_IDS)
     return gone + settled, at
 
 
@@ -71,6 +75,10 @@ def make_room(source: Log, name: str, row: TopicRow, count: int, size: int) -> N
             need_room(source.tx, size)
             return
         except Full:
+            from . import dedup
+
+            if dedup.has_stale(source.tx):  # they go first, see puts.commit
+                raise
             if bounds.discard != "old" or not _drop(source, row, _oldest(source, row), 16):
                 raise
 
@@ -99,8 +107,8 @@ def _drop_old(source: Log, row: TopicRow, count: int, size: int) -> int:
     bounds = decode_topic(row.config).settings
     gone = 0
     if bounds.max_age_seconds is not None:
-        since = source.tx.engine.clock.wall_ns() - nanoseconds(bounds.max_age_seconds)
-        old = takewhile(lambda head: head.put_at_ns <= since, _oldest(source, row))
+        now, most = ages.Now(source.tx), nanoseconds(bounds.max_age_seconds)
+        old = takewhile(lambda head: now.age_ns(head.put) >= most, _oldest(source, row))
         gone = _drop(source, row, old)
     if bounds.discard == "old" or bounds.retention == "limits":
         if bounds.retention == "interest" and _over(row, bounds, count, size):
@@ -200,14 +208,14 @@ def groups_of(source: Log, row: TopicRow) -> Iterator[Settling]:
 def _oldest(source: Log, row: TopicRow) -> Iterator[Head]:
     """The segments by time, each lane in its order."""
     lanes = [heads_of(source, row, lane) for lane in range(len(row.next))]
-    return merge(*lanes, key=lambda head: head.put_at_ns) if len(lanes) > 1 else lanes[0]
+    return merge(*lanes, key=lambda head: head.put.put_at_ns) if len(lanes) > 1 else lanes[0]
 
 
 def heads_of(source: Log, row: TopicRow, lane: int) -> Iterator[Head]:
     for key, value in source.items(lane << LANE_BITS):
-        first: int = LOG_KEY.unpack(key)[1]
+        first: int = unpacked(LOG_KEY, key)[1]
         if first >= row.offset(lane):
             return
         if first >> LANE_BITS == lane:
-            count, put_at_ns = head_of(value)
-            yield Head(first, first + count, len(value), put_at_ns)
+            count, put = head_of(value)
+            yield Head(first, first + count, len(value), put)

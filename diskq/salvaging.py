@@ -1,10 +1,10 @@
 """Out of a damaged store, a sound one with all that is still to be had. Imported on demand.
 
-The damaged file is read as bytes, see pages.py. What has a checksum, messages, is copied if it is
-right. Offsets are kept: what is missing between two messages becomes purged ones, so that what
-groups know of offsets stays true. Rows without a checksum are copied and then checked by how they
-add up; a group that does not starts again at the oldest message. Gaps of the log are kept: what is
-missing without such a row is lost.
+The damaged file is read as bytes, see pages.py. Messages have a checksum: they are copied if it is
+right and they can be decoded. Offsets are kept: a message that is missing or lost becomes a purged
+one, so that what groups know of offsets stays true. Rows without a checksum are copied and then
+checked by how they add up; a group that does not starts at the oldest message. Gaps of the log are
+kept: what is missing without such a row is lost.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ from .changes import DELETED_TOPIC
 from .clock import Clock
 from .codec import COPY, HELD, ID_KEY, U32, GroupRow, Meta, TopicRow, decode_group, decode_topic
 from .creation import COPIED, building, create_in, later
+from .decoding import unpacked
 from .engine import Engine
 from .environment import Database, translating
 from .holes import Holes, fillers
+from .hollow import hollow_held, hollow_segment, sound_scheduled
 from .log import Log
 from .model import LANE_BITS, Salvaged, SalvagedTopic, TopicSettings
 from .pages import Snapshot, snapshots
 from .readers import is_used
 from .registry import is_open
 from .restart import restart_group
-from .segment import LOG_KEY
+from .segment import LOG_KEY, Segment
 from .tx import Tx
 
 Put: TypeAlias = tuple[Database, bytes, bytes]
@@ -189,7 +191,7 @@ class _Salvage:
         found: dict[bytes, bytes] = {}
         for key, value in searched.scan():
             with suppress(*_WRONG):
-                segment = verify.sound_segment(key, value)
+                segment = Segment(key, value)
                 place = LOG_KEY.unpack(key)[0], segment.first >> LANE_BITS
                 row = self.topics.get(place[0])
                 known = row.offset(place[1]) if row and place[1] < len(row.next) else 0
@@ -264,7 +266,7 @@ class _Salvage:
         """The sound segments of a log, and purged messages in place of the others."""
         for key, value in items:
             try:
-                segment = verify.sound_segment(key, value)
+                segment = Segment(key, value)
             except _WRONG as error:
                 self.findings.append(str(error))
                 continue
@@ -279,7 +281,10 @@ class _Salvage:
                 self.findings.append(f"two segments have offset {first} of topic {topic_id}")
                 continue
             yield from self._missing(topic_id, end, first, segment.put_at_ns)
-            yield self._placed(topic_id, key, value, segment.count, segment.put_at_ns)
+            kept, lost = hollow_segment(key, value, segment)
+            yield self._placed(topic_id, key, kept, segment.count, segment.put_at_ns)
+            self.findings += lost
+            self.lost[topic_id] += len(lost)
 
     def _rest_of_logs(self) -> Iterator[Put]:
         """What is missing between the last messages found and the end of each lane."""
@@ -349,25 +354,27 @@ class _Salvage:
                     yield self.engine.state, key, value
         for key, value in self._items(b"held"):
             with self._noting("held messages"):
-                codec.decode_held(value)
+                kept, lost = hollow_held(key, value)
                 if U32.unpack_from(key)[0] in self.groups:
-                    yield self.engine.held, key, value
+                    self.findings += lost
+                    yield self.engine.held, key, kept
 
     def _topic_rows(self) -> Iterator[Put]:
         """Scheduled messages and receipts of the topics that are there."""
         for key, value in self._items(b"schedule"):
             with self._noting("scheduled messages"):
-                codec.unchecked(value)
-                topic_id, _, number = codec.SCHEDULE_KEY.unpack(key)
+                message, topic_id = sound_scheduled(key, value), U32.unpack_from(key)[0]
                 if topic_id in self.topics:
                     row = self._topic(topic_id)
+                    row.next[message.lane]
                     row.scheduled += 1
-                    row.numbered = max(row.numbered, number + 1)
+                    row.numbered = max(row.numbered, message.number + 1)
                     yield self.engine.schedule, key, value
         for key, value in self._items(b"dedup"):
-            whole = len(key) == codec.DEDUP_KEY.size and len(value) == dedup.ROW.size
-            if whole and U32.unpack_from(key)[0] in self.topics:
-                yield self.engine.dedup, key, value
+            with self._noting("receipts of dedup_ids"):
+                dedup.decode(value)
+                if unpacked(codec.DEDUP_KEY, key)[0] in self.topics:
+                    yield self.engine.dedup, key, value
 
     # The new store
 

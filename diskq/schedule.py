@@ -2,21 +2,23 @@
 
     schedule   topic, due_ns, number   lane u8, flags u8, record
 
-Whoever takes from the topic or puts into it first gives those that are due their offsets, in order
-of time. The topic's row counts them, so that a topic without any pays nothing.
+Taking from the topic or putting into it first gives those that are due their offsets, in order of
+time. Their TTL and max_age count from when they were due, however late that is noted, so what was
+due at one time is a segment. The topic's row counts them: a topic without any pays nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice, takewhile
+from itertools import groupby, islice, takewhile
 from typing import NamedTuple
 
-from . import limits, log
+from . import ages, limits, log
 from .codec import SCHEDULE_KEY, U32, TopicRow, checked, decode_topic, unchecked
+from .decoding import damaged, unpacked
 from .log import Log
 from .room import room_of
-from .segment import pack_records
+from .segment import FLAGS, pack_records
 from .tx import Tx
 
 
@@ -66,31 +68,46 @@ def promote(source: Log, row: TopicRow) -> None:
         if not due:
             room.take(len(each.record))
         due.append(each)
-    for lane in sorted({each.lane for each in due}):
-        mine = [each for each in due if each.lane == lane]
-        flags = 0
-        for each in mine:
+    due.sort(key=_due_and_lane)  # stable: in a lane they stay in order
+    for (due_ns, lane), group in groupby(due, key=_due_and_lane):
+        if lane >= len(row.next):
+            raise damaged(f"the lane of what is scheduled for {due_ns}")
+        flags, records = 0, []
+        for each in group:
             flags |= each.flags
-        source.append(row, lane, pack_records([each.record for each in mine], flags))
+            records.append(each.record)
+        put = ages.due_stamp(due_ns, row.last_put_ns)
+        source.append(row, lane, pack_records(records, flags), put)
     for each in due:
         remove(source, row, each.due_ns, each.number)
     log.store(tx, source.topic_id, row)
+
+
+def _due_and_lane(message: Planned) -> tuple[int, int]:
+    return message.due_ns, message.lane
 
 
 def next_due(tx: Tx, topic_id: int) -> int:
     """When the first one is due, if there is one."""
     cursor = tx.lmdb.cursor(tx.engine.schedule)
     cursor.set_range(U32.pack(topic_id))
-    return int(SCHEDULE_KEY.unpack(cursor.key())[1])
+    return int(unpacked(SCHEDULE_KEY, cursor.key())[1])
 
 
 def rows(tx: Tx, topic_id: int, due_ns: int = 0, number: int = 0) -> Iterator[Planned]:
-    """The scheduled messages of a topic from these on, in order of time."""
+    """The scheduled messages of a topic from these on, in order of time. Raises: Corrupt."""
     start = SCHEDULE_KEY.pack(topic_id, due_ns, number)
     for key, value in tx.scan(U32.pack(topic_id), start, tx.engine.schedule):
-        _, due, its_number = SCHEDULE_KEY.unpack(key)
-        lane, flags, *_ = content = unchecked(value)
-        yield Planned(due, its_number, lane, flags, content[2:])
+        yield decode(key, value)
+
+
+def decode(key: bytes, value: bytes) -> Planned:
+    """A row taken apart. Raises: Corrupt."""
+    _, due_ns, number = unpacked(SCHEDULE_KEY, key)
+    content = unchecked(value)
+    if len(content) < 2 or content[1] not in FLAGS:
+        raise damaged(f"the message scheduled as {schedule_id(due_ns, number)}")
+    return Planned(due_ns, number, content[0], content[1], content[2:])
 
 
 def remove(source: Log, row: TopicRow, due_ns: int, number: int) -> bool:

@@ -1,14 +1,15 @@
 """Segments: immutable runs of messages, the values of the log. Pure bytes to values and back.
 
     key     topic u32, first offset u64
-    value   crc32 u32, version u8, flags u8, zero u16, count u32, put_at_ns u64,
-            count times the end of a record u32, the records
+    value   crc32 u32, version u8, flags u8, boot u16, count u32, put_at_ns u64, wall_ns u64,
+            elapsed_ns u64, count times the end of a record u32, the records
     record  body, or with flag RICH: key length + 1 u16 (0: no key), headers length u32, ttl_ns u64
             (0: none; all bits: the message was purged, and of it only the key is left), key,
             headers (name length u16, name, value length u32, value, ...), body
 
 The crc covers all of the value behind it, then the key: a segment in a wrong place is damage too.
 An offset's top byte is its priority lane; each lane counts from 0. Integers are big-endian.
+Whatever the bytes are, decoding them raises Corrupt, or nothing.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from struct import Struct, pack, unpack_from
-from struct import error as struct_error
 from typing import NamedTuple
 from zlib import crc32
 
-from .clock import nanoseconds
+from .clock import Stamp, nanoseconds
+from .codec import RETURNED, SOLO, U16, U32
+from .decoding import WRONG, damaged, unpacked
 from .errors import WAY_OUT, Corrupt
 from .limits import SEGMENT_BYTES
 from .model import Outgoing
@@ -29,9 +31,10 @@ from .model import Outgoing
 LOG_KEY = Struct(">IQ")
 SEGMENT_VERSION = 1
 RICH, TTL, PURGED = 1, 8, 16  # TTL: some messages may expire; PURGED: some were purged
+FLAGS = {0, *(RICH | more for more in (0, TTL, PURGED, TTL | PURGED))}  # of records
+_OF_HELD = SOLO | RETURNED  # tell what happened to a held message, not what it is
 _GONE = 2**64 - 1  # as the ttl_ns of a purged message
-_U16, _U32 = Struct(">H"), Struct(">I")
-_SEGMENT = Struct(">IBBHIQ")
+_SEGMENT = Struct(">IBBHIQQQ")
 _RECORD = Struct(">HIQ")
 
 
@@ -51,7 +54,7 @@ class Packed(NamedTuple):
 
 def stored_size(records: Sequence[int], runs: int) -> int:
     """About how many bytes records of these sizes take in so many or more segments."""
-    content = sum(records) + _U32.size * len(records)
+    content = sum(records) + U32.size * len(records)
     return content + _SEGMENT.size * (runs + content // SEGMENT_BYTES)
 
 
@@ -72,7 +75,7 @@ def pack_records(records: Sequence[bytes], flags: int) -> list[Packed]:
     if len(records) == 1:
         return [pack_run(records, flags)]
     room = SEGMENT_BYTES - _SEGMENT.size
-    ends = list(accumulate(len(record) + _U32.size for record in records))
+    ends = list(accumulate(len(record) + U32.size for record in records))
     packed = []
     start = base = 0
     while start < len(records):
@@ -89,45 +92,67 @@ def pack_run(records: Sequence[bytes], flags: int) -> Packed:
     return Packed(len(records), flags, content, crc32(content))
 
 
-def encode_segment(key: bytes, packed: Packed, put_at_ns: int) -> bytes:
-    """The value of a segment that goes to `key`."""
-    head = _SEGMENT.pack(0, SEGMENT_VERSION, packed.flags, 0, packed.length, put_at_ns)[4:]
-    return _U32.pack(crc32(head + key, packed.crc)) + head + packed.content
+def encode_segment(
+    key: bytes,
+    packed: Packed,
+    put_at_ns: int,
+    wall_ns: int = 0,
+    elapsed_ns: int = 0,
+    boot: int = 0,
+) -> bytes:
+    """The value of a segment that goes to `key`; the numbers are those of a Stamp."""
+    numbers = SEGMENT_VERSION, packed.flags, boot, packed.length, put_at_ns, wall_ns, elapsed_ns
+    head = _SEGMENT.pack(0, *numbers)[4:]
+    return U32.pack(crc32(head + key, packed.crc)) + head + packed.content
 
 
-def head_of(value: bytes) -> tuple[int, int]:
-    """How many messages a segment's value says it has, and when they were put, unchecked."""
-    *_, count, put_at_ns = _SEGMENT.unpack_from(value)
-    return count, put_at_ns
+def head_of(value: bytes) -> tuple[int, Stamp]:
+    """How many messages a segment's value says it has, and when they were put: its checksum is not
+    looked at. Raises: Corrupt."""
+    try:
+        _, _, _, boot, count, put_at_ns, wall_ns, elapsed_ns = _SEGMENT.unpack_from(value)
+    except WRONG:
+        raise damaged("a segment") from None
+    return count, Stamp(put_at_ns, wall_ns, elapsed_ns, boot)
 
 
 class Segment:
-    """A decoded segment; its records are cut out on demand. Raises Corrupt on a wrong crc."""
+    """A decoded segment, whose records fill it; they are cut out on demand. Raises Corrupt."""
 
-    __slots__ = ("count", "data", "ends", "first", "flags", "put_at_ns", "start")
+    __slots__ = ("count", "data", "ends", "first", "flags", "put", "start")
 
     def __init__(self, key: bytes, value: bytes) -> None:
-        topic_id, self.first = LOG_KEY.unpack(key)
         try:
-            crc, version, self.flags, _, self.count, self.put_at_ns = _SEGMENT.unpack_from(value)
-            self.ends = unpack_from(f">{self.count}I", value, _SEGMENT.size)
+            topic_id, self.first = LOG_KEY.unpack(key)
+            crc, version, flags, boot, count, put_at_ns, wall_ns, elapsed_ns = _SEGMENT.unpack_from(
+                value
+            )
+            self.flags, self.count = flags, count
+            self.put = Stamp(put_at_ns, wall_ns, elapsed_ns, boot)
+            self.ends = unpack_from(f">{count}I", value, _SEGMENT.size)
             content_crc = crc32(memoryview(value)[_SEGMENT.size :])
             sound = crc == crc32(value[4 : _SEGMENT.size] + key, content_crc)
-        except (
-            struct_error,
-            OverflowError,
-            MemoryError,
-            ValueError,
-        ):  # what cannot be taken apart is as damaged as a wrong crc
-            sound = False
-        if not sound or version != SEGMENT_VERSION:
-            raise Corrupt(
-                f"the segment at offset {self.first} of topic {topic_id} fails its checksum; run"
-                f" 'diskq verify', then {WAY_OUT}",
-                offset=self.first,
+            self.start = start = _SEGMENT.size + U32.size * count
+            whole = self.ends[-1] == len(value) - start and version == SEGMENT_VERSION
+            whole = (
+                whole and flags in FLAGS and (count == 1 or list(self.ends) == sorted(self.ends))
             )
-        self.start = _SEGMENT.size + _U32.size * self.count
+        except WRONG:
+            sound = whole = False
+        if not (sound and whole):
+            topic_id, first = unpacked(LOG_KEY, key)
+            why = "cannot be taken apart" if sound else "fails its checksum"
+            raise Corrupt(
+                f"the segment at offset {first} of topic {topic_id} {why}; run 'diskq verify', then"
+                f" {WAY_OUT}",
+                offset=first,
+            )
         self.data = value
+
+    @property
+    def put_at_ns(self) -> int:
+        """When its messages were put, as users see it."""
+        return self.put.put_at_ns
 
     def records(self, start: int, stop: int) -> Iterator[bytes]:
         """Records `start` to before `stop`, by position in the segment."""
@@ -158,32 +183,51 @@ def encode_record(message: bytes | Outgoing) -> bytes:
     return b"".join((head, key, headers, message.body))
 
 
-def decode_record(record: bytes, flags: int) -> Parts:
-    """Take a record of a segment or held row with these flags apart."""
-    if not flags & RICH:
+def decode_record(record: bytes, flags: int, what: str = "a message") -> Parts:
+    """Take a record of a segment or held row with these flags apart. Raises: Corrupt."""
+    if not (flags := flags & ~_OF_HELD):
         return Parts(record, None, {}, 0)
-    key_length, headers_length, ttl_ns = _RECORD.unpack_from(record)
-    headers_at = _RECORD.size + max(key_length - 1, 0)
-    body_at = headers_at + headers_length
-    key = record[_RECORD.size : headers_at].decode() if key_length else None
-    return Parts(record[body_at:], key, decode_headers(record[headers_at:body_at]), ttl_ns)
+    if flags not in FLAGS:
+        raise damaged(f"{what}, of the flags {flags},")
+    try:
+        key_length, headers_length, ttl_ns = _RECORD.unpack_from(record)
+        headers_at = _RECORD.size + max(key_length - 1, 0)
+        body_at = headers_at + headers_length
+        key = record[_RECORD.size : headers_at].decode() if key_length else None
+        headers = decode_headers(record[headers_at:body_at]) if headers_length else {}
+        if body_at > len(record):
+            raise IndexError(body_at)
+    except (Corrupt, *WRONG) as error:
+        raise damaged(what) from error
+    return Parts(record[body_at:], key, headers, ttl_ns)
 
 
 def key_of(record: bytes, flags: int) -> bytes | None:
-    """The key in a record, None if it has none."""
-    if not flags & RICH or not (length := _U16.unpack_from(record)[0]):
+    """The key in a record, None if it has none. Raises: Corrupt."""
+    if not flags & RICH or not (length := _head_of_record(record)[0]):
         return None
-    return record[_RECORD.size : _RECORD.size + length - 1]
+    key = record[_RECORD.size : _RECORD.size + length - 1]
+    if len(key) != length - 1:
+        raise damaged("the key of a message")
+    return key
 
 
 def ttl_of(record: bytes, flags: int) -> int:
-    """Nanoseconds until a record expires, 0 if it never does."""
-    return int(_RECORD.unpack_from(record)[2]) if flags & TTL else 0
+    """Nanoseconds until a record expires, 0 if it never does. Raises: Corrupt."""
+    return _head_of_record(record)[2] if flags & TTL else 0
 
 
 def is_purged(record: bytes, flags: int) -> bool:
-    """Whether nothing but the key of a message is left."""
-    return bool(flags & PURGED) and _RECORD.unpack_from(record)[2] == _GONE
+    """Whether nothing but the key of a message is left. Raises: Corrupt."""
+    return bool(flags & PURGED) and _head_of_record(record)[2] == _GONE
+
+
+def _head_of_record(record: bytes) -> tuple[int, int, int]:
+    """Key length + 1, headers length and ttl_ns."""
+    try:
+        return _RECORD.unpack_from(record)
+    except WRONG:
+        raise damaged("a message") from None
 
 
 def purged_record(key: bytes | None) -> bytes:
@@ -196,17 +240,22 @@ def encode_headers(headers: Mapping[str, str]) -> bytes:
     parts: list[bytes] = []
     for name, value in headers.items():
         raw_name, raw_value = name.encode(), value.encode()
-        parts += _U16.pack(len(raw_name)), raw_name, _U32.pack(len(raw_value)), raw_value
+        parts += U16.pack(len(raw_name)), raw_name, U32.pack(len(raw_value)), raw_value
     return b"".join(parts)
 
 
 def decode_headers(data: bytes) -> dict[str, str]:
-    """The inverse of encode_headers."""
+    """The inverse of encode_headers. Raises: Corrupt."""
     texts: list[str] = []
     at = 0
-    while at < len(data):
-        length = _U32 if len(texts) % 2 else _U16
-        start = at + length.size
-        at = start + length.unpack_from(data, at)[0]
-        texts.append(data[start:at].decode())
-    return dict(zip(texts[::2], texts[1::2], strict=True))
+    try:
+        while at < len(data):
+            length = U32 if len(texts) % 2 else U16
+            start = at + length.size
+            at = start + length.unpack_from(data, at)[0]
+            texts.append(data[start:at].decode())
+        if at != len(data):
+            raise IndexError(at)
+        return dict(zip(texts[::2], texts[1::2], strict=True))
+    except WRONG as error:
+        raise damaged("the headers of a message") from error

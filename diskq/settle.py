@@ -12,6 +12,7 @@ what begins a delivery, is delivery.py.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from . import gaps, held, keys, leases, limits, log
@@ -29,7 +30,7 @@ from .codec import (
     decode_group,
 )
 from .environment import Database, full
-from .errors import Full, LeaseLost
+from .errors import Corrupt, Full, LeaseLost
 from .hands import Hands
 from .log import Log
 from .model import Failure
@@ -178,8 +179,8 @@ class Settling:
     def _held(self, lease: LeaseRow, offset: int) -> HeldRow:
         if lease.flags & HELD:
             return held.load(self.tx, self.id, offset)
-        _, record, flags, put_at_ns = self.log.read(offset, offset + 1)[0]
-        return HeldRow(record, flags | (lease.flags & SOLO), put_at_ns)
+        _, record, flags, put = self.log.read(offset, offset + 1)[0]
+        return HeldRow(record, flags | (lease.flags & SOLO), *put)
 
     def release(self, lease: LeaseRow, offset: int, delay_ns: int = 0) -> None:
         """Give one message back, uncharged: in its old place, or to wait. Raises: LeaseLost, with
@@ -272,8 +273,12 @@ class Settling:
             self.tx.wake(self.id, count)
 
     def free_key(self, offset: int, message: HeldRow) -> None:
-        """The message has left the group, or is dead: if its key was its own, the next gets it."""
-        key = keys.hash_of(message.record, message.flags) if self.keyed else None
+        """The message has left the group, or is dead: if its key was its own, the next gets it. One
+        that cannot be decoded never got a key; it must not be in the way of a purge."""
+        key = None
+        if self.keyed:
+            with suppress(Corrupt):
+                key = keys.hash_of(message.record, message.flags)
         if key is not None and keys.holder(self.tx, self.id, key) == offset:
             self._pass_on(key)
 

@@ -33,6 +33,5 @@ def steal(at: Delivery, member: Member, limit: int) -> list[Grant]:
                 run = leases.run_of([message.offset for message in messages])
                 at.note_keys(run, messages)
                 at.row.redelivered += len(messages)
-                at.grant(grant := Grant(run, messages, 0), member)
-                return [grant]
+                return [at.grant(Grant(run, messages, 0), member)]
     return []

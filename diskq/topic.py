@@ -85,7 +85,7 @@ class Topic:
             return puts.store(Log(tx, tx.log(self.id), self.id), self.name, prepared)
 
         try:
-            return self.store.commit(operation, until)
+            return puts.commit(self.store, operation, until)
         except Full as error:
             if timeout == 0 or not hasattr(error, "topic"):
                 raise
@@ -97,7 +97,7 @@ class Topic:
         while True:
             seen = self.store.engine.slots.watch(self.id, room=True)
             try:
-                return self.store.commit(operation, until)
+                return puts.commit(self.store, operation, until)
             except Full as error:
                 left = limits.WAIT_SECONDS if until is None else until - time.monotonic()
                 if left <= 0 or not hasattr(error, "topic"):
@@ -125,9 +125,9 @@ class Topic:
         planned.cancel(self, schedule_id)
 
     def trim(self) -> int:
-        """Delete the segments of which no group needs a message any more, wherever they stand, and
-        what is over the topic's bounds; returns how many messages. Puts and acks do the same now
-        and then, a bounded part each time.
+        """Delete the segments of which no group needs a message any more, wherever they stand, what
+        is over the topic's bounds, and dedup ids whose window is over; returns how many messages.
+        Puts and acks do the same now and then, a bounded part each time.
 
         Raises: NotFound, ReadOnly, Closed.
         """
@@ -139,7 +139,12 @@ class Topic:
             )
             total += count
             if not count and not at:
-                return total
+                break
+        from . import dedup
+
+        while self.store.commit(lambda tx: dedup.forget_of(tx, self.id, self.name)):
+            pass
+        return total
 
     def purge(self, *, before: Start | None = None, key: str | None = None) -> int:
         """Delete messages, whether groups are done with them or not: all, those `before` an offset

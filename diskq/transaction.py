@@ -128,7 +128,7 @@ class Transaction:
             tx.at_commit(self, "receipts", receipts)
             tx.at_commit(self, "_over", True)
 
-        self._store.commit(operation)
+        puts.commit(self._store, operation)
         for message, _ in settled:
             message.consumer.count_acked([message])
 

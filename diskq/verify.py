@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import fcntl
 import os
-import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import chain
 from signal import SIGABRT, SIGBUS, SIGSEGV, Signals
+from typing import TypeVar
 
-from . import admin, dedup, files, gaps, held, keys, leases, schedule
+from . import admin, contents, files, gaps, held, keys, leases, schedule
 from .changes import DELETED_GROUP
 from .codec import (
     BURIED,
     DEAD,
-    DEDUP_KEY,
     HELD,
     ID_KEY,
     LIVE,
@@ -34,6 +33,7 @@ from .codec import (
     decode_group,
     decode_topic,
 )
+from .decoding import WRONG, unpacked
 from .engine import Engine
 from .environment import Database, translating
 from .errors import WAY_OUT, Busy, Corrupt, DiskqError, NotAStore, ReadOnly
@@ -42,9 +42,10 @@ from .log import Log
 from .model import LANE_BITS, Finding
 from .pages import check_pages
 from .readers import is_used
-from .segment import LOG_KEY, Segment, decode_record, head_of
+from .segment import LOG_KEY, Segment, head_of
 from .tx import TOKEN_BITS, Tx
 
+R = TypeVar("R", TopicRow, GroupRow)
 _LARGE_BYTES = 256 * MIB
 _OF_DAMAGE = SIGABRT, SIGBUS, SIGSEGV  # LMDB ends a process with
 
@@ -81,7 +82,7 @@ def _check_with(tx: Tx, logs: dict[int, Database]) -> list[Finding] | set[int]:
     """The findings; or the topics that have no log here, for it cannot be opened in a snapshot.
     Pages first: if they are sound, LMDB can read them. While the snapshot is open, no commit uses a
     page again that a later one has."""
-    missing = {topic_id for _, topic_id in admin.topic_ids(tx)} - logs.keys()
+    missing = _sound(tx, b"T", TopicRow, decode_topic).keys() - logs.keys()
     if missing:
         return missing
     pages = [Finding("store", problem) for problem in check_pages(tx.engine.path)]
@@ -195,9 +196,10 @@ def _read_free_list(tx: Tx) -> None:
 
 
 def _check(tx: Tx, logs: dict[int, Database]) -> Iterator[Finding]:
-    topics = {ID_KEY.unpack(key)[1]: TopicRow(value) for key, value in tx.scan(b"T")}
-    groups = {ID_KEY.unpack(key)[1]: GroupRow(value) for key, value in tx.scan(b"G")}
-    yield from _check_names(tx, topics, groups)
+    yield from contents.undecodable(tx)
+    topics = _sound(tx, b"T", TopicRow, decode_topic)
+    groups = _sound(tx, b"G", GroupRow, decode_group)
+    yield from _guarded("store", _check_names(tx, topics, groups))
     for topic_id, topic in topics.items():
         where = f"topic {decode_topic(topic.config).name}"
         source = Log(tx, logs.get(topic_id), topic_id)
@@ -208,7 +210,20 @@ def _check(tx: Tx, logs: dict[int, Database]) -> Iterator[Finding]:
                 group = groups[group_id]
                 place = f"{where}, group {decode_group(group.config).name}"
                 yield from check_group(source, place, group_id, topic, group)
-    yield from _check_owners(tx, set(topics), set(groups))
+    yield from _guarded("store", _check_owners(tx, set(topics), set(groups)))
+
+
+def _sound(
+    tx: Tx, prefix: bytes, kind: Callable[[bytes], R], decode: Callable[[bytes], object]
+) -> dict[int, R]:
+    """The topics or groups, by id, whose rows can be decoded; the others are findings."""
+    found: dict[int, R] = {}
+    for key, value in tx.scan(prefix):
+        with suppress(Corrupt):
+            row = kind(value)
+            decode(row.config)
+            found[unpacked(ID_KEY, key)[1]] = row
+    return found
 
 
 def check_group(
@@ -225,7 +240,7 @@ def _guarded(where: str, findings: Iterator[Finding]) -> Iterator[Finding]:
     """What cannot be read is a finding too."""
     try:
         yield from findings
-    except (Corrupt, IndexError, ValueError, struct.error) as error:
+    except (Corrupt, *WRONG) as error:
         yield Finding(where, str(error))
 
 
@@ -234,13 +249,9 @@ def _check_schedule(tx: Tx, where: str, topic_id: int, topic: TopicRow) -> Itera
     planned = 0
     for each in schedule.rows(tx, topic_id):
         planned += 1
-        decode_record(each.record, each.flags)
         if each.lane >= len(topic.next) or each.number >= topic.numbered:
             yield Finding(where, f"what is scheduled for {each.due_ns} has no lane, or no number")
     yield from _compare(where, scheduled=(topic.scheduled, planned))
-    for key, value in tx.scan(U32.pack(topic_id), database=tx.engine.dedup):
-        if len(key) != DEDUP_KEY.size or len(value) != dedup.ROW.size:
-            yield Finding(where, f"the receipt of dedup_id {key.hex()} cannot be read")
 
 
 def _check_needs(
@@ -297,8 +308,12 @@ def _check_log(source: Log, where: str, topic: TopicRow) -> Iterator[Finding]:
     ends: dict[int, int] = {}
     last_ns: dict[int, int] = {}
     for key, value in source.items():
-        offset = LOG_KEY.unpack(key)[1]
-        lane, count = offset >> LANE_BITS, head_of(value)[0]
+        try:
+            offset, count = unpacked(LOG_KEY, key)[1], head_of(value)[0]
+        except Corrupt as error:
+            yield Finding(where, str(error))
+            continue
+        lane = offset >> LANE_BITS
         end = ends.setdefault(lane, offset)
         if (end := known.pop(end, end)) != offset:
             yield Finding(where, f"offset {end} is missing, the next segment has {offset}")
@@ -307,13 +322,14 @@ def _check_log(source: Log, where: str, topic: TopicRow) -> Iterator[Finding]:
         segments += 1
         size += len(value)
         try:
-            segment = sound_segment(key, value)
+            segment = Segment(key, value)
         except Corrupt as error:
             yield Finding(where, str(error))
             continue
         if not last_ns.get(lane, 0) <= segment.put_at_ns <= topic.last_put_ns:
             yield Finding(where, f"time goes back at offset {offset}")
         last_ns[lane] = segment.put_at_ns
+        yield from contents.undecodable_records(where, segment)
     for lane, last in ends.items():
         end = known.pop(last, last)
         if lane >= len(topic.next) or end != topic.offset(lane):
@@ -326,15 +342,6 @@ def _check_log(source: Log, where: str, topic: TopicRow) -> Iterator[Finding]:
         bytes=(topic.bytes, size),
         segments=(topic.segments, segments),
     )
-
-
-def sound_segment(key: bytes, value: bytes) -> Segment:
-    """A segment whose messages fill it. Raises: Corrupt."""
-    segment = Segment(key, value)
-    stops = list(segment.ends)
-    if not stops or stops != sorted(stops) or segment.start + stops[-1] != len(value):
-        raise Corrupt(f"the segment at offset {segment.first} has wrong ends")
-    return segment
 
 
 def _check_group(
@@ -434,7 +441,7 @@ def _waiting(tx: Tx, group_id: int) -> Iterator[tuple[int, bytes, int]]:
 
 def _due(tx: Tx, group_id: int) -> Iterator[tuple[int, int]]:
     for key, _ in tx.scan(ID_KEY.pack(b"D", group_id)):
-        _, _, due_ns, offset = TIME_KEY.unpack(key)
+        _, _, due_ns, offset = unpacked(TIME_KEY, key)
         yield offset, due_ns
 
 

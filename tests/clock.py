@@ -26,11 +26,15 @@ class ManualClock(diskq.Clock):
 
     def advance(self, seconds: float) -> None:
         """Let time pass, on both clocks."""
-        self.wall += int(seconds * NS)
-        self.monotonic += int(seconds * NS)
+        self.advance_ns(int(seconds * NS))
+
+    def advance_ns(self, nanoseconds: int) -> None:
+        """The same, to the nanosecond."""
+        self.wall += nanoseconds
+        self.monotonic += nanoseconds
 
     def step_wall(self, seconds: float) -> None:
-        """Set the wall clock forward or back, as NTP does; leases must not care."""
+        """Set the wall clock forward or back, as NTP does; neither leases nor ages may care."""
         self.wall += int(seconds * NS)
 
     def reboot(self) -> None:

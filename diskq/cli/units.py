@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from diskq import check
@@ -101,13 +101,18 @@ def parse_text(text: str) -> str:
 
 
 def parse_time(text: str) -> datetime:
-    """A time such as `2026-01-31T08:00`, which is local unless it names its zone.
+    """A time such as `2026-01-31T08:00`, which is local unless it names its zone. A local time that
+    does not exist, when clocks are set forward, is as much later as they are set.
 
     Raises: ValueError.
     """
     try:
-        return datetime.fromisoformat(text).astimezone()
-    except (ValueError, OverflowError):
+        when = datetime.fromisoformat(text)
+        if when.tzinfo is None:  # its astimezone takes one that does not exist for earlier
+            seconds = when.replace(microsecond=0).timestamp()
+            when = datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=when.microsecond)
+        return when.astimezone()
+    except (ValueError, OverflowError, OSError):
         raise ValueError(f"{text!r} is no time; write 2026-01-31T08:00") from None
 
 

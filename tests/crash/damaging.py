@@ -22,13 +22,13 @@ from diskq import codec, segment
 from diskq.verify import main as check_suspect
 
 PAGE, SECTOR = 4096, 512
-OUTCOMES = ("ok", "refused", "wrong data", "another error")
+OUTCOMES = ("ok", "refused", "wrong data", "another error", "others of its messages")
 KINDS = ("flipped bit", "zeroed page", "random sector", "cut short", "page of an older commit")
 
 
-def build(path: Path) -> tuple[dict[str, list[bytes]], bytes]:
-    """Make a store with everything in it. Returns the bodies that are to come in each topic, and
-    the data file as it was some commits before."""
+def build(path: Path) -> tuple[dict[str, list[bytes]], set[bytes], bytes]:
+    """Make a store with everything in it. Returns the bodies that are to come in each topic, all
+    bodies, and the data file as it was some commits before."""
     made = random.Random(1)
     with diskq.open(path) as store:
         mail, keyed, bulk = (
@@ -47,6 +47,7 @@ def build(path: Path) -> tuple[dict[str, list[bytes]], bytes]:
             if number % 10 == 0:
                 mail.put(b"later", delay_seconds=10_000)
         bulk.put_many(made.randbytes(200) for _ in range(3_000))
+        put = {message.body for topic in store.topics() for message in topic.read()}
         for group in groups:
             with group.consumer() as consumer:
                 for number, message in enumerate(consumer.get_many(40, timeout=0)):
@@ -56,7 +57,7 @@ def build(path: Path) -> tuple[dict[str, list[bytes]], bytes]:
             for group in groups:
                 with group.consumer() as consumer:
                     consumer.ack_many(consumer.get_many(10, timeout=0))
-    return consume(path), old
+    return consume(path), put, old
 
 
 def consume(path: Path) -> dict[str, list[bytes]]:
@@ -119,7 +120,7 @@ def main(directory: str, count: str, seed: str, plant: str = "") -> None:
     if plant == "no checksums":
         segment.crc32 = codec.crc32 = lambda *_: 0
     path = Path(directory) / "store"
-    expected, old = build(path)
+    expected, put, old = build(path)
     whole = bytearray((path / "data.mdb").read_bytes().rstrip(b"\0"))  # without the room behind it
     whole += bytes(-len(whole) % PAGE)
     choose = random.Random(int(seed))
@@ -128,19 +129,29 @@ def main(directory: str, count: str, seed: str, plant: str = "") -> None:
         data = damage(whole, old, kind, choose)
         (path / "data.mdb").write_bytes(data)
         saved = path.with_name("saved")
-        print(json.dumps(look_at(path, saved, expected, kind, changed=data != whole)), flush=True)
+        print(json.dumps(look_at(path, saved, expected, put, kind, data != whole)), flush=True)
         shutil.rmtree(saved, ignore_errors=True)
 
 
-def look_at(path: Path, saved: Path, expected: dict[str, list[bytes]], kind: str, *, changed: bool):
-    """What checking, using and salvaging make of a damaged store."""
+def look_at(
+    path: Path,
+    saved: Path,
+    expected: dict[str, list[bytes]],
+    put: set[bytes],
+    kind: str,
+    changed: bool,
+):
+    """What checking, using and salvaging make of a damaged store. Rows of counters and leases have
+    no checksum: with an older page of them, messages may come again or be taken for done."""
 
     def check() -> str:
         os.dup2(os.open(os.devnull, os.O_RDWR), 1)
         return "refused" if check_suspect(str(path)) else "ok"
 
     def use() -> str:
-        return "ok" if consume(path) == expected else "wrong data"
+        found = consume(path)
+        known = put.issuperset(body for bodies in found.values() for body in bodies)
+        return "ok" if found == expected else "others of its messages" if known else "wrong data"
 
     def save() -> str:
         diskq.salvage(path, saved)

@@ -23,7 +23,7 @@ PAGE = 4096
 def built(tmp_path_factory):
     """A store with everything in it, and the messages that are to come in each topic."""
     memory = tmp_path_factory.mktemp("built")
-    expected, _ = damaging.build(memory / "store")
+    expected, *_ = damaging.build(memory / "store")
     return memory / "store", expected
 
 

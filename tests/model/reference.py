@@ -6,12 +6,28 @@ in from outside; a lease names its consumer by the number the test gave it.
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from diskq import GroupStats
 from diskq.limits import LOOK_SECONDS
 
 NS = 1_000_000_000
 LANE = 2**56
-SEGMENT_BYTES, RECORD_BYTES, END_BYTES = 20, 14, 4  # of the format: what a bound in bytes counts
+SEGMENT_BYTES, RECORD_BYTES, END_BYTES = 36, 14, 4  # of the format: what a bound in bytes counts
+
+
+def stamp(clock):
+    """When something is put: wall clock, monotonic clock, boot."""
+    return clock.wall, clock.monotonic, clock.boot
+
+
+def age(clock, put_at, when):
+    """Nanoseconds since something was put: by the monotonic clock, if that is of this boot."""
+    wall, monotonic, boot = when
+    if boot == clock.boot:
+        return clock.monotonic - monotonic
+    since = put_at if put_at <= clock.wall else wall
+    return max(clock.wall - since, clock.monotonic - clock.opened, 0)
 
 
 class Full(Exception):
@@ -28,7 +44,8 @@ class Put:
     def __init__(self, body, key=None, lane=0, due=0, ttl=0, dedup=None, special=False):
         self.body, self.key, self.lane, self.due = body, key, lane, due
         self.ttl, self.dedup, self.special = ttl, dedup, special
-        self.put_at = 0
+        self.put_at = 0  # what users see
+        self.when = None  # what its age counts from; None: from `due`, by the wall clock
         self.purged = False
 
     @property
@@ -43,8 +60,9 @@ class Put:
 class Segment:
     """A run of messages of one lane that were put together."""
 
-    def __init__(self, lane, first, messages, put_at, rich):
-        self.lane, self.first, self.messages, self.put_at = lane, first, messages, put_at
+    def __init__(self, lane, first, messages, rich):
+        self.lane, self.first, self.messages = lane, first, messages
+        self.put_at = messages[0].put_at
         self.rich = rich
 
     @property
@@ -111,6 +129,7 @@ class ModelTopic:
         self.numbered = self.dropped = 0
         self.known = {}  # dedup id -> (put_at, offset or None, schedule id or None)
         self.groups = {}
+        self.last_put = 0
         self.retention = settings.get("retention", "interest")
         self.discard = settings.get("discard", "new")
         self.max_messages = settings.get("max_messages")
@@ -214,33 +233,44 @@ class ModelTopic:
                 place = self.end(each.lane) + len(lane), None
                 lane.append(each)
             if each.dedup:
-                self.known[each.dedup] = (now, *place)
+                self.known[each.dedup] = (now, stamp(self.clock), *place)
             receipts.append((False, *place))
         for lane, its in sorted(lanes.items()):
             self.append(lane, its, rich)
         return receipts
 
     def find(self, dedup):
-        put_at, *place = self.known.get(dedup, (None, None, None))
-        return place if put_at is not None and put_at > self.clock.wall - self.dedup_ns else None
+        if dedup not in self.known:
+            return None
+        put_at, when, *place = self.known[dedup]
+        return place if age(self.clock, put_at, when) < self.dedup_ns else None
 
-    def append(self, lane, messages, rich):
+    def append(self, lane, messages, rich, due=None):
+        """Give messages the next offsets of a lane: put now, or when they were due."""
+        self.last_put = max(self.last_put, self.clock.wall if due is None else due)
         for offset, each in enumerate(messages, self.end(lane)):
-            each.put_at = self.clock.wall
+            each.put_at = self.last_put
+            each.when = stamp(self.clock) if due is None else None
             self.messages[offset] = each
-        self.segments.append(Segment(lane, self.end(lane), messages, self.clock.wall, rich))
+        self.segments.append(Segment(lane, self.end(lane), messages, rich))
         self.ends[lane] += len(messages)
+
+    def age(self, message):
+        """Nanoseconds since it was put, or was due."""
+        if message.when is None:
+            return max(self.clock.wall - message.due, 0)
+        return age(self.clock, message.put_at, message.when)
 
     def promote(self):
         """What is due gets its offsets, in order of time."""
         due = sorted(each[:2] for each in self.scheduled if each[0] <= self.clock.wall)
         found = {each[:2]: each for each in self.scheduled}
-        lanes = {}
+        times = {}  # what is due at one time is a segment in each lane
         for key in due:
             self.scheduled.remove(found[key])
-            lanes.setdefault(found[key][2].lane, []).append(found[key][2])
-        for lane, its in sorted(lanes.items()):
-            self.append(lane, its, True)
+            times.setdefault((key[0], found[key][2].lane), []).append(found[key][2])
+        for (time, lane), its in sorted(times.items()):
+            self.append(lane, its, True, time)
 
     # Leaving
 
@@ -267,8 +297,9 @@ class ModelTopic:
     def drop_old(self, count, size):
         gone = 0
         if self.max_age is not None:
-            since = self.clock.wall - self.max_age * NS
-            gone += self.drop([each for each in self.segments if each.put_at <= since])
+            oldest = sorted(self.segments, key=lambda each: (each.put_at, each.lane, each.first))
+            old = takewhile(lambda each: self.age(each.messages[0]) >= self.max_age * NS, oldest)
+            gone += self.drop(list(old))
         if self.discard == "old" or self.retention == "limits":
             if self.retention == "interest" and self.over(count, size):
                 gone += self.forget_settled()
@@ -566,7 +597,7 @@ class ModelGroup:
     def _gone(self, offset, failed):
         """Whether a message is purged, too old or expired, and so ends here."""
         message = self.topic.messages[offset]
-        age = self.clock.wall - message.put_at
+        age = self.topic.age(message)
         most = self.topic.max_age
         if failed.purged if failed else message.purged:
             self.purged += 1

@@ -173,7 +173,7 @@ def _make_deleted(store: diskq.Store) -> None:
     topic.put_many([b"x"] * 10)
     with group.consumer() as consumer:
         consumer.get_nowait().nack()
-    sweep, changes.sweep = changes.sweep, lambda engine: None
+    sweep, changes.sweep = changes.sweep, lambda *_: None
     try:
         store.delete_topic("doomed")
     finally:

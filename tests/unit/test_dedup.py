@@ -48,9 +48,9 @@ def test_an_empty_id_is_refused(store, topic):
 
 def test_the_default_window_ends_after_two_minutes_to_the_nanosecond(topic, clock):
     first = topic.put(b"", dedup_id="x")
-    clock.wall += 120 * NS - 1
+    clock.advance_ns(120 * NS - 1)
     assert topic.put(b"", dedup_id="x") == first._replace(duplicate=True)
-    clock.wall += 1
+    clock.advance_ns(1)
     assert topic.put(b"", dedup_id="x") == diskq.Receipt(1, False, None, first.commit_id + 1)
 
 
@@ -59,9 +59,9 @@ def test_the_window_is_the_same_at_whatever_time_it_begins(store, clock, phase):
     topic = store.topic("t", dedup_seconds=10)
     clock.advance(phase)
     topic.put(b"", dedup_id="x")
-    clock.wall += 10 * NS - 1
+    clock.advance_ns(10 * NS - 1)
     assert topic.put(b"", dedup_id="x").duplicate
-    clock.wall += 1
+    clock.advance_ns(1)
     assert not topic.put(b"", dedup_id="x").duplicate
 
 
@@ -84,13 +84,16 @@ def test_the_window_begins_anew_with_the_message_that_was_stored_after_it(store,
     assert topic.put(b"", dedup_id="x") == second._replace(duplicate=True)
 
 
-def test_a_clock_that_was_set_back_makes_no_duplicate_twice(store, clock):
+@pytest.mark.parametrize("step", [-1000, -1, 1, 1000, 10**9])
+def test_a_step_of_the_clock_changes_no_window(store, clock, step):
     topic = store.topic("t", dedup_seconds=10)
     first = topic.put(b"", dedup_id="x")
-    clock.step_wall(-1000)
+    clock.step_wall(step)
     assert topic.put(b"", dedup_id="x") == first._replace(duplicate=True)
-    clock.advance(1009)
-    assert topic.put(b"", dedup_id="x").duplicate
+    clock.advance_ns(10 * NS - 1)
+    assert topic.put(b"", dedup_id="x") == first._replace(duplicate=True)
+    clock.advance_ns(1)
+    assert not topic.put(b"", dedup_id="x").duplicate
 
 
 def test_duplicates_within_one_put_many_are_stored_once(topic, consumer):

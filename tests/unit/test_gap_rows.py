@@ -12,7 +12,7 @@ from helpers import offsets
 
 import diskq
 from diskq import codec, log
-from diskq.salvage import salvage
+from diskq.salvaging import salvage
 from diskq.segment import LOG_KEY
 
 

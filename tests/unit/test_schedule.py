@@ -38,10 +38,10 @@ def test_a_delayed_message_has_no_offset_until_it_is_due(topic, consumer, clock)
 
 def test_a_message_is_due_at_its_nanosecond_and_not_before(topic, consumer, clock):
     topic.put(b"", delay_seconds=1)
-    clock.wall += NS - 1
+    clock.advance_ns(NS - 1)
     with pytest.raises(diskq.Empty):
         consumer.get_nowait()
-    clock.wall += 1
+    clock.advance_ns(1)
     consumer.get_nowait().ack()
 
 

@@ -13,12 +13,14 @@ CORE = ROOT / "diskq"
 
 # A module imports only from those before it; `docs/explanation/architecture.md` has the same list.
 ORDER = (
-    *("errors", "limits", "clock", "model", "codec", "segment", "check", "files", "environment"),
+    *("errors", "limits", "clock", "model", "decoding", "codec", "segment", "check", "files"),
+    "environment",
     *(
         *("locks", "process", "guard", "wake", "door", "turns", "slots", "opened"),
         "hands",
         "tx",
         "engine",
+        "ages",
         "room",
         "registry",
         "gaps",
