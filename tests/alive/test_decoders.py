@@ -61,7 +61,7 @@ def checked(decode):
 LEASE_KEY = codec.TIME_KEY.pack(b"L", 1, 5, 7)
 SCHEDULE_KEY = codec.SCHEDULE_KEY.pack(1, 5, 7)
 TOPIC = codec.new_topic("mail", TopicSettings(priorities=3))
-GROUP = codec.new_group(codec.GroupConfig(1, "g", GroupSettings(backoff=Backoff(1))), [3, 4])
+GROUP = codec.new_group(codec.GroupConfig(1, "g", GroupSettings(backoff=Backoff(1))), [3, 4], 2)
 META = codec.new_meta("commit", 0, bytes(16), bytes(16), 5)
 # Decoders, and a row that each can decode.
 DECODERS = {

@@ -133,6 +133,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.tokens = {}  # (group, offset) -> the latest
         self.other_count = 0
         self.bodies = 0
+        self.ids = {}  # dedup ids under another name
 
     @initialize(topic=TOPICS, config=CONFIGS, many=st.lists(PLAIN, max_size=8), two=st.booleans())
     def begin(self, topic, config, many, two):
@@ -242,6 +243,7 @@ class QueueMachine(RuleBasedStateMachine):
             body = (b"body %d" % self.bodies).ljust(200)
             lane = min(choice.get("lane", 0), len(self.topic_model.ends) - 1)
             delay, ttl, dedup_id = (choice.get(name) or 0 for name in ("delay", "ttl", "dedup"))
+            dedup_id = self.ids.get(dedup_id, dedup_id)
             due = self.clock.wall + delay * NS if delay or choice.get("at") else 0
             real.append(
                 diskq.Outgoing(
@@ -841,8 +843,13 @@ class QueueMachine(RuleBasedStateMachine):
         for model in self.models.values():
             model.looked = 0
         if how == "reboot":
+            over = [each for each in self.topic_model.known if not self.topic_model.find(each)]
             self.clock.reboot()
             self.clock.opened = self.clock.monotonic
+            # An id that was put under a clock ahead of this one, and was over before the boot, is
+            # young again if the store has not forgotten it yet: it may be either.
+            for each in filter(self.topic_model.find, over):
+                self.ids[each[0]] = f"{each[0]}{self.clock.boot}"
             for model in self.models.values():
                 for lease in list(model.leases):
                     model.give_back(lease)
