@@ -158,7 +158,10 @@ def _copy(group: Settling, other: Settling) -> None:
     for message in [each for _, each in (*live, *dead)] + [each for _, _, each in parked]:
         if not room.take(message.size):
             raise group.full()
+    suspects = {each.offset for each in held.due_rows(tx, group.id) if each.suspect}
+    suspects |= {each.first for each in leases.rows(tx, group.id) if each.flags & codec.SOLO}
     for offset, message in live:
+        message.flags |= codec.SOLO if offset in suspects else 0
         held.wait(tx, other.id, copy, offset, message, message.due_ns)
     for key, offset, message in parked:
         keys.park(tx, other.id, copy, key, offset, message)

@@ -109,8 +109,10 @@ class Delivery(Settling):
         row, topic = self.row, self.topic
         if row.waiting and (alone or not member.prefetch):
             due = held.next_due(self.tx, self.id)
-            if due is not None and due[0] <= self.clock.wall_ns():
-                return self._take_retry(member, due[1], alone)
+            if due is not None and due.due_ns <= self.clock.wall_ns():
+                if due.suspect and not self._may_take_suspect(member, alone):
+                    return None
+                return self._take_retry(due.offset, SOLO if due.suspect else 0)
         for lane in range(len(topic.next) - 1, -1, -1):
             if lane in self.stuck:
                 continue
@@ -122,11 +124,8 @@ class Delivery(Settling):
                 return self._take_unread(lane, limit)
         return None
 
-    def _take_retry(self, member: Member, offset: int, alone: bool) -> Grant | None:
+    def _take_retry(self, offset: int, solo: int) -> Grant:
         message = held.load(self.tx, self.id, offset)
-        solo = message.flags & SOLO
-        if solo and not self._may_take_suspect(member, alone):
-            return None
         lease = LeaseRow(offset, 1, flags=HELD | solo)
         stored = Stored(offset, message.record, message.flags & ~SOLO, message.put_at_ns)
         if message.flags & (TTL | PURGED) and self._is_gone(stored, message):
@@ -255,9 +254,8 @@ class Delivery(Settling):
         if self._waits_for_suspect(member):
             return True
         due = held.next_due(self.tx, self.id) if self.row.waiting else None
-        if due and due[0] <= self.clock.wall_ns():
-            suspect = held.load(self.tx, self.id, due[1]).flags & SOLO
-            return bool(suspect) and not self._may_take_suspect(member, True)
+        if due and due.due_ns <= self.clock.wall_ns():
+            return due.suspect and not self._may_take_suspect(member, True)
         for lane in range(len(self.topic.next) - 1, -1, -1) if self.row.ready else ():
             if run := leases.first_ready(self.tx, self.id, lane):
                 return bool(run.flags & SOLO) and not self._may_take_suspect(member, True)
@@ -268,7 +266,7 @@ class Delivery(Settling):
     def _pass_on_the_watch(self) -> None:
         """Who takes a message stops waiting for the next retry: another one is to wait for it."""
         due = held.next_due(self.tx, self.id)
-        if due and due[0] - self.clock.wall_ns() < nanoseconds(limits.WAIT_SECONDS):
+        if due and due.due_ns - self.clock.wall_ns() < nanoseconds(limits.WAIT_SECONDS):
             self.tx.wake(self.id, 1)
 
     # Passing over what is not to be delivered any more
@@ -354,7 +352,7 @@ class Delivery(Settling):
             return 0
         waits = [limits.WAIT_SECONDS]
         if room and not held_up and row.waiting and (due := held.next_due(self.tx, self.id)):
-            waits.append((due[0] - self.clock.wall_ns()) / NS)
+            waits.append((due.due_ns - self.clock.wall_ns()) / NS)
         if room and self.topic.scheduled:
             waits.append((schedule.next_due(self.tx, self.at.topic_id) - self.clock.wall_ns()) / NS)
         if row.leased and (first := next(self.leased(), None)):

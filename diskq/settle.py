@@ -19,7 +19,6 @@ from . import held, keys, leases, limits, log
 from .clock import nanoseconds
 from .codec import (
     HELD,
-    LIVE,
     PREFETCHED,
     RETURNED,
     SOLO,
@@ -164,9 +163,12 @@ class Settling:
 
     def _held(self, lease: LeaseRow, offset: int) -> HeldRow:
         if lease.flags & HELD:
-            return held.load(self.tx, self.id, offset)
-        _, record, flags, put_at_ns = self.log.read(offset, offset + 1)[0]
-        return HeldRow(record, flags | (lease.flags & SOLO), put_at_ns)
+            message = held.load(self.tx, self.id, offset)
+        else:
+            _, record, flags, put_at_ns = self.log.read(offset, offset + 1)[0]
+            message = HeldRow(record, flags, put_at_ns)
+        message.flags |= lease.flags & SOLO
+        return message
 
     def release(self, lease: LeaseRow, offset: int, delay_ns: int = 0) -> None:
         """Give one message back, uncharged: in its old place, or to wait. Raises: LeaseLost, with
@@ -204,10 +206,8 @@ class Settling:
         was a suspect before stays one."""
         if lease.flags & HELD and lease.unsettled:
             message = held.load(self.tx, self.id, lease.first)
-            if lease.first in suspects and not message.flags & SOLO:
-                message.flags |= SOLO
-                held.put(self.tx, self.id, LIVE, lease.first, message)
-            held.give_back(self.tx, self.id, self.row, lease.first, message)
+            suspect = bool(lease.flags & SOLO) or lease.first in suspects
+            held.give_back(self.tx, self.id, self.row, lease.first, message, suspect=suspect)
             self._leave(lease, lease.first)
             self.tx.wake(self.id, 1)
         leases.give_back(self.tx, self.id, self.row, lease, suspects)
