@@ -280,6 +280,7 @@ class LeaseRow(Row, layout=">QQQHBI"):
         self.lasts_ns = 0  # how long a consumer has from a grant or extension on
         self.first, self.count, self.settled, self.flags = first, count, settled, flags
         self.keys: dict[int, int] = {}  # in a group that keeps key order: hash of each message
+        self.hands: dict[int | None, object] = {}  # thread that has an offset, or all; see hands.py
 
     @property
     def unsettled(self) -> int:
@@ -354,8 +355,8 @@ class HeldRow(Row, layout=">BBHQQ"):
         enough the oldest texts are shortened first, then the names in it."""
         entries = [*self.history, failure][-MAX_HISTORY:]
         over = _size(entries) - most
-        for field in ("error", "consumer"):
-            for at, entry in enumerate(entries if over > 0 else ()):
+        for field in ("error", "consumer") if over > 0 else ():
+            for at, entry in enumerate(entries):
                 text = getattr(entry, field).encode(errors="backslashreplace")
                 kept = text[: max(len(text) - max(over, 0), 0)]
                 over -= len(text) - len(kept)
@@ -394,7 +395,11 @@ def unchecked(data: bytes) -> bytes:
 
 
 def _size(history: Sequence[Failure]) -> int:
-    return sum(len(_encode_failure(failure)) for failure in history)
+    return sum(_HISTORY.size + _length(each.error) + _length(each.consumer) for each in history)
+
+
+def _length(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode(errors="backslashreplace"))
 
 
 def _encode_failure(failure: Failure) -> bytes:

@@ -15,7 +15,6 @@ from . import check, errors, leases, limits, retention
 from .codec import HELD, LeaseRow
 from .delivery import Delivery, Grant, Member
 from .engine import Tx
-from .hands import Hands
 from .log import Log
 from .message import Action, Message
 from .presence import Presence
@@ -110,6 +109,8 @@ class Consumer:
                 raise
             yield message
             done = None if message.settled or message.failed else message
+            if message.failed:
+                self.unname([message])
 
     def _take(
         self, limit: int, timeout: float | None, done: Message | None = None
@@ -143,7 +144,8 @@ class Consumer:
                     if not last:
                         return []
         finally:
-            self._presence.count_waiting(thread, False)
+            if self._presence.waiting:
+                self._presence.count_waiting(thread, False)
 
     def _lease(
         self, limit: int, thread: Thread, done: Message | None
@@ -153,9 +155,11 @@ class Consumer:
 
         def take(at: Delivery) -> tuple[bool, list[Grant], frozenset[int]]:
             acked = done is not None and _acked(at, done)
-            member = self._member._replace(thread=thread, waiting=self._presence.is_waiting(thread))
+            owner, slot, prefetch, *_ = self._member
+            waiting = thread in self._presence.waiting
+            member = Member(owner, slot, prefetch, thread, waiting)
             grants = at.take(member, max(limit, self._prefetch))
-            if grants:  # in the commit: the next one to take something counts it no more
+            if grants and waiting:  # in the commit: who takes something next counts it no more
                 self._presence.count_waiting(thread, False)
             return acked, grants, at.stuck
 
@@ -179,7 +183,7 @@ class Consumer:
             self._fetched += found
             handed = self._hand_out(limit, thread)
             for lease, _, _ in grants:  # what is left of them is in nobody's hand
-                self._hands.drop(lease)
+                lease.hands.pop(None, None)
             return handed
         if len(grants) > 1:
             found.sort(key=_delivery_order)
@@ -196,12 +200,11 @@ class Consumer:
             except IndexError:
                 break
             self._presence.hand_out(message.token)
-            self._hands.take_message(thread, message, message.lease, message.offset)
+            message.lease.hands[message.offset] = thread
             self._presence.name(message)
             if self._still_held(message):
                 found.append(message)
             else:
-                self._hands.drop(message)
                 self.unname([message])
         return found
 
@@ -342,7 +345,8 @@ class Consumer:
             message.settled = True
             self._acked_bytes += len(message.body)
         self._acked += len(messages)
-        self._presence.unname(messages)
+        if self._presence.named:
+            self._presence.unname(messages)
 
     def _reset_acked(self) -> None:
         self._acked = self._acked_bytes = 0
@@ -380,11 +384,6 @@ class Consumer:
         """For diskq's own use: whether it belongs to a process that forked this one."""
         return self._presence.inherited
 
-    @property
-    def _hands(self) -> Hands:
-        known = self._engine.hands
-        return known.get(self.group.id) or known.setdefault(self.group.id, Hands())
-
     def __enter__(self) -> Consumer:
         return self
 
@@ -404,7 +403,7 @@ class Consumer:
 
     def check_open(self) -> None:
         """For diskq's own use. Raises: Closed, WrongProcess."""
-        if self.inherited:
+        if self._presence.generation != self._engine.generation:
             raise errors.WrongProcess(
                 f"consumer {self.name!r} belongs to the process that forked this one; make another"
             )

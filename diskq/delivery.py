@@ -84,7 +84,7 @@ class Delivery(Settling):
         return grants
 
     def _grant_all(self, member: Member, limit: int) -> list[Grant]:
-        if self._waits_for_suspect(member):
+        if self.hands.suspects and self._waits_for_suspect(member):
             return []
         if self.settings.max_in_flight is not None:
             limit = min(limit, self.settings.max_in_flight - self.row.leased)
@@ -100,7 +100,7 @@ class Delivery(Settling):
                 grants.append(grant)
                 alone = grant.lease.flags & SOLO or (grant.lease.flags & HELD and member.prefetch)
                 limit -= limit if alone else len(grant.messages)
-            if is_spent(self.tx):
+            if self.tx.room is not None and is_spent(self.tx):
                 break
         return grants
 
@@ -203,7 +203,7 @@ class Delivery(Settling):
         lease.lasts_ns = nanoseconds(self.settings.lease_seconds)
         lease.deadline_ns = self.clock.monotonic_ns() + lease.lasts_ns
         leases.grant(self.tx, self.id, lease)
-        self.hands.take_lease(member.thread, lease)
+        self.hands.add(member.thread, lease)
         self.row.leased += count
         self.row.delivered += count
 
@@ -234,6 +234,8 @@ class Delivery(Settling):
     def _waits_for_suspect(self, member: Member) -> bool:
         """Whether another thread of this process has a suspect in hand, so that this one gets
         nothing."""
+        if not self.hands.suspects:
+            return False
         suspects = self.hands.of_others(member.thread, suspects=True)
         return self._note_held_up(any(map(self._is_in_hand, suspects)))
 
@@ -253,6 +255,8 @@ class Delivery(Settling):
         """Whether this thread gets nothing now, because of a suspect."""
         if self._waits_for_suspect(member):
             return True
+        if not (self.row.waiting or self.row.ready):
+            return False
         due = held.next_due(self.tx, self.id) if self.row.waiting else None
         if due and due.due_ns <= self.clock.wall_ns():
             return due.suspect and not self._may_take_suspect(member, True)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -150,7 +151,7 @@ class Engine:
             int, tuple[int, Segment]
         ] = {}  # by topic, the one read last; see log.py
         self.looked_ns: dict[int, int] = {}  # by group, when it was looked for dead consumers
-        self.hands: dict[int, Hands] = {}  # by group, what this process has in hand
+        self.hands: dict[int, Hands] = defaultdict(Hands)  # by group, what this process has
 
     # The two doors
 

@@ -31,7 +31,6 @@ from .codec import (
 from .engine import Tx
 from .environment import Database, full
 from .errors import Full, LeaseLost
-from .hands import Hands
 from .log import Log
 from .model import Failure
 from .room import room_of
@@ -61,8 +60,7 @@ class Settling:
         self.settings, self.paused = config.settings, config.paused
         self.keyed = self.settings.ordering == "key"
         self.log = Log(tx, at.database, at.topic_id)
-        known = tx.engine.hands
-        self.hands = known.get(self.id) or known.setdefault(self.id, Hands())
+        self.hands = tx.engine.hands[self.id]
 
     def load_topic(self) -> TopicRow:
         """The row of the group's topic. Raises: NotFound."""

@@ -27,7 +27,9 @@ def store(real_store):
 
 
 @pytest.fixture
-def group(topic):
+def group(topic, monkeypatch):
+    """A group of which each get looks who died."""
+    monkeypatch.setattr(limits, "LOOK_SECONDS", 0)
     return topic.group("workers", backoff=Backoff(0), max_deliveries=3)
 
 
@@ -115,8 +117,7 @@ def in_thread(call):
     return found[0]
 
 
-def test_a_suspect_is_charged_until_a_handler_lives_on(topic, group, monkeypatch):
-    monkeypatch.setattr(limits, "LOOK_SECONDS", 0)  # each get looks who died
+def test_a_suspect_is_charged_until_a_handler_lives_on(topic, group):
     group.update(max_deliveries=9)
     put(topic, 0, 3)
     suspects(group, 3)
