@@ -29,7 +29,7 @@ def store(real_store):
 @pytest.fixture
 def group(topic, monkeypatch):
     """A group of which each get looks who died."""
-    monkeypatch.setattr(limits, "LOOK_SECONDS", 0)
+    monkeypatch.setattr(limits, "LOOK_SECONDS", -1)
     return topic.group("workers", backoff=Backoff(0), max_deliveries=3)
 
 
