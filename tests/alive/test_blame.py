@@ -138,7 +138,8 @@ def test_a_suspect_that_was_given_back_stays_one(topic, group):
     with group.consumer() as consumer:
         consumer.get_nowait().release()
         consumer.get_nowait()
-    assert [offsets(group.consumer().get_many(9, timeout=0)) for _ in range(3)] == [[0], [1], [2]]
+    heir = group.consumer()
+    assert [offsets(heir.get_many(9, timeout=0)) for _ in range(3)] == [[0], [1], [2]]
 
 
 def test_while_a_thread_has_a_suspect_other_threads_of_its_process_get_nothing(topic, group):
