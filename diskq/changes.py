@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from . import admin, codec, held, keys, leases, limits, log, options, retention
+from . import admin, codec, dedup, held, keys, leases, limits, log, options, retention
 from .codec import DEAD, HELD, ID_KEY, LIVE, U32, decode_group, decode_topic
 from .engine import Engine, Tx
 from .environment import Database
@@ -24,20 +24,30 @@ from .settle import Place, Settling
 if TYPE_CHECKING:
     from .admin import Given, Start
     from .group import Group
+    from .topic import Topic
 
 DELETED_TOPIC, DELETED_GROUP = 0, 1  # kinds of 'X' rows
 
 
-def update_topic(tx: Tx, topic_id: int, name: str, given: Given) -> TopicSettings:
+def update_topic(topic: Topic, given: Given) -> TopicSettings:
     """Change settings of a topic; returns all of them.
 
     Raises: ConfigConflict for what cannot change, NotFound, TypeError, ValueError.
     """
+    while True:
+        settings = topic.store.commit(lambda tx: _update_topic(tx, topic.id, topic.name, given))
+        if settings is not None:
+            return settings
+
+
+def _update_topic(tx: Tx, topic_id: int, name: str, given: Given) -> TopicSettings | None:
+    """None if it has not got to that: there were ids to be forgotten first."""
     row = log.load(tx, topic_id, name)
     config = decode_topic(row.config)
     settings = options.changes(config.settings, given)
-    if settings.dedup_seconds != config.settings.dedup_seconds:
-        raise _fixed("dedup_seconds", "topic", name)
+    changed = settings.dedup_seconds != config.settings.dedup_seconds
+    if changed and dedup.forget_of(tx, topic_id, name):
+        return None  # in a longer window they would be known again
     more = settings.priorities - len(row.next)
     if more < 0:
         raise ConfigConflict(f"priorities of topic {name!r} can only grow; it has {len(row.next)}")

@@ -291,6 +291,13 @@ class Delivery(Settling):
                 kept.append(message)
         return kept, len(messages)
 
+    def would_end(self, message: Stored, row: HeldRow | None) -> bool:
+        """Whether a get would pass over a message, because of its age or a purge; see _is_gone."""
+        most = decode_topic(self.topic.config).settings.max_age_seconds if row is None else None
+        age_ns = self.clock.wall_ns() - message.put_at_ns
+        over = most is not None and age_ns >= nanoseconds(most)
+        return over or is_purged(message.record, message.flags) or self._outlived(message)
+
     def _sticks(self, message: Stored) -> bool:
         """Whether a message has expired, and there is no room for it among the dead letters."""
         if not self.settings.keep_expired or not message.flags & TTL:

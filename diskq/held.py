@@ -21,7 +21,6 @@ from .codec import (
     BURIED,
     DEAD,
     HELD_KEY,
-    ID_KEY,
     LIVE,
     SOLO,
     TIME_KEY,
@@ -76,9 +75,10 @@ def next_due(tx: Tx, group_id: int) -> Due | None:
     return next(due_rows(tx, group_id), None)
 
 
-def due_rows(tx: Tx, group_id: int) -> Iterator[Due]:
-    """The waiting messages, in the order of their time."""
-    for key, value in tx.scan(ID_KEY.pack(b"D", group_id)):
+def due_rows(tx: Tx, group_id: int, due_ns: int = 0, offset: int = 0) -> Iterator[Due]:
+    """The waiting messages from these on, in the order of their time."""
+    start = TIME_KEY.pack(b"D", group_id, due_ns, offset)
+    for key, value in tx.scan(start[:5], start):
         _, _, due_ns, offset = TIME_KEY.unpack(key)
         yield Due(due_ns, offset, bool(value))
 

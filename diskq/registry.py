@@ -21,7 +21,7 @@ _registry = threading.RLock()
 ON_DEMAND = (  # modules of diskq that are imported when they are used, by whatever thread
     *("dedup", "drafts", "apart", "creation", "backup", "pages", "readers", "stats", "options"),
     *("changes", "verify", "restart", "salvage", "purging", "planned", "letters", "following"),
-    *("heartbeat", "transaction", "stealing"),
+    *("heartbeat", "transaction", "stealing", "upcoming"),
 )
 _LATE = "ctypes", "datetime", "hashlib", "resource", *(f"diskq.{name}" for name in ON_DEMAND)
 
