@@ -1,4 +1,4 @@
-"""Small things that go wrong in a long life: late handlers, what is not ready yet, forks, purges."""
+"""Small things that go wrong in a long life: late handlers, work not ready yet, forks, purges."""
 
 from __future__ import annotations
 
