@@ -58,7 +58,7 @@ class Room:
 
     def __init__(self, tx: Tx) -> None:
         engine = tx.engine
-        self._tx, self._path, self._env = tx, engine.path, engine.live()
+        self.tx, self._path, self._env = tx, engine.path, engine.live()
         self._name = os.path.join(engine.path, files.DATA)
         info = self._env.info()
         self._high_water = (info["last_pgno"] + 1) * limits.PAGE_BYTES
@@ -86,7 +86,7 @@ class Room:
     @property
     def short(self) -> bool:
         """Whether texts are to be cut, because only what messages may need is left."""
-        max_bytes = self._tx.engine.meta.max_bytes
+        max_bytes = self.tx.engine.meta.max_bytes
         spare = self._ceiling - max_bytes + self._reserve // 2
         return self.low or (max_bytes > 0 and not self._has(spare))
 
@@ -121,7 +121,7 @@ class Room:
     def _has(self, size: int) -> bool:
         assert self._left is not None
         if self._left < size and not self._exact:
-            unused = self._high_water - used_bytes(self._tx) - self._pinned()
+            unused = self._high_water - used_bytes(self.tx) - self._pinned()
             self._left, self._exact = self._left + max(unused, 0), True
         return self._left >= size
 
@@ -152,7 +152,7 @@ class Room:
         if over or disk_full:
             from .readers import blame
 
-            used = used_bytes(self._tx) + self._pinned()
+            used = used_bytes(self.tx) + self._pinned()
             wanted = size + self._reserve  # what this transaction put before is in use
             if used + wanted > self._limit:
                 why = f"of {self._limit} bytes, {self._reserve} are kept for settling"

@@ -144,5 +144,5 @@ def code_lines_of(module):
     return len(code)
 
 
-def test_the_core_has_fewer_than_3600_lines_of_code():
-    assert sum(map(code_lines_of, ORDER)) < 3600
+def test_the_core_has_fewer_than_4100_lines_of_code():
+    assert sum(map(code_lines_of, ORDER)) < 4100
