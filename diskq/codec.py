@@ -29,6 +29,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from struct import Struct, pack, unpack_from
+from threading import Thread
 from typing import Any, ClassVar, NamedTuple
 from zlib import crc32
 
@@ -280,7 +281,7 @@ class LeaseRow(Row, layout=">QQQHBI"):
         self.lasts_ns = 0  # how long a consumer has from a grant or extension on
         self.first, self.count, self.settled, self.flags = first, count, settled, flags
         self.keys: dict[int, int] = {}  # in a group that keeps key order: hash of each message
-        self.hands: dict[int | None, object] = {}  # thread that has an offset, or all; see hands.py
+        self.hands: dict[int | None, Thread | None] = {}  # who has an offset, or all; see hands.py
 
     @property
     def unsettled(self) -> int:

@@ -58,7 +58,7 @@ class Consumer:
         owner = int.from_bytes(os.urandom(8), "big") | 1
         slot = self._engine.slots.take(owner, group.id, name)
         self._member = Member(owner, slot, prefetch > 1)
-        self._presence = Presence(self._engine, slot)
+        self._presence = Presence(self._engine, slot, self._engine.hands[group.id])
         self._prefetch = prefetch
         self._fetched: deque[Message] = deque()
         self._heartbeat: Heartbeat | None = None

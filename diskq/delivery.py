@@ -236,7 +236,7 @@ class Delivery(Settling):
         nothing."""
         if not self.hands.suspects:
             return False
-        suspects = self.hands.of_others(member.thread, suspects=True)
+        suspects = self.hands.suspects_of_others(member.thread)
         return self._note_held_up(any(map(self._is_in_hand, suspects)))
 
     def _note_held_up(self, held_up: bool) -> bool:

@@ -30,6 +30,7 @@ class Hands:
         self._all: list[weakref.ref[LeaseRow]] = []
         self.suspects: list[weakref.ref[LeaseRow]] = []  # of them
         self._most = 64  # entries, until the forgotten ones are removed
+        self.waiting: set[Thread | None] = set()  # in a get
         self.held_up = False  # a thread waits until what others have in hand is settled
 
     def add(self, thread: Thread | None, lease: LeaseRow) -> None:
@@ -43,10 +44,18 @@ class Hands:
             self.suspects = [known for known in self.suspects if known() is not None]
             self.suspects += [weakref.ref(lease)] if lease.flags & SOLO else []
 
-    def of_others(self, thread: Thread | None, *, suspects: bool = False) -> Iterator[Hand]:
-        """What other threads have in hand, all of it or the suspects; some may be settled."""
-        for known in list(self.suspects if suspects else self._all):
+    def of_others(self, thread: Thread | None) -> Iterator[Hand]:
+        """What other threads work on; some may be settled. Those that wait for more do not work:
+        or two of them might wait for each other."""
+        return self._find(self._all, {thread, *self.waiting})
+
+    def suspects_of_others(self, thread: Thread | None) -> Iterator[Hand]:
+        """The suspects that other threads have; some may be settled."""
+        return self._find(self.suspects, {thread})
+
+    def _find(self, among: list[weakref.ref[LeaseRow]], but: set[Thread | None]) -> Iterator[Hand]:
+        for known in list(among):
             lease = known()
             for offset, holder in list(lease.hands.items()) if lease else ():
-                if lease and holder is not thread:
+                if lease and holder not in but:
                     yield Hand(lease, offset)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from .engine import Engine
+from .hands import Hands
 from .slots import NOTHING, SEVERAL
 
 if TYPE_CHECKING:
@@ -19,10 +20,11 @@ class Presence:
     """A consumer's slot, in the process that took it. Safe across threads: whatever changes, the
     thread that tells last has seen it."""
 
-    def __init__(self, engine: Engine, slot: int) -> None:
+    def __init__(self, engine: Engine, slot: int, hands: Hands) -> None:
         self.slot = slot
         self.closed = False
         self._engine = engine
+        self._hands = hands
         self.generation = engine.generation
         self._lock = threading.RLock()
         self._handed = 0  # the latest token of those handed out
@@ -75,7 +77,8 @@ class Presence:
         """Let a thread count as waiting, or not. May be said twice."""
         if waiting == (thread in self.waiting):
             return
-        (self.waiting.add if waiting else self.waiting.discard)(thread)
+        for threads in self.waiting, self._hands.waiting:
+            (threads.add if waiting else threads.discard)(thread)
         told = -1
         while told != len(self.waiting) and self.usable:
             told = len(self.waiting)

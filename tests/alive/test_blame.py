@@ -182,6 +182,32 @@ def test_a_suspect_waits_for_what_other_threads_have_in_hand(topic, group):
     assert consumer.get_nowait().offset == 1
 
 
+def test_two_threads_that_have_something_and_wait_for_more_do_not_wait_for_each_other(topic, group):
+    """Leases are extended for ever here: only one of the two can end this."""
+    put(topic, 0, 2)
+    consumer = group.consumer(heartbeat=True)
+    has_one, go_on, found = threading.Barrier(3), threading.Event(), []
+
+    def collect():
+        kept = [consumer.get()]
+        has_one.wait(DEADLINE_SECONDS)
+        go_on.wait(DEADLINE_SECONDS)
+        kept.append(consumer.get(timeout=DEADLINE_SECONDS))
+        found.append(sorted(offsets(kept)))
+        consumer.ack_many(kept)
+
+    threads = [threading.Thread(target=collect) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    has_one.wait(DEADLINE_SECONDS)
+    put(topic, 2, 2)
+    suspects(group, 2)
+    go_on.set()
+    for thread in threads:
+        thread.join(DEADLINE_SECONDS)
+    assert sorted(sum(found, [])) == [0, 1, 2, 3]  # noqa: RUF017 - two of two
+
+
 @pytest.mark.parametrize("end", ["ack", "nack", "release", "reject", "lost", "dropped", "expired"])
 def test_a_thread_that_waits_for_a_suspect_goes_on_when_that_is_over(topic, group, end):
     group.update(lease_seconds=1.0 if end == "expired" else 600.0, backoff=Backoff(0))
