@@ -14,7 +14,7 @@ from itertools import islice
 from struct import Struct
 from typing import TYPE_CHECKING
 
-from . import admin, codec, gaps, held, keys, leases, limits, log, options, retention
+from . import admin, codec, dedup, gaps, held, keys, leases, limits, log, options, retention
 from .codec import DEAD, HELD, ID_KEY, LIVE, U32, TopicRow, decode_group, decode_topic
 from .decoding import unpacked
 from .engine import Engine
@@ -29,21 +29,31 @@ from .tx import Tx
 if TYPE_CHECKING:
     from .admin import Given, Start
     from .group import Group
+    from .topic import Topic
 
 DELETED_TOPIC, DELETED_GROUP = 0, 1  # kinds of 'X' rows
 _DELETED = Struct(">cBI")  # their keys
 
 
-def update_topic(tx: Tx, topic_id: int, name: str, given: Given) -> TopicSettings:
+def update_topic(topic: Topic, given: Given) -> TopicSettings:
     """Change settings of a topic; returns all of them.
 
     Raises: ConfigConflict for what cannot change, NotFound, TypeError, ValueError.
     """
+    while True:
+        settings = topic.store.commit(lambda tx: _update_topic(tx, topic.id, topic.name, given))
+        if settings is not None:
+            return settings
+
+
+def _update_topic(tx: Tx, topic_id: int, name: str, given: Given) -> TopicSettings | None:
+    """None if it has not got to that: there were ids to be forgotten first."""
     row = log.load(tx, topic_id, name)
     config = decode_topic(row.config)
     settings = options.changes(config.settings, given)
-    if settings.dedup_seconds != config.settings.dedup_seconds:
-        raise _fixed("dedup_seconds", "topic", name)
+    longer = settings.dedup_seconds > config.settings.dedup_seconds
+    if longer and dedup.forget_all_of(tx, topic_id, name):
+        return None  # in a longer window they would be known again
     more = settings.priorities - len(row.next)
     if more < 0:
         raise ConfigConflict(f"priorities of topic {name!r} can only grow; it has {len(row.next)}")
@@ -168,7 +178,10 @@ def _copy(group: Settling, other: Settling) -> None:
     for message in [each for _, each in (*live, *dead)] + [each for _, _, each in parked]:
         if not room.take(message.size):
             raise group.full()
+    suspects = {each.offset for each in held.due_rows(tx, group.id) if each.suspect}
+    suspects |= {each.first for each in leases.rows(tx, group.id) if each.flags & codec.SOLO}
     for offset, message in live:
+        message.flags |= codec.SOLO if offset in suspects else 0
         held.wait(tx, other.id, copy, offset, message, message.due_ns)
     for key, offset, message in parked:
         keys.park(tx, other.id, copy, key, offset, message)

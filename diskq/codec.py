@@ -15,7 +15,7 @@ field. To change the format:
     'G' group u32                          a group: counters, cursor per lane, configuration
     'H' topic u32, name                    id of a group
     'L' group u32, deadline u64, first u64 a lease over a run of offsets; deadline 0: given back
-    'D' group u32, due_ns u64, offset u64  a waiting message's next delivery; no value
+    'D' group u32, due_ns u64, offset u64  a waiting message's next delivery, and if it is a suspect
     'K' group u32, key hash u64            the offset that has this key: leased, ready or waiting
     'O' topic u32, first u64               a gap in a topic's log: the offset where it stops
     'X' kind u8, id u32                    a deleted topic or group whose rows are being removed
@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from struct import Struct, pack
 from struct import error as struct_error
+from threading import Thread
 from typing import Any, ClassVar, NamedTuple
 from zlib import crc32
 
@@ -323,6 +324,7 @@ class LeaseRow(Row, layout=">QQQHBI"):
         self.lasts_ns = 0  # how long a consumer has from a grant or extension on
         self.first, self.count, self.settled, self.flags = first, count, settled, flags
         self.keys: dict[int, int] = {}  # in a group that keeps key order: hash of each message
+        self.hands: dict[int | None, Thread | None] = {}  # who has an offset, or all; see hands.py
 
     @property
     def unsettled(self) -> int:
@@ -436,8 +438,8 @@ class HeldRow(Row, layout=">BBHQQQQH"):
         enough the oldest texts are shortened first, then the names in it."""
         entries = [*self.history, failure][-MAX_HISTORY:]
         over = _size(entries) - most
-        for field in ("error", "consumer"):
-            for at, entry in enumerate(entries if over > 0 else ()):
+        for field in ("error", "consumer") if over > 0 else ():
+            for at, entry in enumerate(entries):
                 text = getattr(entry, field).encode(errors="backslashreplace")
                 kept = text[: max(len(text) - max(over, 0), 0)]
                 over -= len(text) - len(kept)
@@ -483,7 +485,11 @@ def unchecked(data: bytes) -> bytes:
 
 
 def _size(history: Sequence[Failure]) -> int:
-    return sum(len(_encode_failure(failure)) for failure in history)
+    return sum(_HISTORY.size + _length(each.error) + _length(each.consumer) for each in history)
+
+
+def _length(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode(errors="backslashreplace"))
 
 
 def _encode_failure(failure: Failure) -> bytes:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, TypeVar
 from . import check, errors, guard, leases, limits, retention
 from .codec import HELD, LeaseRow
 from .delivery import Delivery, Grant, Member
-from .hands import Hands
 from .log import Log
 from .message import Action, Message
 from .presence import Presence
@@ -75,7 +74,7 @@ class Consumer:
         until = time.monotonic() + self._store.busy_seconds
         slot = self._engine.slots.take(owner, self.group.id, self.name, until)
         self._member = Member(owner, slot, self._prefetch > 1)
-        self._presence = Presence(self._engine, slot)
+        self._presence = Presence(self._engine, slot, self._engine.hands[self.group.id])
         if heartbeat:
             from .heartbeat import Heartbeat  # a cron job pays for each import
 
@@ -126,6 +125,8 @@ class Consumer:
                 raise
             yield message
             done = None if message.settled or message.failed else message
+            if message.failed:
+                self.unname([message])
 
     def _take(
         self, limit: int, timeout: float | None, done: Message | None = None
@@ -185,7 +186,8 @@ class Consumer:
                     if not last:
                         return []
         finally:
-            self._presence.count_waiting(thread, False)
+            if self._presence.waiting:
+                self._presence.count_waiting(thread, False)
 
     def _lease(
         self,
@@ -202,10 +204,13 @@ class Consumer:
             acked = done is not None and _acked(at, done)
             if acked:
                 at.tx.at_commit(done, "settled", True)
-            member = self._member._replace(thread=thread, waiting=self._presence.is_waiting(thread))
+            owner, slot, prefetch, *_ = self._member
+            waiting = thread in self._presence.waiting
+            member = Member(owner, slot, prefetch, thread, waiting)
             grants = at.take(member, max(limit, self._prefetch))
-            if grants:  # in the commit: the next one to take something counts it no more
+            if grants and waiting:  # in the commit: who takes something next counts it no more
                 self._presence.count_waiting(thread, False)
+            if grants:
                 at.tx.marks.append(partial(taken.extend, grants))
             return acked, grants, at.stuck
 
@@ -252,7 +257,7 @@ class Consumer:
             taken.clear()
             handed = self._hand_out(taken, limit, thread)
             for lease, *_ in grants:  # what is left of them is in nobody's hand
-                self._hands.drop(lease)
+                lease.hands.pop(None, None)
             return handed
         if len(grants) > 1:
             found.sort(key=_delivery_order)
@@ -271,12 +276,11 @@ class Consumer:
             message = taken[-1]
             assert isinstance(message, Message)
             self._presence.hand_out(message.token)
-            self._hands.take_message(thread, message, message.lease, message.offset)
+            message.lease.hands[message.offset] = thread
             self._presence.name(message)
             if self._still_held(message):
                 found.append(message)
             else:
-                self._hands.drop(message)
                 self.unname([message])
         return found
 
@@ -429,7 +433,8 @@ class Consumer:
         """For diskq's own use: note that these messages are acked."""
         self._acked += len(messages)
         self._acked_bytes += sum(len(message.body) for message in messages)
-        self._presence.unname(messages)
+        if self._presence.named:
+            self._presence.unname(messages)
 
     # Closing
 
@@ -474,11 +479,6 @@ class Consumer:
         """For diskq's own use: whether it belongs to a process that forked this one."""
         return self._presence.inherited
 
-    @property
-    def _hands(self) -> Hands:
-        known = self._engine.hands
-        return known.get(self.group.id) or known.setdefault(self.group.id, Hands())
-
     def __enter__(self) -> Consumer:
         return self
 
@@ -499,7 +499,7 @@ class Consumer:
 
     def check_open(self) -> None:
         """For diskq's own use. Raises: Closed, WrongProcess."""
-        if self.inherited:
+        if self._presence.generation != self._engine.generation:
             raise errors.WrongProcess(
                 f"consumer {self.name!r} belongs to the process that forked this one; make another"
             )

@@ -19,6 +19,7 @@ from .codec import (
     LIVE,
     PARK,
     PARK_KEY,
+    SOLO,
     TIME_KEY,
     U32,
     U64,
@@ -90,6 +91,12 @@ def _decode_group(key: bytes, value: bytes) -> None:
     decode_group(GroupRow(value).config)
 
 
+def _decode_due(key: bytes, value: bytes) -> None:
+    unpacked(TIME_KEY, key)
+    if value not in (b"", bytes([SOLO])):
+        raise damaged("the flags of a waiting message")
+
+
 def _decode_held(key: bytes, value: bytes) -> None:
     kind = key[U32.size : U32.size + 1]
     layout = PARK_KEY if kind == bytes([PARK]) else HELD_KEY
@@ -120,7 +127,7 @@ _STATE: dict[bytes, Callable[[bytes, bytes], object]] = {
         unpacked(U32, value),
     ),
     b"L": decode_lease,
-    b"D": lambda key, value: (unpacked(TIME_KEY, key), unpacked(_NOTHING, value)),
+    b"D": _decode_due,
     b"K": lambda key, value: (unpacked(KEY_KEY, key), unpacked(U64, value)),
     b"O": gaps.decode,
     b"X": lambda key, value: (unpacked(Struct(">cBI"), key), unpacked(_NOTHING, value)),

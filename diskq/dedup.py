@@ -93,19 +93,20 @@ class Ids:
         numbered = 0 if number is None else number + 1
         self._put(bucket, digest, ROW.pack(*when, place, numbered))
 
-    def forget(self, limit: int) -> int:
+    def forget(self, limit: int, *, everywhere: bool = False) -> int:
         """Remove up to `limit` rows that a window has passed over; returns how many."""
-        found = list(islice(self._stale(), limit))
+        found = list(islice(self._stale(everywhere), limit))
         for key in found:
             self.tx.lmdb.delete(key, db=self.tx.engine.dedup)
         return len(found)
 
-    def _stale(self) -> Iterator[bytes]:
-        """Keys of the oldest rows, up to the first that is still needed."""
+    def _stale(self, everywhere: bool = False) -> Iterator[bytes]:
+        """Keys of the oldest rows, up to the first that is still needed, or `everywhere`."""
         for key, value in self.tx.scan(U32.pack(self.topic_id), database=self.tx.engine.dedup):
-            if self._now.age_ns(decode(value).put) < self.window_ns:
+            if self._now.age_ns(decode(value).put) >= self.window_ns:
+                yield key
+            elif not everywhere:
                 return
-            yield key
 
     def _recent(self) -> Iterator[tuple[int, bool]]:
         cursor = self.tx.lmdb.cursor(self.tx.engine.dedup)
@@ -149,6 +150,12 @@ def forget(tx: Tx, limit: int = limits.MAX_FORGOTTEN_IDS) -> int:
 def forget_of(tx: Tx, topic_id: int, name: str) -> int:
     """The same of one topic. Raises: NotFound."""
     return Ids(tx, topic_id, log.load(tx, topic_id, name)).forget(limits.MAX_FORGOTTEN_IDS)
+
+
+def forget_all_of(tx: Tx, topic_id: int, name: str) -> int:
+    """The same, but also among those that are still needed: before the window gets longer."""
+    ids = Ids(tx, topic_id, log.load(tx, topic_id, name))
+    return ids.forget(limits.MAX_FORGOTTEN_IDS, everywhere=True)
 
 
 def has_stale(tx: Tx) -> bool:

@@ -90,7 +90,7 @@ class Delivery(Settling):
         return grants
 
     def _grant_all(self, member: Member, limit: int) -> list[Grant]:
-        if self._waits_for_suspect(member):
+        if self.hands.suspects and self._waits_for_suspect(member):
             return []
         if self.settings.max_in_flight is not None:
             limit = min(limit, self.settings.max_in_flight - self.row.leased)
@@ -105,7 +105,7 @@ class Delivery(Settling):
                 grants.append(self.grant(grant, member))
                 alone = grant.lease.flags & SOLO or (grant.lease.flags & HELD and member.prefetch)
                 limit -= limit if alone else len(grant.messages)
-            if is_spent(self.tx):
+            if self.tx.room is not None and is_spent(self.tx):
                 break
         return grants
 
@@ -114,8 +114,10 @@ class Delivery(Settling):
         row, topic = self.row, self.topic
         if row.waiting and (alone or not member.prefetch):
             due = held.next_due(self.tx, self.id)
-            if due is not None and due[0] <= self.clock.wall_ns():
-                return self._take_retry(member, due[1], alone)
+            if due is not None and due.due_ns <= self.clock.wall_ns():
+                if due.suspect and not self._may_take_suspect(member, alone):
+                    return None
+                return self._take_retry(due.offset, SOLO if due.suspect else 0)
         for lane in range(len(topic.next) - 1, -1, -1):
             if lane in self.stuck:
                 continue
@@ -127,11 +129,8 @@ class Delivery(Settling):
                 return self._take_unread(lane, limit)
         return None
 
-    def _take_retry(self, member: Member, offset: int, alone: bool) -> Grant | None:
+    def _take_retry(self, offset: int, solo: int) -> Grant:
         message = held.load(self.tx, self.id, offset)
-        solo = message.flags & SOLO
-        if solo and not self._may_take_suspect(member, alone):
-            return None
         lease = LeaseRow(offset, 1, flags=HELD | solo)
         stored = Stored(offset, message.record, message.flags & ~SOLO, message.put)
         if message.flags & (TTL | PURGED) and self._is_gone(stored, message):
@@ -219,7 +218,7 @@ class Delivery(Settling):
         lease.lasts_ns = nanoseconds(self.settings.lease_seconds)
         lease.deadline_ns = self.clock.monotonic_ns() + lease.lasts_ns
         leases.grant(self.tx, self.id, lease)
-        self.hands.take_lease(member.thread, lease)
+        self.hands.add(member.thread, lease)
         self.row.leased += count
         self.row.delivered += count
         return Grant(lease, grant.messages, grant.failures, parts)
@@ -251,7 +250,9 @@ class Delivery(Settling):
     def _waits_for_suspect(self, member: Member) -> bool:
         """Whether another thread of this process has a suspect in hand, so that this one gets
         nothing."""
-        suspects = self.hands.of_others(member.thread, suspects=True)
+        if not self.hands.suspects:
+            return False
+        suspects = self.hands.suspects_of_others(member.thread)
         return self._note_held_up(any(map(self._is_in_hand, suspects)))
 
     def _note_held_up(self, held_up: bool) -> bool:
@@ -270,10 +271,11 @@ class Delivery(Settling):
         """Whether this thread gets nothing now, because of a suspect."""
         if self._waits_for_suspect(member):
             return True
+        if not (self.row.waiting or self.row.ready):
+            return False
         due = held.next_due(self.tx, self.id) if self.row.waiting else None
-        if due and due[0] <= self.clock.wall_ns():
-            suspect = held.load(self.tx, self.id, due[1]).flags & SOLO
-            return bool(suspect) and not self._may_take_suspect(member, True)
+        if due and due.due_ns <= self.clock.wall_ns():
+            return due.suspect and not self._may_take_suspect(member, True)
         for lane in range(len(self.topic.next) - 1, -1, -1) if self.row.ready else ():
             if run := leases.first_ready(self.tx, self.id, lane):
                 return bool(run.flags & SOLO) and not self._may_take_suspect(member, True)
@@ -284,7 +286,7 @@ class Delivery(Settling):
     def _pass_on_the_watch(self) -> None:
         """Who takes a message stops waiting for the next retry: another one is to wait for it."""
         due = held.next_due(self.tx, self.id)
-        if due and due[0] - self.clock.wall_ns() < nanoseconds(limits.WAIT_SECONDS):
+        if due and due.due_ns - self.clock.wall_ns() < nanoseconds(limits.WAIT_SECONDS):
             self.tx.wake(self.id, 1)
 
     # Passing over what is not to be delivered any more
@@ -306,6 +308,12 @@ class Delivery(Settling):
             if not self._is_gone(message, None):
                 kept.append(message)
         return kept, len(messages)
+
+    def would_end(self, message: Stored, row: HeldRow | None) -> bool:
+        """Whether a get would pass over a message, because of its age or a purge; see _is_gone."""
+        most = decode_topic(self.topic.config).settings.max_age_seconds if row is None else None
+        over = most is not None and self._now.age_ns(message.put) >= nanoseconds(most)
+        return over or is_purged(message.record, message.flags) or self._outlived(message)
 
     def _sticks(self, message: Stored) -> bool:
         """Whether a message has expired, and there is no room for it among the dead letters."""
@@ -372,7 +380,7 @@ class Delivery(Settling):
             return 0
         waits = [limits.WAIT_SECONDS]
         if room and not held_up and row.waiting and (due := held.next_due(self.tx, self.id)):
-            waits.append((due[0] - self.clock.wall_ns()) / NS)
+            waits.append((due.due_ns - self.clock.wall_ns()) / NS)
         if room and self.topic.scheduled:
             waits.append((schedule.next_due(self.tx, self.at.topic_id) - self.clock.wall_ns()) / NS)
         if row.leased and (first := next(self.leased(), None)):

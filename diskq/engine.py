@@ -20,6 +20,7 @@ from __future__ import annotations
 import operator
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -92,7 +93,7 @@ class Engine:
             int, tuple[int, Segment]
         ] = {}  # by topic, the one read last; see log.py
         self.looked_ns: dict[int, int] = {}  # by group, when it was looked for dead consumers
-        self.hands: dict[int, Hands] = {}  # by group, what this process has in hand
+        self.hands: dict[int, Hands] = defaultdict(Hands)  # by group, what this process has
         self.trimmed: dict[int, int] = {}  # by topic, the offset from which the next trim goes on
 
     @property

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import datetime
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from . import admin, check, limits, log, schedule
@@ -25,22 +27,54 @@ _END = 2**64  # behind every offset
 
 
 def read(
-    topic: Topic, start: int, stop: int | None, limit: int | None, reverse: bool
+    topic: Topic, start: Start, stop: Start | None, limit: int | None, reverse: bool
 ) -> Iterator[LogMessage]:
     """See Topic.read."""
-    low = check.count("start", start, 0, _END)
-    high = _END if stop is None else check.count("stop", stop, 0, _END)
     left = _END if limit is None else check.count("limit", limit, 0, _END)
     database = topic.store.engine.log(topic.id)
-    while left and (found := _page(topic, database, low, high, reverse)):
-        messages = [_log_message(each) for each in found if not is_purged(each.record, each.flags)]
-        yield from messages[:left]
-        left -= min(left, len(messages))
-        low, high = (low, found[-1].offset) if reverse else (found[-1].offset + 1, high)
+    ranges = _ranges(topic, database, start, stop)
+    for low, high in ranges[::-1] if reverse else ranges:
+        at = high if reverse else low
+        while left and (found := _page(topic, database, at, low, high, reverse)):
+            kept = [_log_message(each) for each in found if not is_purged(each.record, each.flags)]
+            yield from kept[:left]
+            left -= min(left, len(kept))
+            at = found[-1].offset + (not reverse)
 
 
-def _page(topic: Topic, database: Database, low: int, high: int, reverse: bool) -> list[Stored]:
-    """The messages of one segment."""
+def _ranges(
+    topic: Topic, database: Database, start: Start, stop: Start | None
+) -> list[tuple[int, int]]:
+    """First offsets, and those behind the last, of what is between two places: of all lanes
+    together between offsets, else of each lane."""
+    offsets = [
+        each if isinstance(each, (str, datetime)) else check.count(what, each, 0, _END)
+        for what, each in (("start", start), ("stop", _END if stop is None else stop))
+    ]
+    low, high = offsets
+    if isinstance(low, int) and isinstance(high, int):
+        return [(low, high)]
+
+    def find(tx: Tx) -> list[tuple[int, int]]:
+        row, source = log.load(tx, topic.id, topic.name), Log(tx, database, topic.id)
+        lanes = [lane << LANE_BITS for lane in range(len(row.next) + 1)]
+        ends: list[list[int]] = []
+        for what, place in (("start", low), ("stop", high)):
+            if isinstance(place, int):
+                spans = pairwise(lanes)
+                ends.append([min(max(place, lane), behind) for lane, behind in spans])
+            else:
+                ends.append(admin.positions(source, row, place, what))
+        return list(zip(*ends, strict=True))
+
+    return topic.store.engine.read(find)
+
+
+def _page(
+    topic: Topic, database: Database, at: int, low: int, high: int, reverse: bool
+) -> list[Stored]:
+    """The messages of one segment, of those between two offsets that are before or behind `at`."""
+    low, high = (low, at) if reverse else (at, high)
 
     def page(tx: Tx) -> list[Stored]:
         log.load(tx, topic.id, topic.name)

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Unpack
 from . import check, leases, limits
 from .codec import decode_group
 from .consumer import Consumer
-from .model import DeadLetter, GroupSettings, GroupStats, PendingMessage
+from .model import (
+    DeadLetter,
+    GroupSettings,
+    GroupStats,
+    NextMessage,
+    PendingMessage,
+    WaitingMessage,
+)
 from .settle import Place
 
 if TYPE_CHECKING:
@@ -75,6 +82,24 @@ class Group:
         from . import stats
 
         return self.topic.store.engine.read(lambda tx: list(stats.pending(tx, self.id, self.name)))
+
+    def peek(self, limit: int) -> list[NextMessage]:
+        """The messages that gets would return next, at most `limit` (10,000), without taking them,
+        from one snapshot: as if the group was not paused, and one consumer took all of them. What
+        is leased, parked or not due yet is left out.
+
+        Raises: NotFound, Corrupt, Closed, TypeError, ValueError.
+        """
+        from . import upcoming
+
+        return upcoming.peek(self, limit)
+
+    def waiting(self) -> Iterator[WaitingMessage]:
+        """The messages that wait for another delivery, in the order in which they are due.
+        Messages that fail or are taken meanwhile may or may not appear."""
+        from . import upcoming
+
+        return upcoming.waiting(self)
 
     # Dead letters
 

@@ -3,7 +3,8 @@
     held   group, LIVE, offset         waiting, or leased if it has no row 'D'
     held   group, DEAD, offset         dead; found without reading what waits
     held   group, PARK, key, offset    parked behind an earlier message of its key, see keys.py
-    state  'D' group, due_ns, offset   one row for each that waits, in order of time
+    state  'D' group, due_ns, offset   one row for each that waits, in order of time; its value is a
+                                       byte if it is a suspect, see reclaim.py
 
 A held message has its body with it, so a slow or dead one never keeps its segment in the log. To
 lease it, or to give it back, the row is not written again.
@@ -14,13 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice, takewhile
+from typing import NamedTuple
 
 from .codec import (
     BURIED,
     DEAD,
     HELD_KEY,
-    ID_KEY,
     LIVE,
+    SOLO,
     TIME_KEY,
     WAITING,
     GroupRow,
@@ -30,6 +32,16 @@ from .codec import (
 from .decoding import unpacked
 from .errors import Corrupt
 from .tx import Tx
+
+_SUSPECT = bytes([SOLO])
+
+
+class Due(NamedTuple):
+    """A waiting message; a suspect is delivered alone."""
+
+    due_ns: int
+    offset: int
+    suspect: bool
 
 
 def load(tx: Tx, group_id: int, offset: int) -> HeldRow:
@@ -47,7 +59,7 @@ def wait(tx: Tx, group_id: int, group: GroupRow, offset: int, row: HeldRow, due_
     """Let a message wait until `due_ns` of the wall clock."""
     row.state, row.due_ns = WAITING, due_ns
     group.waiting += 1
-    tx.put(TIME_KEY.pack(b"D", group_id, due_ns, offset), b"")
+    tx.put(TIME_KEY.pack(b"D", group_id, due_ns, offset), _SUSPECT if row.flags & SOLO else b"")
     put(tx, group_id, LIVE, offset, row)
 
 
@@ -59,18 +71,23 @@ def bury(tx: Tx, group_id: int, group: GroupRow, offset: int, row: HeldRow, now_
     put(tx, group_id, DEAD, offset, row)
 
 
-def next_due(tx: Tx, group_id: int) -> tuple[int, int] | None:
-    """When the next waiting message is due, and its offset."""
-    for key, _ in tx.scan(ID_KEY.pack(b"D", group_id)):
+def next_due(tx: Tx, group_id: int) -> Due | None:
+    """The waiting message that is due next."""
+    return next(due_rows(tx, group_id), None)
+
+
+def due_rows(tx: Tx, group_id: int, due_ns: int = 0, offset: int = 0) -> Iterator[Due]:
+    """The waiting messages from these on, in the order of their time."""
+    start = TIME_KEY.pack(b"D", group_id, due_ns, offset)
+    for key, value in tx.scan(start[:5], start):
         _, _, due_ns, offset = unpacked(TIME_KEY, key)
-        return due_ns, offset
-    return None
+        yield Due(due_ns, offset, bool(value))
 
 
 def count_due(tx: Tx, group_id: int, now_ns: int, most: int) -> int:
     """How many waiting messages are due, at most `most`."""
-    rows = islice(tx.scan(ID_KEY.pack(b"D", group_id)), most)
-    return sum(1 for _ in takewhile(lambda row: unpacked(TIME_KEY, row[0])[2] <= now_ns, rows))
+    rows = islice(due_rows(tx, group_id), most)
+    return sum(1 for _ in takewhile(lambda row: row.due_ns <= now_ns, rows))
 
 
 def lease(tx: Tx, group_id: int, group: GroupRow, offset: int, row: HeldRow) -> None:
@@ -78,9 +95,11 @@ def lease(tx: Tx, group_id: int, group: GroupRow, offset: int, row: HeldRow) -> 
     group.waiting -= tx.delete(TIME_KEY.pack(b"D", group_id, row.due_ns, offset))
 
 
-def give_back(tx: Tx, group_id: int, group: GroupRow, offset: int, row: HeldRow) -> None:
+def give_back(
+    tx: Tx, group_id: int, group: GroupRow, offset: int, row: HeldRow, *, suspect: bool
+) -> None:
     """Let a leased message wait again, in its old place."""
-    tx.put(TIME_KEY.pack(b"D", group_id, row.due_ns, offset), b"")
+    tx.put(TIME_KEY.pack(b"D", group_id, row.due_ns, offset), _SUSPECT if suspect else b"")
     group.waiting += 1
 
 

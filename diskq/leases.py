@@ -102,7 +102,7 @@ def give_back(
 
 def first_ready(tx: Tx, group_id: int, lane: int) -> LeaseRow | None:
     """The row that has the lowest offset of a lane that was given back, None if none was."""
-    return next(_ready(tx, group_id, lane), None)
+    return next(ready_rows(tx, group_id, lane), None)
 
 
 def take_back(tx: Tx, group_id: int, group: GroupRow, row: LeaseRow, limit: int) -> LeaseRow:
@@ -111,7 +111,7 @@ def take_back(tx: Tx, group_id: int, group: GroupRow, row: LeaseRow, limit: int)
     one, and others end before the first of a SOLO row."""
     offsets = row.offsets()
     wanted, mixed = (1, [row]) if row.flags & SOLO else (limit, [row])
-    for other in islice(_ready(tx, group_id, row.lane), 1, None) if wanted > 1 else ():
+    for other in islice(ready_rows(tx, group_id, row.lane), 1, None) if wanted > 1 else ():
         wanted = min(wanted, bisect_left(offsets, other.first) if other.flags & SOLO else wanted)
         if other.flags & SOLO or other.first > offsets[min(wanted, len(offsets)) - 1]:
             break
@@ -126,7 +126,7 @@ def take_back(tx: Tx, group_id: int, group: GroupRow, row: LeaseRow, limit: int)
     return run_of(taken, row.flags)
 
 
-def _ready(tx: Tx, group_id: int, lane: int) -> Iterator[LeaseRow]:
+def ready_rows(tx: Tx, group_id: int, lane: int) -> Iterator[LeaseRow]:
     """The rows of a lane that were given back, by their first offset."""
     found = rows(tx, group_id, 0, lane << LANE_BITS)
     return takewhile(lambda row: not row.deadline_ns and row.lane == lane, found)

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backoff", "ConsumerInfo", "DeadLetter", "Failure", "Finding", "GroupSettings", "GroupStats",
-    "LogMessage", "Outgoing", "PendingMessage", "Receipt", "Receipts", "Salvaged",
+    "LogMessage", "NextMessage", "Outgoing", "PendingMessage", "Receipt", "Receipts", "Salvaged",
     "SalvagedTopic", "ScheduledMessage", "StoreStats", "TopicSettings", "TopicStats",
+    "WaitingMessage",
 ]  # fmt: skip
 
 LANE_BITS = 56  # of an offset; those above are its priority
@@ -134,6 +135,37 @@ class ScheduledMessage(NamedTuple):
     key: str | None
     headers: dict[str, str]
     priority: int
+
+
+class NextMessage(NamedTuple):
+    """A message that a group would deliver next, and which delivery that would be."""
+
+    offset: int
+    body: bytes
+    key: str | None
+    headers: dict[str, str]
+    put_at_ns: int
+    attempt: int
+
+    @property
+    def priority(self) -> int:
+        """Its lane: higher ones are delivered first."""
+        return self.offset >> LANE_BITS
+
+
+class WaitingMessage(NamedTuple):
+    """A message that is delivered again at `due_ns` of the wall clock, or soon after: it failed, or
+    was released with a delay. `failures` counts since the put or the last redrive; `history` holds
+    the latest 32 entries, oldest first."""
+
+    offset: int
+    due_ns: int
+    body: bytes
+    key: str | None
+    headers: dict[str, str]
+    put_at_ns: int
+    failures: int
+    history: tuple[Failure, ...]
 
 
 class PendingMessage(NamedTuple):

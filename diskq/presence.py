@@ -5,11 +5,11 @@ what it prefetched, and how many of its threads wait. No commits, and nothing of
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from .engine import Engine
+from .hands import Hands
 from .slots import NOTHING, SEVERAL
 
 if TYPE_CHECKING:
@@ -20,21 +20,22 @@ class Presence:
     """A consumer's slot, in the process that took it. Safe across threads: whatever changes, the
     thread that tells last has seen it."""
 
-    def __init__(self, engine: Engine, slot: int) -> None:
+    def __init__(self, engine: Engine, slot: int, hands: Hands) -> None:
         self.slot = slot
         self.closed = False
         self.gone = False  # the slot is given up
         self._engine = engine
-        self._generation = engine.generation
+        self._hands = hands
+        self.generation = engine.generation
         self._lock = threading.RLock()
         self._handed = 0  # the latest token of those handed out
-        self._named: weakref.WeakSet[Message] = weakref.WeakSet()
-        self._waiting: set[threading.Thread] = set()
+        self.named: dict[int, int] = {}  # offsets, by token
+        self.waiting: set[threading.Thread] = set()
 
     @property
     def inherited(self) -> bool:
         """Whether it belongs to a process that forked this one."""
-        return self._generation != self._engine.generation
+        return self.generation != self._engine.generation
 
     @property
     def usable(self) -> bool:
@@ -43,13 +44,14 @@ class Presence:
 
     def name(self, message: Message) -> None:
         """The message is handled from now on: should the process die, it is to blame."""
-        self._named.add(message)
+        self.named[message.token] = message.offset
         self._show_named()
 
     def unname(self, messages: Iterable[Message]) -> None:
         """These are not handled any more."""
-        if self._named:
-            self._named.difference_update(messages)
+        if self.named:
+            for message in messages:
+                self.named.pop(message.token, None)
             self._show_named()
 
     def name_nothing(self) -> None:
@@ -59,8 +61,8 @@ class Presence:
     def _show_named(self) -> None:
         told: int | None = -1
         while self.usable:
-            offsets = [message.offset for message in list(self._named)[:2]]
-            now = SEVERAL if len(offsets) > 1 else next(iter(offsets), None)
+            named = list(self.named.values())
+            now = SEVERAL if len(named) > 1 else named[0] if named else None
             if now == told:
                 return
             self._engine.slots.handle(self.slot, now)
@@ -72,16 +74,13 @@ class Presence:
             self._handed = max(self._handed, token)
             self._engine.slots.hand_out(self.slot, self._handed)
 
-    def is_waiting(self, thread: threading.Thread) -> bool:
-        """Whether a thread counts as waiting."""
-        return thread in self._waiting
-
     def count_waiting(self, thread: threading.Thread, waiting: bool) -> None:
         """Let a thread count as waiting, or not. May be said twice."""
-        if waiting == (thread in self._waiting):
+        if waiting == (thread in self.waiting):
             return
-        (self._waiting.add if waiting else self._waiting.discard)(thread)
+        for threads in self.waiting, self._hands.waiting:
+            (threads.add if waiting else threads.discard)(thread)
         told = -1
-        while told != len(self._waiting) and self.usable:
-            told = len(self._waiting)
+        while told != len(self.waiting) and self.usable:
+            told = len(self.waiting)
             self._engine.slots.set_waiting(self.slot, told)

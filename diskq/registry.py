@@ -25,6 +25,7 @@ ON_DEMAND = (  # modules of diskq that are imported when they are used, by whate
     *("dedup", "drafts", "apart", "sites", "creation", "backup", "pages", "readers", "stats"),
     *("options", "changes", "contents", "verify", "restart", "holes", "hollow", "salvaging"),
     *("purging", "planned", "letters", "following", "heartbeat", "transaction", "stealing"),
+    "upcoming",
 )
 _LATE = (
     *("ctypes", "datetime", "hashlib", "resource", "select"),

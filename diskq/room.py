@@ -20,6 +20,7 @@ from .environment import TREE, full, is_out_of_room, translate
 from .tx import Tx
 
 _ENDLESS = 2**63
+_FOR_ROWS = 16  # free pages that a commit takes one by one
 
 
 def room_of(tx: Tx) -> Room:
@@ -46,6 +47,8 @@ def need_room(tx: Tx, size: int) -> None:
     if not engine.looked or put >= engine.reserve // 4:
         room_of(tx).need(size)
         put, engine.looked = 0, True
+        if room_of(tx).at_ceiling:  # the next put has to look for pages in a row, too
+            put = engine.reserve
     engine.slots.put_bytes[0] = put
 
 
@@ -55,7 +58,7 @@ class Room:
 
     def __init__(self, tx: Tx) -> None:
         engine = tx.engine
-        self._tx, self._path, self._env = tx, engine.path, engine.live()
+        self.tx, self._path, self._env = tx, engine.path, engine.live()
         self._name = os.path.join(engine.path, files.DATA)
         info = self._env.info()
         self._high_water = (info["last_pgno"] + 1) * limits.PAGE_BYTES
@@ -64,6 +67,9 @@ class Room:
         self._limit = engine.meta.max_bytes or info["map_size"]
         self._file_bytes: int | None = None  # once it looked
         self._put = 0  # bytes that puts of this transaction need
+        self._ceiling = _ceiling(engine.meta.max_bytes) - self._reserve
+        self._grown = 0  # bytes that the file may grow by in this transaction
+        self._free: list[list[int]] | None = None  # first and last of free pages in a row
         self._left: int | None = None  # for copies, once it looked; at least
         self._exact = False  # that is all there is
         self._low = False
@@ -80,8 +86,8 @@ class Room:
     @property
     def short(self) -> bool:
         """Whether texts are to be cut, because only what messages may need is left."""
-        max_bytes = self._tx.engine.meta.max_bytes
-        spare = _ceiling(max_bytes) - max_bytes + self._reserve // 2
+        max_bytes = self.tx.engine.meta.max_bytes
+        spare = self._ceiling - max_bytes + self._reserve // 2
         return self.low or (max_bytes > 0 and not self._has(spare))
 
     @property
@@ -100,7 +106,7 @@ class Room:
         pages = -(-size // limits.PAGE_BYTES) * limits.PAGE_BYTES
         cost = size if size < limits.PAGE_BYTES // 2 else pages
         self._look()
-        if not self._has(cost - (self._reserve // 4 if kept else 0)):
+        if not self._has(cost - (self._reserve // 4 if kept else 0)) or not self._fits(cost):
             return False
         assert self._left is not None
         self._left -= cost
@@ -115,7 +121,7 @@ class Room:
     def _has(self, size: int) -> bool:
         assert self._left is not None
         if self._left < size and not self._exact:
-            unused = self._high_water - used_bytes(self._tx) - self._pinned()
+            unused = self._high_water - used_bytes(self.tx) - self._pinned()
             self._left, self._exact = self._left + max(unused, 0), True
         return self._left >= size
 
@@ -124,11 +130,9 @@ class Room:
             return
         disk = os.statvfs(self._path)
         self._low = disk.f_bavail * disk.f_frsize < self._reserve
-        ceiling = _ceiling(self._tx.engine.meta.max_bytes)
-        if self._low:
-            ceiling = min(ceiling, self._size())
+        ceiling = min(self._ceiling, self._size()) if self._low else self._ceiling
         self._left = ceiling - self._high_water - self._reserve // 2
-        self._exact = ceiling == _ENDLESS
+        self._exact = self._left > _ENDLESS // 2
 
     # Puts
 
@@ -140,7 +144,7 @@ class Room:
         file_bytes, disk_full = self._size(), False
         over = self._high_water + wanted > self._limit
         if over or file_bytes < least:
-            self._tx.engine.drop_dead_readers()  # who died while reading keeps freed pages
+            self.tx.engine.drop_dead_readers()  # who died while reading keeps freed pages
         if file_bytes < least:
             spare = min(self._reserve, self._limit - least)
             file_bytes, disk_full = _allocate(self._name, file_bytes, least, spare)
@@ -148,7 +152,7 @@ class Room:
         if over or disk_full:
             from .readers import blame
 
-            used = used_bytes(self._tx) + self._pinned()
+            used = used_bytes(self.tx) + self._pinned()
             wanted = size + self._reserve  # what this transaction put before is in use
             if used + wanted > self._limit:
                 why = f"of {self._limit} bytes, {self._reserve} are kept for settling"
@@ -158,7 +162,51 @@ class Room:
             if disk_full and used + wanted > (file_bytes // 2 if short else file_bytes):
                 why = f"its disk has less than {wanted} bytes left{blame(self._env)}"
                 raise full(self._path, why)
+        if not self._fits(size):
+            raise full(self._path, f"{size} bytes in a row are not free")
         self._put += size
+
+    # The end of the file
+
+    @property
+    def at_ceiling(self) -> bool:
+        """Whether the file is about as large as it may be."""
+        return self._high_water + self._grown + self._reserve > self._ceiling
+
+    def _fits(self, size: int) -> bool:
+        """Whether the file need not grow over its ceiling for a value of this size, which needs
+        pages in a row: LMDB takes free ones, the lowest, or else new ones at the end."""
+        if self._high_water + self._grown + size <= self._ceiling:
+            self._grown += size
+            return True
+        pages = size // limits.PAGE_BYTES + 1
+        if pages == 1:
+            return True
+        if self._free is None:
+            self._free = self._free_runs()
+        for run in self._free:
+            if run[1] - run[0] >= pages:
+                run[0] += pages
+                return True
+        return False
+
+    def _free_runs(self) -> list[list[int]]:
+        """Free pages that this transaction may use, but for the first few: rows take those."""
+        from .pages import snapshots
+        from .readers import open_reads
+
+        last = self._env.info()["last_txnid"]
+        oldest = last - next((reader.lag for reader in open_reads(self._env)), 0)
+        with open(self._name, "rb") as file:
+            free = snapshots(file.fileno())[0].free_pages()
+            pages = sorted(page for txn, some in free if txn < oldest for page in some)
+        runs: list[list[int]] = []
+        for page in pages[_FOR_ROWS:]:
+            if runs and runs[-1][1] == page:
+                runs[-1][1] += 1
+            else:
+                runs.append([page, page + 1])
+        return runs
 
     def _size(self) -> int:
         if self._file_bytes is None:
@@ -172,7 +220,7 @@ class Room:
 
 
 def _ceiling(max_bytes: int) -> int:
-    """How large copies may let a file become."""
+    """How large copies may let a file become; what is kept for settling is within that."""
     if not max_bytes:
         return _ENDLESS
     return max_bytes * 5 // 4 if max_bytes >= 64 * limits.MIB else max_bytes * 3 // 2

@@ -19,7 +19,6 @@ from . import gaps, held, keys, leases, limits, log
 from .clock import nanoseconds
 from .codec import (
     HELD,
-    LIVE,
     PREFETCHED,
     RETURNED,
     SOLO,
@@ -31,7 +30,6 @@ from .codec import (
 )
 from .environment import Database, full
 from .errors import Corrupt, Full, LeaseLost
-from .hands import Hands
 from .log import Log
 from .model import Failure
 from .room import room_of
@@ -62,8 +60,7 @@ class Settling:
         self.settings, self.paused = config.settings, config.paused
         self.keyed = self.settings.ordering == "key"
         self.log = Log(tx, at.database, at.topic_id)
-        known = tx.engine.hands
-        self.hands = known.get(self.id) or known.setdefault(self.id, Hands())
+        self.hands = tx.engine.hands[self.id]
 
     def load_topic(self) -> TopicRow:
         """The row of the group's topic. Raises: NotFound."""
@@ -178,9 +175,12 @@ class Settling:
 
     def _held(self, lease: LeaseRow, offset: int) -> HeldRow:
         if lease.flags & HELD:
-            return held.load(self.tx, self.id, offset)
-        _, record, flags, put = self.log.read(offset, offset + 1)[0]
-        return HeldRow(record, flags | (lease.flags & SOLO), *put)
+            message = held.load(self.tx, self.id, offset)
+        else:
+            _, record, flags, put = self.log.read(offset, offset + 1)[0]
+            message = HeldRow(record, flags, *put)
+        message.flags |= lease.flags & SOLO
+        return message
 
     def release(self, lease: LeaseRow, offset: int, delay_ns: int = 0) -> None:
         """Give one message back, uncharged: in its old place, or to wait. Raises: LeaseLost, with
@@ -218,10 +218,8 @@ class Settling:
         was a suspect before stays one."""
         if lease.flags & HELD and lease.unsettled:
             message = held.load(self.tx, self.id, lease.first)
-            if lease.first in suspects and not message.flags & SOLO:
-                message.flags |= SOLO
-                held.put(self.tx, self.id, LIVE, lease.first, message)
-            held.give_back(self.tx, self.id, self.row, lease.first, message)
+            suspect = bool(lease.flags & SOLO) or lease.first in suspects
+            held.give_back(self.tx, self.id, self.row, lease.first, message, suspect=suspect)
             self._leave(lease, lease.first)
             self.tx.wake(self.id, 1)
         leases.give_back(self.tx, self.id, self.row, lease, suspects)

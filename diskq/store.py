@@ -45,7 +45,8 @@ def open(  # noqa: A001 - diskq.open is to diskq what open is to files
     `durability` says what a power cut can undo: "commit" (a new store's) nothing that returned,
     "relaxed" at most the last commit, "process" anything, even damage it; kill -9 undoes nothing in
     any. `max_bytes` (at least 4 MiB, None: the disk) bounds a new store's file: puts raise Full
-    before it is reached, settling goes on. Both are kept in the store; None takes what is stored.
+    before it is reached, settling goes on, copies of what fails may exceed it by half, from 64 MiB
+    on by a quarter. Both are kept in the store; None takes what is stored.
 
     `mode` (None: 0o600) is the permissions of a new store's files, whatever the umask is, and its
     directory's with an x beside each r: 0o660 lets a group use the store. An existing store keeps

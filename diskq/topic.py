@@ -168,14 +168,15 @@ class Topic:
         return decode_topic(row.config).settings
 
     def update(self, **settings: Unpack[TopicChanges]) -> TopicSettings:
-        """Change settings; None takes a bound away. Returns all settings. `dedup_seconds` cannot
-        change, `priorities` only grow.
+        """Change settings; None takes a bound away. Returns all settings. `priorities` can only
+        grow. A new `dedup_seconds` counts for what was put before, too; but an id that was
+        forgotten stays so.
 
         Raises: ConfigConflict, NotFound, ReadOnly, TypeError, ValueError.
         """
         from . import changes
 
-        return self.store.commit(lambda tx: changes.update_topic(tx, self.id, self.name, settings))
+        return changes.update_topic(self, settings)
 
     # Groups
 
@@ -216,17 +217,19 @@ class Topic:
 
     def read(
         self,
-        start: int = 0,
-        stop: int | None = None,
+        start: Start = 0,
+        stop: Start | None = None,
         *,
         limit: int | None = None,
         reverse: bool = False,
     ) -> Iterator[LogMessage]:
-        """Stored messages from offset `start` to before `stop`, at most `limit`, without taking
-        them; with `reverse` the last ones first. Offsets of a higher priority are behind all lower
-        ones. What is trimmed meanwhile is left out; each step is a short transaction of its own.
+        """Stored messages from `start` to before `stop`, at most `limit`, without taking them; with
+        `reverse` the last ones first. Both take an offset, "earliest", "latest", which is the end
+        when this begins, or a datetime, by when messages were put. Offsets of a higher priority are
+        behind all lower ones. What is trimmed meanwhile is left out; each step is a short
+        transaction of its own.
 
-        Raises: Corrupt, NotFound, Closed.
+        Raises: Corrupt, NotFound, Closed, TypeError, ValueError.
         """
         from . import following
 

@@ -23,7 +23,6 @@ from powercut_view import MachineClock, view
 import diskq
 from diskq import creation, files, limits, room
 from diskq.engine import Engine
-from diskq.tx import Tx
 
 KEPT_BYTES = 8 * 4096  # for settling
 MAP_BYTES = 48 * 4096  # so small that the map grows several times
@@ -295,11 +294,12 @@ def plant(fault: str) -> None:
 def _tiny_maps(flags: dict[str, bool]) -> None:
     """Let maps begin small. Puts then fill them: what is kept free is for stores with a bound."""
     limits.MAP_BYTES = (MAP_BYTES,)  # type: ignore[assignment]
-    room.Room.need = lambda self, size: _allocate_only(self._tx, size)  # type: ignore
+    setattr(room.Room, "need", _allocate_only)  # noqa: B010 - mypy takes it for a class
     setattr(lmdb, "open", partial(_open, lmdb.open, flags))  # noqa: B010 - mypy takes it for a class
 
 
-def _allocate_only(tx: Tx, size: int) -> None:
+def _allocate_only(self: room.Room, size: int) -> None:
+    tx = self.tx
     pages = tx.engine.live().info()["last_pgno"] + 1
     name = os.path.join(tx.engine.path, files.DATA)
     least, now = pages * limits.PAGE_BYTES + size + KEPT_BYTES, os.stat(name).st_size

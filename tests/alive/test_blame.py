@@ -27,7 +27,9 @@ def store(real_store):
 
 
 @pytest.fixture
-def group(topic):
+def group(topic, monkeypatch):
+    """A group of which each get looks who died."""
+    monkeypatch.setattr(limits, "LOOK_SECONDS", -1)
     return topic.group("workers", backoff=Backoff(0), max_deliveries=3)
 
 
@@ -115,8 +117,7 @@ def in_thread(call):
     return found[0]
 
 
-def test_a_suspect_is_charged_until_a_handler_lives_on(topic, group, monkeypatch):
-    monkeypatch.setattr(limits, "LOOK_SECONDS", 0)  # each get looks who died
+def test_a_suspect_is_charged_until_a_handler_lives_on(topic, group):
     group.update(max_deliveries=9)
     put(topic, 0, 3)
     suspects(group, 3)
@@ -137,7 +138,8 @@ def test_a_suspect_that_was_given_back_stays_one(topic, group):
     with group.consumer() as consumer:
         consumer.get_nowait().release()
         consumer.get_nowait()
-    assert [offsets(group.consumer().get_many(9, timeout=0)) for _ in range(3)] == [[0], [1], [2]]
+    heir = group.consumer()
+    assert [offsets(heir.get_many(9, timeout=0)) for _ in range(3)] == [[0], [1], [2]]
 
 
 def test_while_a_thread_has_a_suspect_other_threads_of_its_process_get_nothing(topic, group):
@@ -178,6 +180,32 @@ def test_a_suspect_waits_for_what_other_threads_have_in_hand(topic, group):
         consumer.get_nowait()
     busy.ack()
     assert consumer.get_nowait().offset == 1
+
+
+def test_two_threads_that_have_something_and_wait_for_more_do_not_wait_for_each_other(topic, group):
+    """Leases are extended for ever here: only one of the two can end this."""
+    put(topic, 0, 2)
+    consumer = group.consumer(heartbeat=True)
+    has_one, go_on, found = threading.Barrier(3), threading.Event(), []
+
+    def collect():
+        kept = [consumer.get()]
+        has_one.wait(DEADLINE_SECONDS)
+        go_on.wait(DEADLINE_SECONDS)
+        kept.append(consumer.get(timeout=DEADLINE_SECONDS))
+        found.append(sorted(offsets(kept)))
+        consumer.ack_many(kept)
+
+    threads = [threading.Thread(target=collect) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    has_one.wait(DEADLINE_SECONDS)
+    put(topic, 2, 2)
+    suspects(group, 2)
+    go_on.set()
+    for thread in threads:
+        thread.join(DEADLINE_SECONDS)
+    assert sorted(sum(found, [])) == [0, 1, 2, 3]  # noqa: RUF017 - two of two
 
 
 @pytest.mark.parametrize("end", ["ack", "nack", "release", "reject", "lost", "dropped", "expired"])

@@ -166,19 +166,17 @@ def look_once(path: str) -> None:
 
 # Zombies ----------------------------------------------------------------------------------------
 
-VERBS = ("ack", "nack", "reject", "release", "extend", "ack_many", "with", "iteration")
+VERBS = ("ack", "nack", "reject", "release", "extend", "ack_many", "with")
 
 
 def outlive_lease(path: str) -> None:
     """Lease a message for each verb; when told a verb, try it and tell how it ended."""
     with diskq.open(path) as store, store.queue("q").consumer("zombie") as consumer:
-        iteration = iter(consumer)
-        first = next(iteration)
-        messages = dict(zip(VERBS, [*consumer.get_many(len(VERBS) - 1), first], strict=True))
+        messages = dict(zip(VERBS, consumer.get_many(len(VERBS)), strict=True))
         tell("holding", tokens={verb: message.token for verb, message in messages.items()})
         while verb := told():
             try:
-                _settle(iteration if verb == "iteration" else consumer, verb, messages)
+                _settle(consumer, verb, messages)
             except diskq.LeaseLost:
                 tell("settled", outcome="LeaseLost")
             else:
@@ -186,9 +184,7 @@ def outlive_lease(path: str) -> None:
 
 
 def _settle(consumer: Any, verb: str, messages: dict[str, Message]) -> None:
-    if verb == "iteration":
-        next(consumer)
-    elif verb == "ack_many":
+    if verb == "ack_many":
         consumer.ack_many([messages[verb]])
     elif verb == "with":
         with messages[verb]:

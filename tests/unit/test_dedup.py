@@ -6,7 +6,7 @@ import threading
 
 import pytest
 from clock import NS
-from helpers import bodies, nothing_changes
+from helpers import bodies, commits, nothing_changes
 
 import diskq
 from diskq import Outgoing, limits
@@ -216,7 +216,7 @@ def test_an_id_has_a_largest_size(store, topic):
             topic.put(b"", dedup_id=odd)
 
 
-def test_the_window_has_bounds_and_cannot_change(store):
+def test_the_window_has_bounds(store):
     least, most = limits.MIN_AGE_SECONDS, limits.MAX_DEDUP_SECONDS
     assert store.topic("least", dedup_seconds=least).settings.dedup_seconds == least
     assert store.topic("most", dedup_seconds=most).settings.dedup_seconds == most
@@ -225,10 +225,49 @@ def test_the_window_has_bounds_and_cannot_change(store):
             store.topic("odd", dedup_seconds=seconds)
     topic = store.topic("least")
     topic.update(dedup_seconds=least)
-    with nothing_changes(store), pytest.raises(diskq.ConfigConflict, match="dedup_seconds"):
-        topic.update(dedup_seconds=1)
+    with nothing_changes(store), pytest.raises(ValueError, match="dedup_seconds"):
+        topic.update(dedup_seconds=most + 1)
     with nothing_changes(store), pytest.raises(TypeError, match="dedup_seconds"):
         topic.update(dedup_seconds=None)
+
+
+@pytest.mark.parametrize("old", [1, 20, 100, 86400])
+@pytest.mark.parametrize("new", [1, 20, 100, 86400])
+def test_a_new_window_counts_for_what_was_put_before(store, clock, old, new):
+    """But what the old one had passed over stays forgotten."""
+    topic = store.topic("t", dedup_seconds=old)
+    put_at = {}
+    for number in range(40):
+        topic.put(b"", dedup_id=str(number))
+        put_at[number] = clock.wall
+        clock.advance(old / 30 + new / 90)
+    changed_at = clock.wall
+    topic.update(dedup_seconds=new)
+    assert topic.settings.dedup_seconds == new
+    for seconds in (0, new / 3, new / 2, new):
+        clock.advance(seconds)
+        for number, since in list(put_at.items()):
+            known = changed_at - since < old * NS and clock.wall - since < new * NS
+            receipt = topic.put(b"", dedup_id=str(number))
+            assert receipt.duplicate == known, (number, seconds)
+            if not known:
+                del put_at[number]
+
+
+def test_many_ids_are_forgotten_in_bounded_commits_before_a_window_changes(
+    store, clock, monkeypatch
+):
+    monkeypatch.setattr(limits, "MAX_FORGOTTEN_IDS", 10)
+    topic = store.topic("t", dedup_seconds=10)
+    topic.put_many([Outgoing(b"", dedup_id=str(number)) for number in range(35)])
+    clock.advance(20)
+    before = commits(store)
+    topic.update(dedup_seconds=100)
+    assert commits(store) == before + 5
+    assert not any(
+        receipt.duplicate
+        for receipt in topic.put_many([Outgoing(b"", dedup_id=str(n)) for n in range(35)])
+    )
 
 
 def test_all_options_in_one_put_many(store, clock):

@@ -494,7 +494,7 @@ def test_wrong_arguments_of_redrive_are_refused(store, topic, group, consumer, o
     ("options", "error"),
     [
         ({"start": -1}, ValueError),
-        ({"start": "0"}, TypeError),
+        ({"start": "0"}, ValueError),
         ({"stop": -1}, ValueError),
         ({"stop": 1.5}, TypeError),
         ({"limit": -1}, ValueError),

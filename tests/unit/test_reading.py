@@ -125,7 +125,10 @@ def test_the_wrong_is_refused(store, topic):
             list(topic.read(*arguments))
     with pytest.raises(ValueError, match="limit"):
         list(topic.read(limit=-1))
-    for arguments in ("0",), (0.0,), (True,), (0, "1"):
+    for arguments in ("0",), (0, "1"):
+        with pytest.raises(ValueError, match="earliest"):
+            list(topic.read(*arguments))
+    for arguments in (0.0,), (True,), (0, b"latest"):
         with pytest.raises(TypeError, match=r"start|stop"):
             list(topic.read(*arguments))
     store.delete_topic("mail")
