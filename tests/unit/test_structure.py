@@ -116,18 +116,18 @@ def test_what_is_loaded_on_demand_imports_only_from_the_core_and_those_before_it
     assert imports_of(module) - set(ORDER) - before == set()
 
 
-def test_only_two_modules_know_lmdb():
+def test_few_modules_know_lmdb():
     knowing = {module for module in ORDER if "lmdb" in (CORE / f"{module}.py").read_text().split()}
-    assert knowing <= {"engine", "environment"}
+    assert knowing <= {"__init__", "engine", "environment", "opened", "tx"}
 
 
 def lines_of(module):
     return len((CORE / f"{module}.py").read_text().splitlines())
 
 
-def test_no_module_of_the_core_is_longer_than_450_lines():
+def test_no_module_of_the_core_is_longer_than_550_lines():
     assert {
-        module: lines_of(module) for module in (*ORDER, *ON_DEMAND) if lines_of(module) > 450
+        module: lines_of(module) for module in (*ORDER, *ON_DEMAND) if lines_of(module) > 550
     } == {}
 
 
@@ -147,5 +147,6 @@ def code_lines_of(module):
     return len(code)
 
 
-def test_the_core_has_fewer_than_3850_lines_of_code():
-    assert sum(map(code_lines_of, ORDER)) < 3850
+def test_all_below_the_command_line_has_fewer_than_8600_lines_of_code():
+    modules = (path.stem for path in CORE.glob("*.py"))
+    assert sum(map(code_lines_of, modules)) < 8600
