@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/reference/guarantees.md").read_text()
 PROMISES = [f"G{number}" for number in range(1, 19)]
 RUN_TESTS = ["python3", "tools/dev.py", "test"]
-HARNESSES = "powercut", "torture", "bench"  # verbs of dev.py
+HARNESSES = tuple(
+    ["powercut", "torture", "bench", "every_line", "storm", "copies", "c_fork", "uwsgi_drill"]
+)
 PYTEST_OPTIONS = {"-s": 0, "--timeout": 1}  # how many values each takes
 
 
@@ -101,6 +103,8 @@ test_call_problems.__test__ = False  # type: ignore[attr-defined]
 def tool_problems(script: str, arguments: list[str]) -> list[str]:
     """What a call of a tool has that its help does not."""
     if not (ROOT / script).is_file():
+        script = script.removesuffix(".py")  # a package
+    if not (ROOT / script).exists():
         return [f"there is no {script}"]
     command = [script]
     if arguments and arguments[0] in re.findall(r"\w+", help_of(script)):
