@@ -18,7 +18,10 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/reference/guarantees.md").read_text()
 PROMISES = [f"G{number}" for number in range(1, 19)]
 RUN_TESTS = ["python3", "tools/dev.py", "test"]
-HARNESSES = tuple(
+HARNESSES = (  # verbs of dev.py
+    *("powercut", "torture", "bench"),
+    *("every_line", "storm", "copies", "c_fork", "uwsgi_drill"),
+)
     ["powercut", "torture", "bench", "every_line", "storm", "copies", "c_fork", "uwsgi_drill"]
 )
 PYTEST_OPTIONS = {"-s": 0, "--timeout": 1}  # how many values each takes
