@@ -22,8 +22,6 @@ HARNESSES = (  # verbs of dev.py
     *("powercut", "torture", "bench"),
     *("every_line", "storm", "copies", "c_fork", "uwsgi_drill"),
 )
-    ["powercut", "torture", "bench", "every_line", "storm", "copies", "c_fork", "uwsgi_drill"]
-)
 PYTEST_OPTIONS = {"-s": 0, "--timeout": 1}  # how many values each takes
 
 
