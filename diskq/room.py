@@ -62,12 +62,7 @@ class Room:
 
     def __init__(self, tx: Tx) -> None:
         engine = tx.engine
-<<<<<<< HEAD
         self.tx, self._path, self._env = tx, engine.path, engine.live()
-=======
-        self._engine, self._txn = engine, tx.lmdb  # not the Tx, which has this one
-        self._path, self._env = engine.path, engine.live()
->>>>>>> merge-time
         self._name = os.path.join(engine.path, files.DATA)
         info = self._env.info()
         self._high_water = (info["last_pgno"] + 1) * limits.PAGE_BYTES
@@ -95,13 +90,8 @@ class Room:
     @property
     def short(self) -> bool:
         """Whether texts are to be cut, because only what messages may need is left."""
-<<<<<<< HEAD
         max_bytes = self.tx.engine.meta.max_bytes
         spare = self._ceiling - max_bytes + self._reserve // 2
-=======
-        max_bytes = self._engine.meta.max_bytes
-        spare = _ceiling(max_bytes) - max_bytes + self._reserve // 2
->>>>>>> merge-time
         return self.low or (max_bytes > 0 and not self._has(spare))
 
     @property
@@ -135,11 +125,7 @@ class Room:
     def _has(self, size: int) -> bool:
         assert self._left is not None
         if self._left < size and not self._exact:
-<<<<<<< HEAD
             unused = self._high_water - used_bytes(self.tx) - self._pinned()
-=======
-            unused = self._high_water - used_bytes(self._engine, self._txn) - self._pinned()
->>>>>>> merge-time
             self._left, self._exact = self._left + max(unused, 0), True
         return self._left >= size
 
@@ -148,13 +134,7 @@ class Room:
             return
         disk = os.statvfs(self._path)
         self._low = disk.f_bavail * disk.f_frsize < self._reserve
-<<<<<<< HEAD
         ceiling = min(self._ceiling, self._size()) if self._low else self._ceiling
-=======
-        ceiling = _ceiling(self._engine.meta.max_bytes)
-        if self._low:
-            ceiling = min(ceiling, self._size())
->>>>>>> merge-time
         self._left = ceiling - self._high_water - self._reserve // 2
         self._exact = self._left > _ENDLESS // 2
 
@@ -176,11 +156,7 @@ class Room:
         if over or disk_full:
             from .readers import blame
 
-<<<<<<< HEAD
             used = used_bytes(self.tx) + self._pinned()
-=======
-            used = used_bytes(self._engine, self._txn) + self._pinned()
->>>>>>> merge-time
             wanted = size + self._reserve  # what this transaction put before is in use
             if used + wanted > self._limit:
                 why = f"of {self._limit} bytes, {self._reserve} are kept for settling"
