@@ -114,7 +114,7 @@ _settings = with_options(
         "dedup_seconds",
         metavar="DURATION",
         callback=parsed(units.duration(limits.MIN_AGE_SECONDS, limits.MAX_DEDUP_SECONDS)),
-        help="How long a --dedup-id of a put is remembered; cannot change.",
+        help="How long a --dedup-id of a put is remembered.",
     ),
     click.option(
         "--priorities",
