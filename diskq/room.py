@@ -59,7 +59,6 @@ class Room:
     def __init__(self, tx: Tx) -> None:
         engine = tx.engine
         self.tx, self._path, self._env = tx, engine.path, engine.live()
-        self._name = os.path.join(engine.path, files.DATA)
         info = self._env.info()
         self._high_water = (info["last_pgno"] + 1) * limits.PAGE_BYTES
         most = min(limits.MAX_RESERVE_BYTES, self._high_water // 16)
@@ -147,7 +146,7 @@ class Room:
             self._env.reader_check()  # who died while reading keeps freed pages
         if file_bytes < least:
             spare = min(self._reserve, self._limit - least)
-            file_bytes, disk_full = _allocate(self._name, file_bytes, least, spare)
+            file_bytes, disk_full = _allocate(self._name(), file_bytes, least, spare)
             self._file_bytes = file_bytes
         if over or disk_full:
             from .readers import blame
@@ -197,7 +196,7 @@ class Room:
 
         last = self._env.info()["last_txnid"]
         oldest = last - next((reader.lag for reader in open_reads(self._env)), 0)
-        with open(self._name, "rb") as file:
+        with open(self._name(), "rb") as file:
             free = snapshots(file.fileno())[0].free_pages()
             pages = sorted(page for txn, some in free if txn < oldest for page in some)
         runs: list[list[int]] = []
@@ -210,8 +209,11 @@ class Room:
 
     def _size(self) -> int:
         if self._file_bytes is None:
-            self._file_bytes = os.stat(self._name).st_size
+            self._file_bytes = os.stat(self._name()).st_size
         return self._file_bytes
+
+    def _name(self) -> str:
+        return os.path.join(self._path, files.DATA)
 
     def _pinned(self) -> int:
         from .readers import pinned_bytes
