@@ -422,6 +422,7 @@ class HeldRow(Row, layout=">BBHQQQQH"):
         self.put_at_ns, self.wall_ns, self.elapsed_ns, self.boot = Stamp(*put)
         self.state = self.failures = self.due_ns = 0
         self.history: tuple[Failure, ...] = ()
+        self.history_bytes = 0
 
     @property
     def put(self) -> Stamp:
@@ -431,14 +432,22 @@ class HeldRow(Row, layout=">BBHQQQQH"):
     @property
     def size(self) -> int:
         """Bytes of the row as it is stored, or a little more."""
-        return 2 * _HISTORY.size + self.layout.size + len(self.record) + _size(self.history)
+        return 2 * _HISTORY.size + self.layout.size + len(self.record) + self.history_bytes
 
     def note(self, failure: Failure, most: int = MAX_HISTORY_BYTES) -> None:
         """Add to the history, which keeps the latest entries within `most` bytes: where that is not
         enough the oldest texts are shortened first, then the names in it."""
-        entries = [*self.history, failure][-MAX_HISTORY:]
-        over = _size(entries) - most
-        for field in ("error", "consumer") if over > 0 else ():
+        self.history += (failure,)
+        self.history_bytes += _size(failure)
+        while len(self.history) > MAX_HISTORY:
+            self.history_bytes -= _size(self.history[0])
+            self.history = self.history[1:]
+        if self.history_bytes > most:
+            self._shorten(most)
+
+    def _shorten(self, most: int) -> None:
+        entries, over = list(self.history), self.history_bytes - most
+        for field in ("error", "consumer"):
             for at, entry in enumerate(entries):
                 text = getattr(entry, field).encode(errors="backslashreplace")
                 kept = text[: max(len(text) - max(over, 0), 0)]
@@ -446,6 +455,7 @@ class HeldRow(Row, layout=">BBHQQQQH"):
                 if len(kept) < len(text):
                     entries[at] = entry._replace(**{field: kept.decode(errors="ignore")})
         self.history = tuple(entries)
+        self.history_bytes = sum(map(_size, entries))
 
     def encode(self) -> bytes:
         """The row as it is stored."""
@@ -463,6 +473,7 @@ def decode_held(data: bytes) -> HeldRow:
         row = HeldRow(data[record_at:], 0, 0)
         row.unpack(data)
         row.history = tuple(_decode_history(data[history_at:record_at]))
+        row.history_bytes = record_at - history_at
         if len(data) < record_at or row.state not in _STATES:
             raise IndexError(record_at)
     except WRONG as error:
@@ -484,12 +495,12 @@ def unchecked(data: bytes) -> bytes:
     return data[4:]
 
 
-def _size(history: Sequence[Failure]) -> int:
-    return sum(_HISTORY.size + _length(each.error) + _length(each.consumer) for each in history)
-
-
-def _length(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode(errors="backslashreplace"))
+def _size(failure: Failure) -> int:
+    texts = failure.error, failure.consumer
+    return _HISTORY.size + sum(
+        len(text) if text.isascii() else len(text.encode(errors="backslashreplace"))
+        for text in texts
+    )
 
 
 def _encode_failure(failure: Failure) -> bytes:

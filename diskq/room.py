@@ -62,7 +62,8 @@ class Room:
 
     def __init__(self, tx: Tx) -> None:
         engine = tx.engine
-        self.tx, self._path, self._env = tx, engine.path, engine.live()
+        self._engine, self._txn = engine, tx.lmdb  # not the Tx, which has this one
+        self._path, self._env = engine.path, engine.live()
         self._name = os.path.join(engine.path, files.DATA)
         info = self._env.info()
         self._high_water = (info["last_pgno"] + 1) * limits.PAGE_BYTES
@@ -90,7 +91,7 @@ class Room:
     @property
     def short(self) -> bool:
         """Whether texts are to be cut, because only what messages may need is left."""
-        max_bytes = self.tx.engine.meta.max_bytes
+        max_bytes = self._engine.meta.max_bytes
         spare = self._ceiling - max_bytes + self._reserve // 2
         return self.low or (max_bytes > 0 and not self._has(spare))
 
@@ -125,7 +126,7 @@ class Room:
     def _has(self, size: int) -> bool:
         assert self._left is not None
         if self._left < size and not self._exact:
-            unused = self._high_water - used_bytes(self.tx) - self._pinned()
+            unused = self._high_water - used_bytes(self._engine, self._txn) - self._pinned()
             self._left, self._exact = self._left + max(unused, 0), True
         return self._left >= size
 
@@ -148,7 +149,7 @@ class Room:
         file_bytes, disk_full = self._size(), False
         over = self._high_water + wanted > self._limit
         if over or file_bytes < least:
-            self.tx.engine.drop_dead_readers()  # who died while reading keeps freed pages
+            self._engine.drop_dead_readers()  # who died while reading keeps freed pages
         if file_bytes < least:
             spare = min(self._reserve, self._limit - least)
             file_bytes, disk_full = _allocate(self._name, file_bytes, least, spare)
@@ -156,7 +157,7 @@ class Room:
         if over or disk_full:
             from .readers import blame
 
-            used = used_bytes(self.tx) + self._pinned()
+            used = used_bytes(self._engine, self._txn) + self._pinned()
             wanted = size + self._reserve  # what this transaction put before is in use
             if used + wanted > self._limit:
                 why = f"of {self._limit} bytes, {self._reserve} are kept for settling"

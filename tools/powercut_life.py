@@ -299,9 +299,9 @@ def _tiny_maps(flags: dict[str, bool]) -> None:
 
 
 def _allocate_only(self: room.Room, size: int) -> None:
-    tx = self.tx
-    pages = tx.engine.live().info()["last_pgno"] + 1
-    name = os.path.join(tx.engine.path, files.DATA)
+    engine = self._engine
+    pages = engine.live().info()["last_pgno"] + 1
+    name = os.path.join(engine.path, files.DATA)
     least, now = pages * limits.PAGE_BYTES + size + KEPT_BYTES, os.stat(name).st_size
     if now < least:
         room._allocate(name, now, least, 0)

@@ -70,7 +70,7 @@ def test_settings_of_a_topic_can_be_changed_and_bounds_taken_away(shell: Any) ->
 
 def test_what_cannot_change_is_an_error(shell: Any) -> None:
     shell.run("topic", "create", "mail", "--priorities", "2")
-    assert "cannot change" in shell.error("topic", "set", "mail", "--dedup", "1h", code=1)
+    shell.run("topic", "set", "mail", "--dedup", "1h")
     assert "only grow" in shell.error("topic", "set", "mail", "--priorities", "1", code=1)
     assert "no topic 'post'" in shell.error("topic", "set", "post", "--priorities", "1", code=1)
 
