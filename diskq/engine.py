@@ -218,17 +218,19 @@ class Engine:
         if self.readonly:
             raise errors.ReadOnly(f"store {self.path} is open read-only; open it for writing")
         door, env = self._door, self.live()
-        turns = self.slots.turns
+        turns, missing = self.slots.turns, 0
         for _ in range(64):
             try:
                 door.unclean = True
                 turns.take(call, self._check_usable)
                 self._check_usable()
                 self.check_place()
+                if missing:
+                    self.logs[missing] = self._open(env, _log_name(missing))[0]
                 tx = self._run(env, call, door.claim(call, claimed))
                 break
-            except LogIsClosed as missing:
-                self.logs[missing.topic_id] = self._open(env, _log_name(missing.topic_id))[0]
+            except LogIsClosed as closed:
+                missing = closed.topic_id
             except lmdb.MapResizedError:
                 self._resize(env, 0)
             except lmdb.MapFullError as error:

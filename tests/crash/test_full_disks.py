@@ -206,7 +206,7 @@ def test_a_put_on_a_full_store_exits_75_with_one_line(tmp_path):
 
 
 @pytest.mark.parametrize(("number", "code", "word"), [
-    (errno.EIO, 1, "check the disk"), (errno.ENOSPC, 75, "full"),
+    (errno.EIO, 74, "check the disk"), (errno.ENOSPC, 75, "full"),
 ])  # fmt: skip
 def test_a_put_on_a_failing_disk_exits_with_one_line(tmp_path, failing, number, code, word):
     with diskq.open(tmp_path / "s") as store:
