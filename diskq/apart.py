@@ -8,13 +8,15 @@ backwards: once it was imported, and again with the outcome when the work is don
 
 from __future__ import annotations
 
+import operator
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 from importlib import import_module
 
 from . import errors
@@ -102,11 +104,17 @@ class _Child:
             (os.POSIX_SPAWN_DUP2, self.err, 2),
         ]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(_places()), _MARK: "1"}
-        try:
-            child = os.posix_spawn(self.program, self.command, environment, file_actions=files)
-        except (OSError, ValueError) as error:
-            return str(error)
-        code = self._wait(child)
+        spawn = partial(os.posix_spawn, self.program, self.command, environment, file_actions=files)
+        child: list[int] = []
+        try:  # one call of C starts it and notes its number: whatever interrupts this can end it
+            child.extend(map(operator.call, (spawn,)))
+            code = self._wait(child[0])
+        except BaseException as error:
+            if child:
+                _end(child[0])
+            elif isinstance(error, (OSError, ValueError)):
+                return str(error)
+            raise
         if not self._has_begun():
             return _read(self.err).strip()[-200:] or f"it ended with {code}, without any work"
         lines = _read(self.out).partition(f"{self.word[::-1]}\n")[2].splitlines()
@@ -139,9 +147,6 @@ class _Child:
                 pause = min(1.2 * pause, _SLOWEST_LOOK_SECONDS)
         except ChildProcessError:
             return None
-        except BaseException:
-            _end(child)
-            raise
 
 
 def _memory(name: str, stack: ExitStack) -> int:
@@ -151,9 +156,11 @@ def _memory(name: str, stack: ExitStack) -> int:
     return file
 
 
-def _end(child: int) -> int:
-    os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def _end(child: int) -> int | None:
+    with suppress(ProcessLookupError, ChildProcessError):  # it has ended, or is reaped elsewhere
+        os.kill(child, signal.SIGKILL)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return None
 
 
 def _places() -> Iterator[str]:

@@ -56,7 +56,7 @@ def store_drafts(
     later = [each for each in new if _due_ns(each, now_ns)]
     if later:
         sizes = [len(each.record) for each in later]
-        need_room(source.tx, sum(sizes) + max(sizes))  # and once more, to move each when it is due
+        need_room(source.tx, *sizes, max(sizes))  # and once more, to move each when it is due
     if now := [each for each in new if not _due_ns(each, now_ns)]:
         size = stored_size([len(each.record) for each in now], len({each.lane for each in now}))
         retention.make_room(source, name, row, len(now), size)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import files, limits
@@ -40,16 +41,16 @@ def is_spent(tx: Tx) -> bool:
     return tx.room is not None and room_of(tx).spent
 
 
-def need_room(tx: Tx, size: int) -> None:
-    """Refuse a put of `size` bytes for which there is no room. Looks at the file once per so many
-    bytes that all processes put, a fourth of the room kept.
+def need_room(tx: Tx, *sizes: int) -> None:
+    """Refuse a put of values of these sizes, in bytes, for which there is no room. Looks at the
+    file once per so many bytes that all processes put, a fourth of the room kept.
 
     Raises: Full.
     """
     engine = tx.engine
-    put = engine.slots.put_bytes[0] + size + limits.PAGE_BYTES
+    put = engine.slots.put_bytes[0] + sum(sizes) + limits.PAGE_BYTES
     if not engine.looked or put >= engine.reserve // 4:
-        room_of(tx).need(size)
+        room_of(tx).need(sizes)
         put, engine.looked = 0, True
         if room_of(tx).at_ceiling:  # the next put has to look for pages in a row, too
             put = engine.reserve
@@ -141,9 +142,10 @@ class Room:
 
     # Puts
 
-    def need(self, size: int) -> None:
-        """Let a put of `size` bytes have room, and let the file keep what settling may need behind
-        it. Raises: Full."""
+    def need(self, sizes: Sequence[int]) -> None:
+        """Let a put of values of these sizes have room, and let the file keep what settling may
+        need behind it. Raises: Full."""
+        size = sum(sizes)
         wanted = self._put + size + self._reserve
         least = min(self._high_water + wanted, self._limit)
         file_bytes, disk_full = self._size(), False
@@ -167,8 +169,9 @@ class Room:
             if disk_full and used + wanted > (file_bytes // 2 if short else file_bytes):
                 why = f"its disk has less than {wanted} bytes left{blame(self._env)}"
                 raise full(self._path, why)
-        if not self._fits(size):
-            raise full(self._path, f"{size} bytes in a row are not free")
+        for each in sizes:
+            if not self._fits(each):
+                raise full(self._path, f"{each} bytes in a row are not free")
         self._put += size
 
     # The end of the file

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import operator
 import os
 import re
 import stat
 import struct
 from contextlib import suppress
+from functools import partial
 from io import FileIO
 
 from . import files
@@ -102,6 +104,20 @@ class Site:
         finally:
             self.close()
 
+    def undo(self) -> None:
+        """Remove what an interrupted `claim` made here, unless somebody else took it over."""
+        with suppress(OSError):
+            if self.directory < 0:
+                flags = DIRECTORY | os.O_NOFOLLOW
+                self.directory = os.open(self.name, flags, dir_fd=self.parent)
+            if self.marker is None:
+                self.marker = open_marker(self.directory)
+            if lock(self.marker):
+                self.remove()
+        self.close()
+        with suppress(OSError):
+            os.rmdir(self.name, dir_fd=self.parent)
+
     def close(self) -> None:
         """Drop the lock."""
         if self.marker is not None:
@@ -118,14 +134,15 @@ def claim(parent: int, name: str, *, make: bool, taken: list[Site] | None = None
 
     Raises: NotAStore if it is something else; OSError.
     """
-    site, made, claimed = Site(parent, name), False, False
+    site, claimed = Site(parent, name), False
+    made: list[None] = []
     if taken is not None:
         taken.append(site)
-    if make:
-        with suppress(FileExistsError):
-            os.mkdir(name, 0o700, dir_fd=parent)
-            made = True
     try:
+        if make:  # in one call of C, so that no interrupt comes between the two
+            mkdir = partial(os.mkdir, name, 0o700, dir_fd=parent)
+            with suppress(FileExistsError):
+                made.extend(map(operator.call, (mkdir,)))
         claimed = site.claim()
     except (FileNotFoundError, FileExistsError):
         pass
@@ -140,11 +157,10 @@ def claim(parent: int, name: str, *, make: bool, taken: list[Site] | None = None
             " another path"
         ) from error
     finally:
-        if not claimed:
+        if not claimed and made:
+            site.undo()
+        elif not claimed:
             site.close()
-            with suppress(OSError):
-                if made:
-                    os.rmdir(name, dir_fd=parent)
     return site if claimed else None
 
 

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -298,11 +298,11 @@ def _tiny_maps(flags: dict[str, bool]) -> None:
     setattr(lmdb, "open", partial(_open, lmdb.open, flags))  # noqa: B010 - mypy takes it for a class
 
 
-def _allocate_only(self: room.Room, size: int) -> None:
+def _allocate_only(self: room.Room, sizes: Sequence[int]) -> None:
     engine = self._engine
     pages = engine.live().info()["last_pgno"] + 1
     name = os.path.join(engine.path, files.DATA)
-    least, now = pages * limits.PAGE_BYTES + size + KEPT_BYTES, os.stat(name).st_size
+    least, now = pages * limits.PAGE_BYTES + sum(sizes) + KEPT_BYTES, os.stat(name).st_size
     if now < least:
         room._allocate(name, now, least, 0)
 

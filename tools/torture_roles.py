@@ -30,7 +30,7 @@ TOPICS: dict[str, dict[str, Any]] = {
     "work": {"priorities": LANES, "dedup_seconds": 86400.0},
     "side": {"retention": "limits", "max_bytes": 1_000_000},  # whose group is moved about
 }
-REFUSALS = (diskq.LeaseLost, diskq.Full, diskq.NotFound)
+REFUSALS = (diskq.LeaseLost, diskq.Full, diskq.NotFound, diskq.Busy)
 PUT, GOT, ACKED, RETRIED = range(4)  # counters of a process
 
 
@@ -136,8 +136,10 @@ class Role:
 
 def spawn(job: Callable[[Role], None], role: Role) -> int:
     """Run a job in a process of its own; returns the process id."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # it may be told to stop at once
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         return pid
     code = 3
     try:
@@ -146,6 +148,7 @@ def spawn(job: Callable[[Role], None], role: Role) -> int:
             role.stopping = True
 
         signal.signal(signal.SIGTERM, stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tool
         if role.plant:
             torture_plants.plant(role.plant, role.slot)
