@@ -94,7 +94,7 @@ class Session:
             begun = time.monotonic_ns()
             try:
                 message = self.consumer.get(timeout=0.05)
-            except diskq.Empty:
+            except (diskq.Empty, diskq.Busy):  # who is stopped may hold the lock
                 return
             self._note([message], begun)
             self._handle(message)
@@ -102,7 +102,9 @@ class Session:
     def _batches(self) -> None:
         while self._going_on():
             begun = time.monotonic_ns()
-            messages = self.consumer.get_many(self.chance.choice((4, 20, 100)), timeout=0.05)
+            messages: list[Message] = []
+            with suppress(diskq.Busy):
+                messages = self.consumer.get_many(self.chance.choice((4, 20, 100)), timeout=0.05)
             if not messages:
                 return
             self._note(messages, begun)

@@ -63,7 +63,7 @@ def take_and_look(path: str, count: int, fault: bool = False) -> None:
     """Take messages at once, and tell who is in LMDB's table of readers. With the planted `fault`,
     diskq does not see that it has the number of a dead process."""
     if fault:
-        os.getpid = lambda: 0
+        os.getpid = lambda: 2**22 + 1  # more than any process has
     with diskq.open(path, create=False) as store, store.queue("q").consumer() as consumer:
         attempts: dict[int, int] = {}
         while len(attempts) < count:
