@@ -66,10 +66,10 @@ def main(verb: str = "help", *options: str) -> int:
 
 
 def parallel(options: tuple[str, ...]) -> list[str]:
-    """One pytest process per processor, at least two: tests wait more than they compute."""
+    """One pytest process per processor and one more: tests wait more than they compute."""
     if any(option == "--pdb" or option.startswith(("-s", "-n")) for option in options):
         return []
-    return ["-n", str(min(max(2, os.cpu_count() or 1), 8))]
+    return ["-n", str(min((os.cpu_count() or 1) + 1, 8))]
 
 
 def set_up() -> str | None:
