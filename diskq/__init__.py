@@ -22,7 +22,7 @@ except ImportError as error:
         raise ImportError(ONE_INTERPRETER) from error
     raise
 
-from . import errors, model
+from . import errors, model, ondemand
 from .clock import Clock
 from .consumer import Consumer
 from .errors import *  # noqa: F403 - every error is public
@@ -57,11 +57,7 @@ __all__ += errors.__all__ + model.__all__
 def __getattr__(name: str) -> object:
     """Load what few need when it is asked for."""
     if name == "Transaction":
-        from .transaction import Transaction
-
-        return Transaction
+        return ondemand.transaction.Transaction
     if name == "salvage":
-        from .salvaging import salvage
-
-        return salvage
+        return ondemand.salvaging.salvage
     raise AttributeError(f"module 'diskq' has no attribute {name!r}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from . import check, gaps, leases, limits, log
+from . import check, gaps, leases, limits, log, ondemand
 from .codec import (
     ID_KEY,
     META_KEY,
@@ -112,9 +112,7 @@ def _check_equal(kind: str, name: str, stored: Settings, given: Given) -> None:
 def _checked(settings: Settings, given: Given) -> Settings:
     if not given:  # most do without the import
         return settings
-    from . import options
-
-    return options.settings(settings, given)
+    return ondemand.options.settings(settings, given)
 
 
 def make_group(tx: Tx, source: Log, topic_name: str, name: str, start: Start, given: Given) -> int:

@@ -14,7 +14,20 @@ from itertools import islice
 from struct import Struct
 from typing import TYPE_CHECKING
 
-from . import admin, codec, dedup, gaps, held, keys, leases, limits, log, options, retention
+from . import (
+    admin,
+    codec,
+    dedup,
+    gaps,
+    held,
+    keys,
+    leases,
+    limits,
+    log,
+    ondemand,
+    options,
+    retention,
+)
 from .codec import DEAD, HELD, ID_KEY, LIVE, U32, TopicRow, decode_group, decode_topic
 from .decoding import unpacked
 from .engine import Engine
@@ -282,9 +295,8 @@ def note_boot(tx: Tx, boot_id: bytes) -> None:
     known, meta.boot_id = any(meta.boot_id), boot_id
     meta.boot_noted_ns = tx.engine.clock.elapsed_ns()
     if known and codec.DURABILITIES[meta.durability] == "process":
-        from .creation import FORGOTTEN, later
-
-        meta.commit_base += later(tx.commit_id, FORGOTTEN) - tx.commit_id
+        forgotten = ondemand.creation.FORGOTTEN
+        meta.commit_base += ondemand.creation.later(tx.commit_id, forgotten) - tx.commit_id
     admin.store_meta(tx, meta)
     tx.at_commit(tx.engine, "meta", meta)
     for key, value in list(tx.scan(b"G")) if known else ():

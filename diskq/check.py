@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from . import limits
+from . import limits, ondemand
 from .clock import NS
 from .errors import MessageTooLarge
 from .model import Outgoing
@@ -155,17 +155,15 @@ def wall_ns(what: str, when: object, kinds: str = "a datetime") -> int:
     """A datetime as nanoseconds since 1970; a naive one is local time. A local time that does not
     exist, when clocks are set forward, is as much later as they are set; one that there is twice is
     the first, unless its `fold` says the second."""
-    from datetime import UTC, datetime, timedelta  # slow to import
-
-    if not isinstance(when, datetime):
+    if not isinstance(when, ondemand.datetime.datetime):
         raise TypeError(f"{what} must be {kinds}, not {type(when).__name__}")
     try:
         if when.utcoffset() is None:  # astimezone would take one that does not exist for earlier
             local = when.replace(tzinfo=None, microsecond=0)
             found = int(local.timestamp()) * NS + when.microsecond * 1000
         else:
-            since = when - datetime(1970, 1, 1, tzinfo=UTC)
-            found = since // timedelta(microseconds=1) * 1000
+            since = when - ondemand.datetime.datetime(1970, 1, 1, tzinfo=ondemand.datetime.UTC)
+            found = since // ondemand.datetime.timedelta(microseconds=1) * 1000
     except (OverflowError, ValueError, OSError):
         found = -1
     if not 0 <= found < 2**63:

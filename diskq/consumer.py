@@ -12,7 +12,7 @@ from itertools import repeat
 from threading import Thread, current_thread
 from typing import TYPE_CHECKING, TypeVar
 
-from . import check, errors, guard, leases, limits, retention
+from . import check, errors, guard, leases, limits, ondemand, retention
 from .codec import HELD, LeaseRow
 from .delivery import Delivery, Grant, Member
 from .log import Log
@@ -76,9 +76,7 @@ class Consumer:
         self._member = Member(owner, slot, self._prefetch > 1)
         self._presence = Presence(self._engine, slot, self._engine.hands[self.group.id])
         if heartbeat:
-            from .heartbeat import Heartbeat  # a cron job pays for each import
-
-            self._heartbeat = Heartbeat(self)
+            self._heartbeat = ondemand.heartbeat.Heartbeat(self)
 
     # Taking
 

@@ -20,7 +20,7 @@ from itertools import islice
 from struct import Struct
 from typing import NamedTuple
 
-from . import ages, limits, log
+from . import ages, limits, log, ondemand
 from .clock import Stamp, nanoseconds
 from .codec import DEDUP_KEY, ID_KEY, U32, TopicRow, decode_topic
 from .decoding import unpacked
@@ -44,9 +44,7 @@ class Row(NamedTuple):
 
 def digest_of(dedup_id: str) -> bytes:
     """The stored form of an id."""
-    from hashlib import blake2b  # slow to import, and only puts with an id pay
-
-    return blake2b(dedup_id.encode(), digest_size=16).digest()
+    return ondemand.hashlib.blake2b(dedup_id.encode(), digest_size=16).digest()
 
 
 def decode(value: bytes) -> Row:

@@ -17,7 +17,7 @@ from operator import itemgetter
 from threading import Thread
 from typing import NamedTuple
 
-from . import ages, gaps, held, keys, leases, limits, reclaim, schedule
+from . import ages, gaps, held, keys, leases, limits, ondemand, reclaim, schedule
 from .clock import NS, nanoseconds
 from .codec import HELD, PREFETCHED, RETURNED, SOLO, HeldRow, LeaseRow, TopicRow, decode_topic
 from .hands import Hand
@@ -82,9 +82,7 @@ class Delivery(Settling):
             grants = self._grant_all(member, limit)
         steals = not grants and self.row.leased and not self._is_held_up(member)
         if steals and self._may_steal(member):
-            from .stealing import steal
-
-            grants = steal(self, member, limit)
+            grants = ondemand.stealing.steal(self, member, limit)
         if grants and self.row.waiting:
             self._pass_on_the_watch()
         return grants

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import lmdb
 
-from . import errors, files, limits
+from . import errors, files, limits, ondemand
 
 T = TypeVar("T")
 Database = Any  # py-lmdb's handle has no public type
@@ -177,12 +177,10 @@ def is_out_of_room(error: Exception, path: str) -> bool:
     code = getattr(error, "code", 0) or getattr(error, "errno", 0)
     if code != errno.EIO:
         return code in _NO_ROOM
-    import resource
-
-    most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    most = ondemand.resource.getrlimit(ondemand.resource.RLIMIT_FSIZE)[0]
     with suppress(OSError):
         disk = os.statvfs(path)
         size = os.stat(os.path.join(path, files.DATA)).st_size
-        limited = most != resource.RLIM_INFINITY and size + limits.MIB > most
+        limited = most != ondemand.resource.RLIM_INFINITY and size + limits.MIB > most
         return limited or disk.f_bavail * disk.f_frsize < limits.MIN_RESERVE_BYTES
     return False

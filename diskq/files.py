@@ -17,6 +17,7 @@ import time
 from contextlib import suppress
 from typing import NamedTuple
 
+from . import ondemand
 from .errors import WAY_OUT, Corrupt, NotAStore, NotFound, StoreMoved, Unsupported
 from .limits import MAX_READERS
 
@@ -286,9 +287,7 @@ def check_data(path: str) -> None:
     if latest.last_page >= _MAX_PAGES:
         raise Corrupt(f"{name} cannot have {latest.last_page} pages, it was damaged; {WAY_OUT}")
     if size < expected:
-        from .verify import check_short
-
-        check_short(path, name, size, expected)
+        ondemand.verify.check_short(path, name, size, expected)
 
 
 def meta_pages(file: int) -> list[MetaPage]:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Unpack
 
-from . import check, leases, limits
+from . import check, leases, limits, ondemand
 from .codec import decode_group
 from .consumer import Consumer
 from .model import (
@@ -73,15 +73,15 @@ class Group:
 
     def stats(self) -> GroupStats:
         """The group in numbers, from one snapshot; the same cost with any backlog."""
-        from . import stats
-
-        return self.topic.store.engine.read(lambda tx: stats.group_stats(tx, self.id, self.name))
+        return self.topic.store.engine.read(
+            lambda tx: ondemand.stats.group_stats(tx, self.id, self.name)
+        )
 
     def pending(self) -> list[PendingMessage]:
         """The leased messages, by the end of their leases, from one snapshot."""
-        from . import stats
-
-        return self.topic.store.engine.read(lambda tx: list(stats.pending(tx, self.id, self.name)))
+        return self.topic.store.engine.read(
+            lambda tx: list(ondemand.stats.pending(tx, self.id, self.name))
+        )
 
     def peek(self, limit: int) -> list[NextMessage]:
         """The messages that gets would return next, at most `limit` (10,000), without taking them,
@@ -90,25 +90,19 @@ class Group:
 
         Raises: NotFound, Corrupt, Closed, TypeError, ValueError.
         """
-        from . import upcoming
-
-        return upcoming.peek(self, limit)
+        return ondemand.upcoming.peek(self, limit)
 
     def waiting(self) -> Iterator[WaitingMessage]:
         """The messages that wait for another delivery, in the order in which they are due.
         Messages that fail or are taken meanwhile may or may not appear."""
-        from . import upcoming
-
-        return upcoming.waiting(self)
+        return ondemand.upcoming.waiting(self)
 
     # Dead letters
 
     def dead(self, start: int = 0) -> Iterator[DeadLetter]:
         """The dead letters with offset `start` and above, by offset. Messages that die or are
         redriven meanwhile may or may not appear."""
-        from . import letters
-
-        return letters.dead(self, start)
+        return ondemand.letters.dead(self, start)
 
     def redrive(self, limit: int | None = None, offsets: Sequence[int] | None = None) -> int:
         """Give dead letters back to this group, to be delivered at once with all deliveries anew:
@@ -117,18 +111,14 @@ class Group:
 
         Raises: NotFound if one of `offsets` is not dead; then none is given back.
         """
-        from . import letters
-
-        return letters.redrive(self, limit, offsets)
+        return ondemand.letters.redrive(self, limit, offsets)
 
     def forget_dead(self, offsets: Sequence[int]) -> None:
         """Remove these dead letters for good (at most 1,000).
 
         Raises: NotFound if one of them is not dead; then none is removed.
         """
-        from . import letters
-
-        letters.forget(self, offsets)
+        ondemand.letters.forget(self, offsets)
 
     # Changes
 
@@ -144,10 +134,8 @@ class Group:
 
         Raises: NotFound, ReadOnly, Closed, TypeError, ValueError.
         """
-        from . import changes
-
         place = self.place
-        self.topic.store.commit(lambda tx: changes.seek_group(tx, place, to))
+        self.topic.store.commit(lambda tx: ondemand.changes.seek_group(tx, place, to))
 
     def fork(self, name: str) -> Group:
         """A new group that is where this one is, with the same settings: it has the cursor, and a
@@ -156,11 +144,9 @@ class Group:
 
         Raises: ConfigConflict if the name is in use, NotFound, ReadOnly, Closed.
         """
-        from . import changes
-
         check.name("group", name)
         place = self.place
-        group_id = self.topic.store.commit(lambda tx: changes.fork_group(tx, place, name))
+        group_id = self.topic.store.commit(lambda tx: ondemand.changes.fork_group(tx, place, name))
         return Group(self.topic, name, group_id)
 
     def pause(self) -> None:
@@ -172,9 +158,7 @@ class Group:
         self._set_paused(False)
 
     def _set_paused(self, paused: bool) -> None:
-        from . import changes
-
-        self.topic.store.commit(lambda tx: changes.set_paused(tx, self._place, paused))
+        self.topic.store.commit(lambda tx: ondemand.changes.set_paused(tx, self._place, paused))
 
     def update(self, **settings: Unpack[GroupChanges]) -> GroupSettings:
         """Change settings, for what is delivered from now on; None takes `max_in_flight` away.
@@ -182,9 +166,9 @@ class Group:
 
         Raises: ConfigConflict, NotFound, ReadOnly, TypeError, ValueError.
         """
-        from . import changes
-
-        return self.topic.store.commit(lambda tx: changes.update_group(tx, self._place, settings))
+        return self.topic.store.commit(
+            lambda tx: ondemand.changes.update_group(tx, self._place, settings)
+        )
 
     def delete(self) -> None:
         """Remove the group with its position, waiting messages and dead letters. Its consumers get
@@ -192,11 +176,9 @@ class Group:
 
         Raises: NotFound.
         """
-        from . import changes
-
         self.topic.store.check_writable()
         store = self.topic.store
-        changes.delete_group(store.engine, self.place, store.busy_seconds)
+        ondemand.changes.delete_group(store.engine, self.place, store.busy_seconds)
 
     @property
     def place(self) -> Place:

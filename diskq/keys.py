@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import held
+from . import held, ondemand
 from .codec import ID_KEY, KEY_KEY, PARK, PARK_KEY, PARKED, U64, GroupRow, HeldRow, decode_held
 from .decoding import unpacked
 from .segment import key_of
@@ -21,10 +21,12 @@ from .tx import Tx
 
 def hash_of(record: bytes, flags: int) -> int | None:
     """The hash of a record's key, None if it has no key and so waits for nobody."""
-    from hashlib import blake2b  # slow to import, and only groups with key order pay
-
     key = key_of(record, flags)
-    return None if key is None else int.from_bytes(blake2b(key, digest_size=8).digest(), "big")
+    return (
+        None
+        if key is None
+        else int.from_bytes(ondemand.hashlib.blake2b(key, digest_size=8).digest(), "big")
+    )
 
 
 def holder(tx: Tx, group_id: int, key: int) -> int | None:

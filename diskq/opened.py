@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import lmdb
 
-from . import errors, files, guard, locks
+from . import errors, files, guard, locks, ondemand
 from .clock import Clock
 from .codec import DURABILITIES, FORMAT_VERSION, META_KEY, Meta, format_version
 from .door import Call
@@ -80,9 +80,7 @@ class Opened:
         There was none while somebody lives, and none that is known of without a boot id."""
         name = os.path.join(self.path, files.BOOT)
         if any(boot_id) and os.path.exists(name) and not self.used_elsewhere():
-            from .verify import check_boot
-
-            check_boot(self.path, boot_id)
+            ondemand.verify.check_boot(self.path, boot_id)
 
     def used_elsewhere(self) -> bool:
         """Whether somebody else has the store open, known to be sound."""

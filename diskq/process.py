@@ -13,6 +13,8 @@ from contextlib import suppress
 from importlib import import_module
 from typing import NamedTuple
 
+from . import ondemand
+
 _STATE, _STARTED = 0, 19  # fields of /proc/PID/stat behind the name, see proc_pid_stat(5)
 
 
@@ -79,10 +81,8 @@ class Watch:
             if kept != pidfd:  # another thread was faster
                 os.close(pidfd)
                 pidfd = kept
-        import select  # only those who look at others pay for it
-
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
+        poll = ondemand.select.poll()
+        poll.register(pidfd, ondemand.select.POLLIN)
         if not poll.poll(0):
             return False
         self.forget(process)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from . import log, retention, schedule
+from . import log, ondemand, retention, schedule
 from .errors import Full
 from .log import Log
 from .model import Outgoing, Receipt, Receipts
@@ -36,9 +36,7 @@ def prepare(messages: Sequence[bytes | Outgoing]) -> Prepared:
     """Encode checked messages."""
     outgoing = [each for each in messages if not isinstance(each, bytes)]
     if outgoing and any(map(_is_special, outgoing)):
-        from .drafts import draft
-
-        drafts = list(map(draft, messages))
+        drafts = list(map(ondemand.drafts.draft, messages))
         return Prepared(len(drafts), 0, [], drafts)
     runs = pack_messages(messages, outgoing)
     size = runs[0].size if len(runs) == 1 else sum(run.size for run in runs)
@@ -56,9 +54,7 @@ def store(source: Log, name: str, put: Prepared) -> Sequence[Receipt]:
     if row.scheduled:
         schedule.promote(source, row)
     if put.drafts:
-        from .drafts import store_drafts
-
-        return store_drafts(source, name, row, put.drafts)
+        return ondemand.drafts.store_drafts(source, name, row, put.drafts)
     retention.make_room(source, name, row, put.messages, put.size)
     first = source.append(row, 0, put.runs)
     log.store(source.tx, source.topic_id, row)
@@ -74,7 +70,5 @@ def commit(store: Store, operation: Callable[[Tx], T], until: float | None = Non
         try:
             return store.commit(operation, until)
         except Full as error:
-            from . import dedup
-
-            if hasattr(error, "topic") or not store.commit(dedup.forget, until):
+            if hasattr(error, "topic") or not store.commit(ondemand.dedup.forget, until):
                 raise

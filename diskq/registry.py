@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
-from importlib import import_module
 from typing import Any
 
-from . import errors, files, guard, limits
+from . import errors, files, guard, limits, ondemand
 from .clock import Clock
 from .engine import Engine
 from .environment import translate
@@ -21,16 +19,6 @@ from .process import ONE_INTERPRETER, is_second_interpreter
 _engines: dict[tuple[int, int], Engine] = {}  # by the identity of their data file
 _registry = guard.new_lock()
 _forking: list[Any] = []  # locks that this process holds while it forks
-ON_DEMAND = (  # modules of diskq that are imported when they are used, by whatever thread
-    *("dedup", "drafts", "apart", "sites", "creation", "backup", "pages", "readers", "stats"),
-    *("options", "changes", "contents", "verify", "restart", "holes", "hollow", "salvaging"),
-    *("purging", "planned", "letters", "following", "heartbeat", "transaction", "stealing"),
-    "upcoming",
-)
-_LATE = (
-    *("ctypes", "datetime", "hashlib", "resource", "select"),
-    *(f"diskq.{name}" for name in ON_DEMAND),
-)
 
 
 def open_engine(
@@ -55,13 +43,9 @@ def open_engine(
         if not files.is_store(path):
             if not create or readonly:
                 raise errors.NotFound(f"there is no store at {path}; check the path, or put")
-            from .creation import create_store
-
-            create_store(path, durability, max_bytes, mode, clock)
+            ondemand.creation.create_store(path, durability, max_bytes, mode, clock)
         elif create and not readonly and files.has_leftovers(path):
-            from .creation import tidy
-
-            tidy(path)
+            ondemand.creation.tidy(path)
         files.check_mount(path)
         identity = files.identity_of(path)
         engine = _engines.get(identity)
@@ -105,11 +89,8 @@ def is_open(path: str) -> bool:
 
 
 def _before_fork() -> None:
-    for name in _LATE if _engines else ():
-        # In the middle of an import by another thread, the child would inherit CPython's lock of
-        # that module, which nobody frees there.
-        with suppress(ImportError):  # some Pythons have no ctypes
-            import_module(name)
+    if _engines:
+        ondemand.load_all()
     _forking.clear()
     until = time.monotonic() + limits.FORK_SECONDS
     for lock in [_registry, *(lock for engine in _engines.values() for lock in engine.locks())]:

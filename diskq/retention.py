@@ -16,7 +16,7 @@ from heapq import merge
 from itertools import islice, takewhile
 from typing import NamedTuple
 
-from . import ages, leases, limits, log
+from . import ages, leases, limits, log, ondemand
 from .clock import Stamp, nanoseconds
 from .codec import TopicRow, decode_group, decode_lease, decode_topic
 from .decoding import unpacked
@@ -47,9 +47,7 @@ def trim(source: Log, name: str, at: int | None = None) -> tuple[int, int]:
     if gone + settled:
         log.store(source.tx, source.topic_id, row)
         source.tx.announced.add(source.topic_id)
-    from . import dedup
-
-    dedup.Ids(source.tx, source.topic_id, row).forget(limits.MAX_FORGOTTEN_IDS)
+    ondemand.dedup.Ids(source.tx, source.topic_id, row).forget(limits.MAX_FORGOTTEN_IDS)
     return gone + settled, at
 
 
@@ -75,9 +73,7 @@ def make_room(source: Log, name: str, row: TopicRow, count: int, size: int) -> N
             need_room(source.tx, size)
             return
         except Full:
-            from . import dedup
-
-            if dedup.has_stale(source.tx):  # they go first, see puts.commit
+            if ondemand.dedup.has_stale(source.tx):  # they go first, see puts.commit
                 raise
             if bounds.discard != "old" or not _drop(source, row, _oldest(source, row), 16):
                 raise

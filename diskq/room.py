@@ -17,7 +17,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import files, limits
+from . import files, limits, ondemand
 from .environment import TREE, full, is_out_of_room, translate
 from .tx import Tx
 
@@ -157,17 +157,17 @@ class Room:
             file_bytes, disk_full = _allocate(self._name, file_bytes, least, spare)
             self._file_bytes = file_bytes
         if over or disk_full:
-            from .readers import blame
-
             used = used_bytes(self._engine, self._txn) + self._pinned()
             wanted = size + self._reserve  # what this transaction put before is in use
             if used + wanted > self._limit:
                 why = f"of {self._limit} bytes, {self._reserve} are kept for settling"
-                raise full(self._path, why + blame(self._env))
+                raise full(self._path, why + ondemand.readers.blame(self._env))
             # Free pages inside are seldom in a row: while the end is short, many must be free.
             short = file_bytes - self._high_water < self._reserve // 2
             if disk_full and used + wanted > (file_bytes // 2 if short else file_bytes):
-                why = f"its disk has less than {wanted} bytes left{blame(self._env)}"
+                why = (
+                    f"its disk has less than {wanted} bytes left{ondemand.readers.blame(self._env)}"
+                )
                 raise full(self._path, why)
         for each in sizes:
             if not self._fits(each):
@@ -200,13 +200,10 @@ class Room:
 
     def _free_runs(self) -> list[list[int]]:
         """Free pages that this transaction may use, but for the first few: rows take those."""
-        from .pages import snapshots
-        from .readers import open_reads
-
         last = self._env.info()["last_txnid"]
-        oldest = last - next((reader.lag for reader in open_reads(self._env)), 0)
+        oldest = last - next((reader.lag for reader in ondemand.readers.open_reads(self._env)), 0)
         with open(self._name, "rb") as file:
-            free = snapshots(file.fileno())[0].free_pages()
+            free = ondemand.pages.snapshots(file.fileno())[0].free_pages()
             pages = sorted(page for txn, some in free if txn < oldest for page in some)
         runs: list[list[int]] = []
         for page in pages[_FOR_ROWS:]:
@@ -222,9 +219,7 @@ class Room:
         return self._file_bytes
 
     def _pinned(self) -> int:
-        from .readers import pinned_bytes
-
-        return pinned_bytes(self._env, self._path)
+        return ondemand.readers.pinned_bytes(self._env, self._path)
 
 
 def _ceiling(max_bytes: int) -> int:

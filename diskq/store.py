@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn, TypeVar, Unpack
 
-from . import admin, check, files, limits
+from . import admin, check, files, limits, ondemand
 from .clock import Clock
 from .codec import COPY, DURABILITIES
 from .consumer import Consumer
@@ -100,12 +100,10 @@ def _catch_up(engine: Engine, until: float) -> None:
     # In a container the system may tell another boot, or none. A boot ends all processes, though.
     other = boot_id != noted and (any(boot_id) or noted == COPY) and not engine.used_elsewhere()
     if other or engine.read(lambda tx: any(tx.scan(b"X"))):
-        from . import changes
-
         if other:
-            engine.commit(lambda tx: changes.note_boot(tx, boot_id), until)
+            engine.commit(lambda tx: ondemand.changes.note_boot(tx, boot_id), until)
         with suppress(Busy):  # the next opening goes on
-            changes.sweep(engine, max(until - time.monotonic(), 0))
+            ondemand.changes.sweep(engine, max(until - time.monotonic(), 0))
 
 
 def _check_equal(engine: Engine, what: str, wanted: object, stored: object) -> None:
@@ -191,10 +189,8 @@ class Store:
 
     def transaction(self) -> Transaction:
         """Settles and puts on any topics of the store, all in one commit; see there."""
-        from .transaction import Transaction
-
         self.check_writable()
-        return Transaction(self)
+        return ondemand.transaction.Transaction(self)
 
     def topics(self) -> list[Topic]:
         """All topics, by name."""
@@ -206,16 +202,12 @@ class Store:
 
         Raises: NotFound, Closed.
         """
-        from . import changes
-
         self.check_writable()
-        changes.delete_topic(self.engine, check.name("topic", name), self.busy_seconds)
+        ondemand.changes.delete_topic(self.engine, check.name("topic", name), self.busy_seconds)
 
     def stats(self) -> StoreStats:
         """The store in numbers, from one snapshot; the same cost with any backlog."""
-        from . import stats
-
-        return stats.store_stats(self.engine)
+        return ondemand.stats.store_stats(self.engine)
 
     def verify(self) -> Iterator[Finding]:
         """Check every invariant of the store, and yield what is wrong; nothing if it is sound.
@@ -225,9 +217,7 @@ class Store:
 
         Raises: StoreMoved, Closed.
         """
-        from . import verify
-
-        return iter(verify.findings(self.engine))
+        return iter(ondemand.verify.findings(self.engine))
 
     def backup(self, path: str | os.PathLike[str]) -> None:
         """Make a copy of the store at `path`, which must not exist: a store that is as this one was
@@ -242,10 +232,8 @@ class Store:
         Raises: NotAStore (something is at `path`), Full (its disk), NotFound, DiskFailed, Closed,
         StoreMoved (another store is at this one's path), NoPermission, ReadOnly.
         """
-        from . import backup
-
         engine = self.engine
-        backup.copy_store(engine.path, engine.identity, files.absolute(path))
+        ondemand.backup.copy_store(engine.path, engine.identity, files.absolute(path))
 
     def adopt(self, consumer: Consumer) -> None:
         """For diskq's own use: close this consumer with the store."""

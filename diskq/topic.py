@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Unpack
 
-from . import admin, check, limits, log, puts, retention
+from . import admin, check, limits, log, ondemand, puts, retention
 from .admin import Start
 from .codec import decode_topic
 from .errors import Full
@@ -111,18 +111,14 @@ class Topic:
         """The messages that are not due yet, in order of time, or due and not yet taken note of.
         Those that are scheduled or fall due meanwhile may or may not appear."""
 
-        from . import planned
-
-        return planned.scheduled(self)
+        return ondemand.planned.scheduled(self)
 
     def cancel(self, schedule_id: str) -> None:
         """Forget a scheduled message. Its `dedup_id` stays in use.
 
         Raises: NotFound if it got its offset already, was cancelled, or never was.
         """
-        from . import planned
-
-        planned.cancel(self, schedule_id)
+        ondemand.planned.cancel(self, schedule_id)
 
     def trim(self) -> int:
         """Delete the segments of which no group needs a message any more, wherever they stand, what
@@ -140,9 +136,7 @@ class Topic:
             total += count
             if not count and not at:
                 break
-        from . import dedup
-
-        while self.store.commit(lambda tx: dedup.forget_of(tx, self.id, self.name)):
+        while self.store.commit(lambda tx: ondemand.dedup.forget_of(tx, self.id, self.name)):
             pass
         return total
 
@@ -157,9 +151,7 @@ class Topic:
 
         Raises: NotFound, ReadOnly, Closed, TypeError, ValueError.
         """
-        from .purging import purge
-
-        return purge(self, before, None if key is None else check.utf8("key", key))
+        return ondemand.purging.purge(self, before, None if key is None else check.utf8("key", key))
 
     @property
     def settings(self) -> TopicSettings:
@@ -174,9 +166,7 @@ class Topic:
 
         Raises: ConfigConflict, NotFound, ReadOnly, TypeError, ValueError.
         """
-        from . import changes
-
-        return changes.update_topic(self, settings)
+        return ondemand.changes.update_topic(self, settings)
 
     # Groups
 
@@ -231,9 +221,7 @@ class Topic:
 
         Raises: Corrupt, NotFound, Closed, TypeError, ValueError.
         """
-        from . import following
-
-        return following.read(self, start, stop, limit, reverse)
+        return ondemand.following.read(self, start, stop, limit, reverse)
 
     def offset_at(self, when: datetime) -> int:
         """The offset of the first message of the lowest priority put at `when` or later, or the
@@ -241,9 +229,7 @@ class Topic:
 
         Raises: NotFound, Closed, TypeError, ValueError.
         """
-        from . import following
-
-        return following.offset_at(self, check.wall_ns("when", when))
+        return ondemand.following.offset_at(self, check.wall_ns("when", when))
 
     def follow(
         self, start: Start = "latest", *, timeout: float | None = None
@@ -254,19 +240,15 @@ class Topic:
 
         Raises: ReadOnly (waiting needs the store's shared memory), Corrupt, NotFound, Closed.
         """
-        from . import following
-
         self.store.check_writable()
-        return following.follow(self, start, check.timeout(timeout))
+        return ondemand.following.follow(self, start, check.timeout(timeout))
 
     def stats(self) -> TopicStats:
         """The topic and its groups in numbers, from one snapshot; the same cost with any backlog.
 
         Raises: NotFound, Closed.
         """
-        from . import stats
-
-        return self.store.engine.read(lambda tx: stats.topic_stats(tx, self.id, self.name))
+        return self.store.engine.read(lambda tx: ondemand.stats.topic_stats(tx, self.id, self.name))
 
     def __repr__(self) -> str:
         return f"<Topic {self.name}>"

@@ -15,8 +15,9 @@ from itertools import chain
 from signal import SIGABRT, SIGBUS, SIGSEGV, Signals
 from typing import TypeVar
 
-from . import admin, contents, files, gaps, held, keys, leases, schedule
+from . import admin, contents, files, gaps, held, keys, leases, ondemand, schedule
 from .changes import DELETED_GROUP
+from .clock import Clock
 from .codec import (
     BURIED,
     DEAD,
@@ -108,8 +109,6 @@ def main(path: str, device: str = "", inode: str = "") -> list[str]:
 def _check_suspect(path: str) -> list[Finding]:
     """Check a store that nobody may have open here. Beside a writer that does not go on, all but
     what only a writer reads."""
-    from .clock import Clock
-
     engine = Engine(path, files.identity_of(path), readonly=False, clock=Clock())
     try:
         engine.open(time.monotonic() + NOWAIT_SECONDS, suspect=True)
@@ -171,11 +170,9 @@ def check_in_child(path: str, identity: tuple[int, ...] = ()) -> list[str]:
 
     Raises: StoreMoved; DiskqError if it could not be checked.
     """
-    from . import apart
-
     try:
-        lines = apart.run("verify:main", path, *map(str, identity))
-    except apart.Died as error:
+        lines = ondemand.apart.run("verify:main", path, *map(str, identity))
+    except ondemand.apart.Died as error:
         if error.code is None or -error.code not in _OF_DAMAGE:
             raise DiskqError(f"store {path} could not be checked: {error}") from error
         return [f"store: checking it ended with {Signals(-error.code).name}"]

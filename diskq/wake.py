@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable
 from typing import TypeAlias
 
+from . import ondemand
+
 ALL = 0x7FFFFFFF
 _SYSCALLS = {"x86_64": 202, "aarch64": 98, "riscv64": 98}
 _WAIT, _WAKE = 0, 1  # not the private forms: other processes wait on the same page
@@ -78,8 +80,7 @@ class Words:
             return None
         self._load_at = time.monotonic() + _LOAD_SECONDS
         try:
-            import ctypes  # 5 ms: only who wakes or waits pays for it
-
+            ctypes = ondemand.ctypes  # 5 ms: only a process that wakes or waits pays for it
             syscall = ctypes.CDLL(None).syscall  # CDLL, not PyDLL: waiting frees the GIL
         except ImportError:
             return None

@@ -7,13 +7,24 @@ import ast
 import pytest
 from helpers import ROOT, run_python
 
-from diskq.registry import ON_DEMAND
+from diskq.ondemand import MODULES
 
 CORE = ROOT / "diskq"
 
 # A module imports only from those before it; `docs/explanation/architecture.md` has the same list.
 ORDER = (
-    *("errors", "limits", "clock", "model", "decoding", "codec", "segment", "check", "files"),
+    *(
+        "errors",
+        "ondemand",
+        "limits",
+        "clock",
+        "model",
+        "decoding",
+        "codec",
+        "segment",
+        "check",
+        "files",
+    ),
     "environment",
     *(
         *("locks", "process", "guard", "wake", "door", "turns", "slots", "opened"),
@@ -40,7 +51,7 @@ ORDER = (
     "__init__",
 )
 
-# What few programs need is loaded when it is used, and not part of the core: ON_DEMAND.
+# Modules that few programs need are loaded when they are used, and no part of the core: MODULES.
 
 # What takes long to import stays out of `import diskq`, so that each cron job starts fast.
 EXPENSIVE = {
@@ -101,18 +112,27 @@ def core():
 def test_the_list_has_every_module_of_the_core():
     assert set(ORDER) == core()
     files = {path.stem for path in CORE.glob("*.py")} - {"__main__"}
-    assert files == {*ORDER, *ON_DEMAND}
+    assert files == {*ORDER, *MODULES}
 
 
 @pytest.mark.parametrize("module", ORDER)
 def test_a_module_imports_only_from_those_before_it(module):
     before = set(ORDER[: ORDER.index(module)])
-    assert imports_of(module) - before - set(ON_DEMAND) == set()
+    assert imports_of(module) - before == set()
 
 
-@pytest.mark.parametrize("module", ON_DEMAND)
+@pytest.mark.parametrize("module", [*ORDER, *MODULES])
+def test_no_function_imports_anything(module):
+    """A first use goes through `ondemand`, which says why."""
+    tree = ast.parse((CORE / f"{module}.py").read_text())
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    within = [each for function in functions for each in ast.walk(function)]
+    assert [each for each in within if isinstance(each, (ast.Import, ast.ImportFrom))] == []
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_what_is_loaded_on_demand_imports_only_from_the_core_and_those_before_it(module):
-    before = set(ON_DEMAND[: ON_DEMAND.index(module)])
+    before = set(MODULES[: MODULES.index(module)])
     assert imports_of(module) - set(ORDER) - before == set()
 
 
@@ -127,7 +147,7 @@ def lines_of(module):
 
 def test_no_module_of_the_core_is_longer_than_550_lines():
     assert {
-        module: lines_of(module) for module in (*ORDER, *ON_DEMAND) if lines_of(module) > 550
+        module: lines_of(module) for module in (*ORDER, *MODULES) if lines_of(module) > 550
     } == {}
 
 

@@ -1,0 +1,84 @@
+"""G15: an exception in the middle of a first use never leaves a module that nobody can import.
+
+CPython's lock of a module stays held when an exception is raised in the wrong place of an import,
+so that each later import of it, by any thread, waits for ever.
+"""
+
+from __future__ import annotations
+
+from helpers import run_python
+
+# At each instruction of a first use, a thread is interrupted; then another one does the same.
+INTERRUPTED = """
+import itertools, os, sys, threading, diskq
+from diskq import ondemand
+
+class Stop(Exception):
+    pass
+
+def load():
+    if sys.argv[1] == "import":
+        from diskq import transaction
+    else:
+        transaction = ondemand.transaction
+    return transaction.Transaction
+
+def interrupted(at):
+    seen = 0
+
+    def trace(frame, event, _):
+        nonlocal seen
+        name = frame.f_code.co_filename
+        if "importlib" not in name and "ondemand" not in name:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            seen += 1
+            if seen == at:
+                raise Stop
+        return trace
+
+    def first():
+        sys.settrace(trace)
+        try:
+            load()
+        except Stop:
+            pass
+        finally:
+            sys.settrace(None)
+
+    thread = threading.Thread(target=first, daemon=True)
+    thread.start()
+    thread.join(10)
+    return seen >= at
+
+for at in itertools.count(1):
+    for module in ondemand, diskq:
+        vars(module).pop("transaction", None)
+    sys.modules.pop("diskq.transaction", None)
+    was = interrupted(at)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(load()), daemon=True)
+    thread.start()
+    thread.join(10)
+    if not found or not was:
+        break
+print(at, "loaded" if found else "hangs", flush=True)
+os._exit(0)
+"""
+
+
+def outcome(how):
+    """How many instructions were cut short, until one hung the next use or there were no more."""
+    at, found = run_python(INTERRUPTED, how).stdout.split()
+    return int(at), found
+
+
+def test_whatever_instruction_of_a_first_use_is_cut_short_the_next_use_succeeds():
+    at, found = outcome("ondemand")
+    assert found == "loaded", at
+    assert at > 30
+
+
+def test_control_a_plain_import_that_is_cut_short_hangs_others():
+    assert outcome("import")[1] == "hangs"
