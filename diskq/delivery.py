@@ -1,4 +1,4 @@
-"""What begins a delivery: which messages a consumer gets next.
+"""Taking begins a delivery: which messages a consumer gets next.
 
     unread, ready, due --take--> leased
 
@@ -282,7 +282,8 @@ class Delivery(Settling):
         return False
 
     def _pass_on_the_watch(self) -> None:
-        """Who takes a message stops waiting for the next retry: another one is to wait for it."""
+        """A consumer that takes a message stops waiting for the next retry: another one is to wait
+        for it."""
         due = held.next_due(self.tx, self.id)
         if due and due.due_ns - self.clock.wall_ns() < nanoseconds(limits.WAIT_SECONDS):
             self.tx.wake(self.id, 1)

@@ -449,7 +449,7 @@ class Engine:
         return self._door.in_line()
 
     def locks(self) -> list[Any]:
-        """Who has all of these has no transaction of another thread beside it."""
+        """All locks of this store: a thread that holds them is alone with its transactions."""
         return [self._writer, self._reader, self._opening]
 
     def after_fork_in_child(self) -> None:

@@ -1,4 +1,4 @@
-"""What this process has in hand of a group: messages that were handed out and are not settled.
+"""Messages of a group in the hands of this process: handed out and not settled.
 
 It is kept in memory and only for suspects, see reclaim.py. When a process dies, whatever it had in
 hand may have killed it; so a suspect is handed out only while no other thread has a message of the
@@ -45,8 +45,8 @@ class Hands:
             self.suspects += [weakref.ref(lease)] if lease.flags & SOLO else []
 
     def of_others(self, thread: Thread | None) -> Iterator[Hand]:
-        """What other threads work on; some may be settled. Those that wait for more do not work:
-        or two of them might wait for each other."""
+        """Messages that other threads work on; some may be settled. Those that wait for more do not
+        work: or two of them might wait for each other."""
         return self._find(self._all, {thread, *self.waiting})
 
     def suspects_of_others(self, thread: Thread | None) -> Iterator[Hand]:

@@ -49,7 +49,7 @@ def grant(tx: Tx, group_id: int, row: LeaseRow) -> None:
 
 
 def find(tx: Tx, group_id: int, lease: LeaseRow) -> LeaseRow | None:
-    """What the store has of a granted lease now; None if it was lost."""
+    """The row of a granted lease as it is now; None if it was lost."""
     for deadline_ns in (lease.deadline_ns, lease.moved_ns):
         key = TIME_KEY.pack(b"L", group_id, deadline_ns, lease.first)
         value = tx.get(key)

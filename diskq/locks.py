@@ -41,7 +41,7 @@ def try_lock(file: int, byte: int, *, shared: bool = False) -> bool:
 
 
 def request(byte: int, *, shared: bool = False) -> bytes:
-    """What F_OFD_SETLK wants to be told to lock a byte."""
+    """The argument of F_OFD_SETLK that locks a byte."""
     kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
     return _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0)
 

@@ -1,4 +1,5 @@
-"""What a process has open of a store: LMDB's environment and its databases, its lock file, `slots`.
+"""Everything of a store that a process has open: LMDB's environment and its databases, its lock
+file, `slots`.
 
 In this order: `slots`, to know who lives and to keep others out meanwhile; the check after a boot;
 LMDB; the lock on LMDB's lock file. LMDB makes that file anew unless somebody locks its first byte,
@@ -35,7 +36,8 @@ _NAMES = b"state", b"held", b"schedule", b"dedup"
 
 
 class Opened:
-    """A store that is open. What of it is, `close` closes, at whatever point `open` ended."""
+    """A store that is open. `close` closes as much of it as is open, at whatever point `open`
+    ended."""
 
     def __init__(self, path: str, *, readonly: bool) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""What a consumer tells all processes in its slot: which message it handles, how far it handed out
+"""A consumer tells all processes in its slot which message it handles, how far it handed out
 what it prefetched, and how many of its threads wait. No commits, and nothing of it must last.
 """
 

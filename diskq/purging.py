@@ -117,8 +117,8 @@ def _purge_key(
     source: Log, name: str, floors: Sequence[int], key: bytes, start: int
 ) -> tuple[int, int | None]:
     """Purge what of one key is below these offsets, in some segments from `start` on. Returns how
-    many messages went, and where to go on, if anywhere. What a consumer is handling right now is
-    purged only in the log: it may still ack it, but it does not come again."""
+    many messages went, and where to go on, if anywhere. A message that a consumer is handling right
+    now is purged only in the log: it may still ack it, but it does not come again."""
     row = log.load(source.tx, source.topic_id, name)
     gone = _erase_scheduled(source, row, limits.MAX_TRIM_SEGMENTS, key)
     at: int | None = None

@@ -29,9 +29,9 @@ class Candidate(NamedTuple):
 
 
 def expire(group: Settling) -> None:
-    """Take messages back whose deadline passed, now that somebody wants them. What was only
-    prefetched, behind the one being handled, is not charged; nor is any that there is no room to
-    copy."""
+    """Take messages back whose deadline passed, now that somebody wants them. Those that were only
+    prefetched, behind the one being handled, are not charged; nor are those that there is no room
+    to copy."""
     now = group.clock.monotonic_ns()
     passed = takewhile(lambda lease: lease.deadline_ns <= now, group.leased())
     for lease in list(islice(passed, limits.MAX_EXPIRED_LEASES)):
@@ -45,8 +45,8 @@ def expire(group: Settling) -> None:
 
 
 def handed_out(group: Settling, lease: LeaseRow) -> list[int]:
-    """What of a lease its holder was given: of a prefetched one, only so far as it told. Where that
-    is not known any more, what was leased alone counts: it is handed out at once."""
+    """The part of a lease that its holder was given: of a prefetched one, only so far as it told.
+    Where that is not known any more, what was leased alone counts: it is handed out at once."""
     slot = group.tx.engine.slots.read(lease.slot)
     known = slot.owner == lease.owner
     if not lease.flags & PREFETCHED or (not known and lease.flags & (HELD | SOLO)):
@@ -56,7 +56,8 @@ def handed_out(group: Settling, lease: LeaseRow) -> list[int]:
 
 
 def untouched(group: Settling, lease: LeaseRow) -> list[int]:
-    """What of a prefetched lease others may take: its holder has not begun to handle it."""
+    """The part of a prefetched lease that others may take: its holder has not begun to handle
+    it."""
     if not lease.flags & PREFETCHED or lease.flags & (HELD | SOLO):
         return []
     handed = set(handed_out(group, lease))
@@ -107,7 +108,7 @@ def _take_from_dead(group: Settling, its: list[LeaseRow], more: bool) -> None:
 
 
 def _in_hand(group: Settling, slot: Slot | None, its: list[LeaseRow]) -> list[Candidate]:
-    """What a dead consumer had in hand, as far as its slot still says so."""
+    """The messages that a dead consumer had in hand, as far as its slot still says so."""
     named = slot.handling if slot else None
     if named == NOTHING:
         return []

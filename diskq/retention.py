@@ -1,4 +1,4 @@
-"""What leaves a topic's log, and when: settled by all groups, or over a bound.
+"""Retention: messages leave a topic's log once all groups settled them, or over a bound.
 
 - `trim` deletes the segments that nobody needs any more, wherever they stand, and those over the
   topic's bounds;

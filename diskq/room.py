@@ -58,7 +58,7 @@ def need_room(tx: Tx, *sizes: int) -> None:
 
 
 class Room:
-    """What one transaction may still write. It looks at the disk and at the file at most once,
+    """How much one transaction may still write. It looks at the disk and at the file at most once,
     when it is first asked."""
 
     def __init__(self, tx: Tx) -> None:

@@ -183,7 +183,7 @@ class _Salvage:
                 self.state[key] = max(self.state.get(key, value), value)  # a gap only grows
 
     def _newer_segments(self, searched: Snapshot) -> Iterator[tuple[bytes, bytes]]:
-        """What any page has of the messages behind those that were copied. All in memory."""
+        """All that any page has of the messages behind those that were copied. All in memory."""
         self.findings.append(
             "the latest commit may be lost: all pages were searched for newer messages, and how"
             " many more there were is not known"
@@ -287,7 +287,7 @@ class _Salvage:
             self.lost[topic_id] += len(lost)
 
     def _rest_of_logs(self) -> Iterator[Put]:
-        """What is missing between the last messages found and the end of each lane."""
+        """The gap between the last messages found and the end of each lane."""
         for topic_id, row in self.topics.items():
             for lane in range(len(row.next)):
                 place = topic_id, lane

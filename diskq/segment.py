@@ -231,7 +231,7 @@ def _head_of_record(record: bytes) -> tuple[int, int, int]:
 
 
 def purged_record(key: bytes | None) -> bytes:
-    """What is left of a purged message with this key."""
+    """The rest of a purged message with this key."""
     return _RECORD.pack(0 if key is None else len(key) + 1, 0, _GONE) + (key or b"")
 
 

@@ -1,4 +1,5 @@
-"""What ends a delivery: ack, nack, release, reject; and what takes messages from a whole group.
+"""Settling ends a delivery: ack, nack, release, reject. Here is also all that takes messages from a
+whole group.
 
     leased --ack--> gone
       |--release, holder died--> ready, in its old place; or, with a delay, waiting
@@ -91,7 +92,7 @@ class Settling:
     # One message
 
     def holding(self, lease: LeaseRow, offsets: Sequence[int]) -> LeaseRow:
-        """What the store has of this lease. The fence: whoever settles or extends passes here.
+        """The row of this lease. The fence: whoever settles or extends passes here.
 
         Raises: LeaseLost unless it still holds all of these messages.
         """
@@ -287,8 +288,8 @@ class Settling:
     # The whole group
 
     def withdraw(self, floors: Sequence[int], counter: str) -> None:
-        """What of the log is below these offsets, one of each lane, leaves the group, and whoever
-        has it leased loses it. It must still be in the log."""
+        """Take all messages below these offsets, one of each lane, from the group; leases of them
+        are lost. They must still be in the log."""
         row = self.row
         gone = 0
         for lane, floor in enumerate(floors):

@@ -13,11 +13,11 @@ Nothing in it must last. It has a fixed size and is never truncated or unlinked:
             handed u64 (token of the last prefetched message that was handed out), waiting u8
             (threads blocked in a get), length of the name u8, name
 
-The bytes that are locked lie far behind its end; see locks.py. Who has the store open shares the
-first; who opens it locks the second; who takes a slot the third. A live consumer holds its slot's:
-the kernel frees it at any death. A process sees its own locks as free, so it remembers its slots. A
-child that was forked in C may keep the lock of its dead parent: then the process that the slot
-names is asked for.
+The bytes that are locked lie far behind its end; see locks.py. A process that has the store open
+shares the first; who opens it locks the second; who takes a slot the third. A live consumer holds
+its slot's: the kernel frees it at any death. A process sees its own locks as free, so it remembers
+its slots. A child that was forked in C may keep the lock of its dead parent: then the process that
+the slot names is asked for.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _NAP_SECONDS = 0.001
 
 
 class Slot(NamedTuple):
-    """What a slot says, whether its consumer is alive or not; `handling` None: none named."""
+    """The content of a slot, whether its consumer is alive or not; `handling` None: none named."""
 
     owner: int
     group: int
@@ -271,7 +271,7 @@ class Slots:
         self._memory[_start(index) + _WAITING] = min(threads, 255)
 
     def read(self, index: int) -> Slot:
-        """What a slot says."""
+        """The content of a slot."""
         owner, group, *process, handling, handed, waiting, length, name = _SLOT.unpack_from(
             self._memory, _start(index)
         )

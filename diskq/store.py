@@ -198,7 +198,7 @@ class Store:
         return [Topic(self, name, topic_id) for name, topic_id in found]
 
     def delete_topic(self, name: str) -> None:
-        """Remove a topic with its groups, messages and dead letters. Who uses it gets NotFound.
+        """Remove a topic with its groups, messages and dead letters. Its users get NotFound.
 
         Raises: NotFound, Closed.
         """

@@ -142,10 +142,10 @@ class Topic:
 
     def purge(self, *, before: Start | None = None, key: str | None = None) -> int:
         """Delete messages, whether groups are done with them or not: all, those `before` an offset
-        or datetime, those with a `key`, or both. Who handles one of them loses it, except that
-        those with a key may still be acked. Waiting and parked ones go too; dead letters stay, and
-        so does what is scheduled, unless all or its key goes. Returns how many left the log and the
-        schedule; groups count theirs, of a key only when they get there.
+        or datetime, those with a `key`, or both. A consumer that handles one of them loses it,
+        except that those with a key may still be acked. Waiting and parked ones go too; dead
+        letters stay, and so does what is scheduled, unless all or its key goes. Returns how many
+        left the log and the schedule; groups count theirs, of a key only when they get there.
 
         It takes several commits: if it is cut off, call it again.
 

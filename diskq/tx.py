@@ -50,8 +50,8 @@ class Tx:
         self.wakes: dict[int, int] = {}
         self.announced: set[int] = set()  # topics that got messages, or room: wake who watches
         self.room: Any = None  # what it may copy, once somebody asked; see room.py
-        # What is true in memory once this is committed: functions of C that return nothing, so
-        # that they happen with the commit whatever is raised; see `at_commit`.
+        # Changes in memory that are true once this is committed: functions of C that return
+        # nothing, so that they happen with the commit whatever is raised; see `at_commit`.
         self.marks: list[Callable[[], object]] = []
         self.after: list[Callable[[], None]] = []  # to be called soon after, if nothing prevents it
 

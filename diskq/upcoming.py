@@ -1,4 +1,6 @@
-"""What a group would deliver next, and what waits there for later. Imported on demand."""
+"""The messages a group would deliver next, and those that wait there for later.
+Imported on demand.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,7 @@ def _retries(at: Delivery) -> Iterator[NextMessage]:
 
 
 def _from_log(at: Delivery) -> Iterator[NextMessage]:
-    """What was given back, then what is unread; of each key that is free the first."""
+    """Messages that were given back, then unread ones; of each key that is free the first."""
     taken: set[int] = set()
     for lane in range(len(at.topic.next) - 1, -1, -1):
         given_back = merge(*(run.offsets() for run in leases.ready_rows(at.tx, at.id, lane)))

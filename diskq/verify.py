@@ -52,8 +52,8 @@ _OF_DAMAGE = SIGABRT, SIGBUS, SIGSEGV  # LMDB ends a process with
 
 
 def findings(engine: Engine) -> list[Finding]:
-    """What is wrong in the store; a large one is read in a process of its own, because one read
-    transaction at a time is open in each.
+    """Everything that is wrong in the store; a large one is read in a process of its own, because
+    one read transaction at a time is open in each.
 
     Raises: StoreMoved if the path holds another store; DiskqError.
     """
@@ -166,7 +166,7 @@ def check_boot(path: str, boot_id: bytes) -> None:
 
 
 def check_in_child(path: str, identity: tuple[int, ...] = ()) -> list[str]:
-    """What `verify` finds, run in a process of its own, so that damage cannot end this one.
+    """The findings of `verify`, run in a process of its own, so that damage cannot end this one.
 
     Raises: StoreMoved; DiskqError if it could not be checked.
     """
@@ -234,7 +234,7 @@ def check_group(
 
 
 def _guarded(where: str, findings: Iterator[Finding]) -> Iterator[Finding]:
-    """What cannot be read is a finding too."""
+    """A row that cannot be read is a finding too."""
     try:
         yield from findings
     except (Corrupt, *WRONG) as error:
@@ -254,7 +254,7 @@ def _check_schedule(tx: Tx, where: str, topic_id: int, topic: TopicRow) -> Itera
 def _check_needs(
     source: Log, where: str, group_id: int, topic: TopicRow, group: GroupRow
 ) -> Iterator[Finding]:
-    """What a group needs of the log is there, and not more than there can be."""
+    """All that a group needs of the log is there, and not more than there can be."""
     if len(group.next) != len(topic.next):
         yield Finding(where, f"it has {len(group.next)} lanes, its topic {len(topic.next)}")
         return

@@ -40,6 +40,7 @@ from typing import Any
 TOOLS = Path(__file__).resolve().parent
 sys.path[:1] = [str(TOOLS.parent), str(TOOLS)]  # of this checkout, whatever is installed
 
+import verdict  # noqa: E402
 from storm.ledger import Ledger, read  # noqa: E402
 
 import diskq  # noqa: E402
@@ -345,30 +346,15 @@ def judge(folder: Path, dead: bool) -> tuple[list[str], Counter[str]]:
 def main() -> int:
     """A run, judged."""
     options = parse()
-    if options.python and not os.environ.get("COPIES_PYTHON"):
-        os.environ["COPIES_PYTHON"] = options.python
-        os.execv(options.python, [options.python, *sys.argv])
+    verdict.run_with(options.python)
     warnings.simplefilter("ignore", DeprecationWarning)
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="diskq-copies-", dir=options.folder))
     problems = run(folder, options)
     found, counts = judge(folder, any(each.startswith("died") for each in problems))
     problems += found
-    kinds = Counter(each.split(":")[0] for each in problems)
-    for kind in kinds:
-        same = [each for each in problems if each.split(":")[0] == kind]
-        print(*same[:SHOWN], sep="\n")
-        if len(same) > SHOWN:
-            print(f"{kind}: {len(same) - SHOWN} more")
     done = ", ".join(f"{what} {count}" for what, count in sorted(counts.items()))
-    wrong = ", ".join(f"{kind} {count}" for kind, count in kinds.items()) or "nothing"
-    print(f"Python {sys.version.split()[0]}, {done}, {time.monotonic() - began:.0f} s")
-    print(f"wrong {len(problems)}: {wrong}")
-    if problems:
-        print(f"the ledgers are in {folder}")
-        return 1
-    shutil.rmtree(folder)
-    return 0
+    return verdict.say(problems, folder, f"{done}, {time.monotonic() - began:.0f} s", SHOWN)
 
 
 def parse() -> argparse.Namespace:

@@ -129,7 +129,8 @@ def main() -> None:
 
 
 def _end_of(stopped: Stopped) -> NoReturn:
-    """End as the signal wants it. What was not printed yet is not: nobody may be reading."""
+    """End as the signal wants it. Output that was not printed yet is dropped: nobody may be
+    reading."""
     signals.let_go()
     notes = getattr(stopped, "__notes__", ())
     if notes or stopped.number == signal.SIGINT:

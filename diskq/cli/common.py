@@ -25,7 +25,7 @@ _BOUNDS = "max_age_seconds", "max_bytes", "max_messages", "max_in_flight"
 
 
 class Options(NamedTuple):
-    """What is given before the verb; None where nothing is."""
+    """Options that stand before the verb; None where nothing does."""
 
     store: str | None
     busy_seconds: float | None

@@ -98,7 +98,7 @@ def _be_keeper(requests: int, mask: set[int], command: Sequence[str], slots: str
 
 
 class _Keeping:
-    """What the keeper does."""
+    """The work of the keeper."""
 
     def __init__(self, requests: socket.socket, command: Sequence[str], slots: str) -> None:
         self._requests = requests

@@ -174,7 +174,7 @@ class _Worker:
             self._consumer.close()
 
     def work(self, tell: Callable[[BaseException | None], None]) -> None:
-        """What the thread does; tells when it is done, and what went wrong."""
+        """The work of the thread; tells when it is done, and what went wrong."""
         error: BaseException | None = None
         try:
             with self._consumer:
@@ -323,7 +323,7 @@ class _Worker:
 
 
 class _Command:
-    """A command that runs, as its worker sees it. What it says on stderr is passed on."""
+    """A command that runs, as its worker sees it. Its stderr is passed on."""
 
     def __init__(self, keeper: Keeper, stderr: int) -> None:
         self.code: int | None = None  # its exit code, once it ended

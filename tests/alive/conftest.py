@@ -1,4 +1,4 @@
-"""A store at a path for several processes, sound at the end; a place for other users."""
+"""Processes that run given code; a place for other users."""
 
 from __future__ import annotations
 
@@ -11,20 +11,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-import diskq
-
 PYTHON = [sys.executable, "-W", "error::ResourceWarning"]
-
-
-@pytest.fixture
-def path(tmp_path):
-    """Path of a new store with a queue "q"."""
-    path = str(tmp_path / "store")
-    with diskq.open(path, durability="process") as store:
-        store.queue("q")
-    yield path
-    with diskq.open(path, create=False) as store:
-        assert list(store.verify()) == []
 
 
 @pytest.fixture

@@ -34,4 +34,4 @@ def test_copies_of_the_own_store_lose_nothing(tmp_path):
 def test_a_planted_fault_is_found_beside_copies(plant, tmp_path):
     tool = run_tool("--seconds", 3, "--plant", plant, "--folder", tmp_path)
     assert tool.returncode == 1
-    assert re.search(rf"wrong .*\b{FOUND_AS[plant]} \d", tool.stdout), tool.stdout + tool.stderr
+    assert re.search(rf"wrong .*\d {FOUND_AS[plant]}", tool.stdout), tool.stdout + tool.stderr

@@ -22,7 +22,6 @@ import mmap
 import os
 import random
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -33,6 +32,7 @@ from pathlib import Path
 TOOLS = Path(__file__).resolve().parents[1]
 sys.path[:1] = [str(TOOLS.parent), str(TOOLS)]  # of this checkout, whatever is installed
 
+import verdict  # noqa: E402
 from every_line.plants import PLANTS  # noqa: E402
 
 import diskq  # noqa: E402
@@ -155,9 +155,7 @@ class Storm:
 def main() -> int:
     """A run, judged."""
     options = parse()
-    if options.python and not os.environ.get("STORM_PYTHON"):
-        os.environ["STORM_PYTHON"] = options.python
-        os.execv(options.python, [options.python, *sys.argv])
+    verdict.run_with(options.python)
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="diskq-storm-", dir=options.folder))
     storm = Storm(options, folder)
@@ -170,23 +168,9 @@ def main() -> int:
     problems = storm.problems + found.judge()
     if found.longest > options.patience / 2:
         problems.append(f"waited: the other process for {found.longest:.1f} s in one call")
-    kinds = Counter(each.split(":")[0] for each in problems)
-    for kind in kinds:
-        same = [each for each in problems if each.split(":")[0] == kind]
-        print(*same[:SHOWN], sep="\n")
-        if len(same) > SHOWN:
-            print(f"{kind}: {len(same) - SHOWN} more")
-    print(
-        f"Python {sys.version.split()[0]}, seed {options.seed}, {found.figures()}; victims"
-        f" {storm.lives}; wrong {len(problems)}"
-        f" ({', '.join(f'{count} {kind}' for kind, count in kinds.items()) or 'nothing'}),"
-        f" {time.monotonic() - began:.0f} s"
-    )
-    if problems:
-        print(f"the ledgers are in {folder}")
-        return 1
-    shutil.rmtree(folder)
-    return 0
+    seconds = f"{time.monotonic() - began:.0f} s"
+    figures = f"seed {options.seed}, {found.figures()}; victims {storm.lives}, {seconds}"
+    return verdict.say(problems, folder, figures, SHOWN)
 
 
 def parse() -> argparse.Namespace:
