@@ -107,6 +107,7 @@ def test_a_store_closed_while_another_thread_closes_its_consumer_raises_only_clo
     in_group = consumer.in_group
 
     def close_the_store_first(*arguments, **options):
+        consumer.in_group = in_group  # closing the store closes the consumer, too
         thread = threading.Thread(target=store.close)
         thread.start()
         thread.join(DEADLINE_SECONDS)
