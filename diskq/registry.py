@@ -6,8 +6,11 @@ keeps the one state that a process of diskq has, and handles forks.
 
 from __future__ import annotations
 
+import operator
 import os
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from . import errors, files, guard, limits, ondemand
@@ -18,7 +21,8 @@ from .process import ONE_INTERPRETER, is_second_interpreter
 
 _engines: dict[tuple[int, int], Engine] = {}  # by the identity of their data file
 _registry = guard.new_lock()
-_forking: list[Any] = []  # locks that this process holds while it forks
+_pid = os.getpid()
+_forking: list[Callable[[], object]] = []  # give back the locks that are held during a fork
 
 
 def open_engine(
@@ -62,7 +66,7 @@ def open_engine(
         return engine
 
     try:
-        return guard.run_alone(_registry, find)
+        return guard.run_alone(_lock(), find)
     except OSError as error:
         raise translate(error, path) from error
 
@@ -77,10 +81,11 @@ def close_engine(user: object) -> None:
             if not engine.users and engine.close():
                 _engines.pop(identity, None)
 
-    if _registry._is_owned():  # by a frame that a handler interrupted
+    lock = _lock()
+    if lock._is_owned():  # by a frame that a handler interrupted
         close()
     else:
-        guard.run_alone(_registry, close)
+        guard.run_alone(lock, close)
 
 
 def is_open(path: str) -> bool:
@@ -88,32 +93,32 @@ def is_open(path: str) -> bool:
     return files.identity_of(path) in _engines
 
 
+def _lock() -> Any:
+    """The lock of this process: one that was forked in C ran none of the functions below."""
+    if os.getpid() != _pid:
+        _forget_parent()
+    return _registry
+
+
 def _before_fork() -> None:
     if _engines:
         ondemand.load_all()
     _forking.clear()
     until = time.monotonic() + limits.FORK_SECONDS
-    for lock in [_registry, *(lock for engine in _engines.values() for lock in engine.locks())]:
+    for lock in [_lock(), *(lock for engine in _engines.values() for lock in engine.locks())]:
         if not lock._is_owned():  # a fork inside of a call of this thread: the child sees that
-            _forking.append(lock)  # first, so that it is given back whatever comes between
-            lock.acquire(timeout=max(until - time.monotonic(), 0))
-
-
-def _after_fork_in_parent() -> None:
-    for lock in reversed(_forking):
-        if lock._is_owned():
-            lock.release()
-    _forking.clear()
-    _end_closing()
+            acquire = partial(lock.acquire, timeout=max(until - time.monotonic(), 0))
+            give_back = partial(any, map(operator.call, (lock.release,)))  # once, then nothing
+            all(map(operator.call, (acquire, partial(_forking.append, give_back))))
 
 
 def _after_fork_in_child() -> None:
-    guard.surely(_forget_parent, _forget_parent)  # CPython swallows what is raised here
+    guard.surely(_forget_parent, _forget_parent)
 
 
 def _forget_parent() -> None:
-    global _registry  # noqa: PLW0603 - another thread of the parent may have had it
-    _registry = guard.new_lock()
+    global _registry, _pid  # noqa: PLW0603 - another thread of the parent may have had the lock
+    _registry, _pid = guard.new_lock(), os.getpid()
     _forking.clear()
     for engine in _engines.values():
         engine.after_fork_in_child()
@@ -127,8 +132,10 @@ def _end_closing() -> None:
             _engines.pop(engine.identity, None)
 
 
+# CPython swallows what a handler raises in one of these, so locks are given back by a call of C.
 os.register_at_fork(
     before=_before_fork,
-    after_in_parent=_after_fork_in_parent,
+    after_in_parent=partial(sorted, _forking, key=operator.call),
     after_in_child=_after_fork_in_child,
 )
+os.register_at_fork(after_in_parent=_end_closing)
