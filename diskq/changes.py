@@ -121,7 +121,7 @@ def messages_from(group: Group, to: Start) -> tuple[int, bool]:
     place = group.place
 
     def look(tx: Tx) -> tuple[int, bool]:
-        source, topic = Log(tx, place.database, place.topic_id), log.load(tx, place.topic_id, "")
+        source, topic = Log(tx, place.topic_id), log.load(tx, place.topic_id, "")
         cursor = admin.places(source, topic, to, "to")
         counts, ahead = admin.position(source, topic, cursor)
         less = ahead > 0
@@ -244,7 +244,7 @@ def delete_group(engine: Engine, at: Place, busy_seconds: float) -> None:
         left = tuple(group for group in known.groups if group != at.group_id)
         topic.config = known._replace(groups=left).encode()
         log.store(tx, at.topic_id, topic)
-        retention.trim(Log(tx, at.database, at.topic_id), at.topic)
+        retention.trim(Log(tx, at.topic_id), at.topic)
 
     engine.commit(operation, None, busy_seconds)
     with suppress(Busy):  # it is deleted; the next opening goes on
@@ -303,7 +303,7 @@ def note_boot(tx: Tx, boot_id: bytes) -> None:
         row = codec.GroupRow(value)
         config = decode_group(row.config)
         group_id = unpacked(ID_KEY, key)[1]
-        at = Place(config.topic_id, "", group_id, config.name, None)
+        at = Place(config.topic_id, "", group_id, config.name)
         group = Settling(tx, at, row)
         group.release_owned(None)
         group.store()

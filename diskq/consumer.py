@@ -423,7 +423,7 @@ class Consumer:
         due = self._acked >= limits.TRIM_MESSAGES or self._acked_bytes >= limits.TRIM_BYTES
         if due or self._engine.slots.room_wanted(self.place.topic_id):
             place = self.place
-            retention.trim(Log(tx, place.database, place.topic_id), place.topic)
+            retention.trim(Log(tx, place.topic_id), place.topic)
             tx.at_commit(self, "_acked", 0)
             tx.at_commit(self, "_acked_bytes", 0)
 

@@ -46,6 +46,7 @@ from .slots import Slots
 from .tx import LogIsClosed, Tx, run_others
 
 T = TypeVar("T")
+_MOST_GROWTHS = 64  # of the map, by this process and others, in one commit
 _LONG_READ_NS = 10_000_000  # a read that took longer is checked, see `_was_kept`
 
 
@@ -218,8 +219,8 @@ class Engine:
         if self.readonly:
             raise errors.ReadOnly(f"store {self.path} is open read-only; open it for writing")
         door, env = self._door, self.live()
-        turns, missing = self.slots.turns, 0
-        for _ in range(64):
+        turns, missing, grown = self.slots.turns, 0, 0
+        while grown < _MOST_GROWTHS:
             try:
                 door.unclean = True
                 turns.take(call, self._check_usable)
@@ -232,8 +233,10 @@ class Engine:
             except LogIsClosed as closed:
                 missing = closed.topic_id
             except lmdb.MapResizedError:
+                grown += 1
                 self._resize(env, 0)
             except lmdb.MapFullError as error:
+                grown += 1
                 if not self._grow(env):
                     raise full(self.path, "its memory map cannot grow") from error
             except FAULTS as error:

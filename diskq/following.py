@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from . import admin, check, limits, log, schedule
 from .clock import NS
-from .environment import Database
 from .log import Log, Stored, cut, parts_of
 from .model import LANE_BITS, LogMessage
 from .segment import is_purged
@@ -31,20 +30,17 @@ def read(
 ) -> Iterator[LogMessage]:
     """See Topic.read."""
     left = _END if limit is None else check.count("limit", limit, 0, _END)
-    database = topic.store.engine.log(topic.id)
-    ranges = _ranges(topic, database, start, stop)
+    ranges = _ranges(topic, start, stop)
     for low, high in ranges[::-1] if reverse else ranges:
         at = high if reverse else low
-        while left and (found := _page(topic, database, at, low, high, reverse)):
+        while left and (found := _page(topic, at, low, high, reverse)):
             kept = [_log_message(each) for each in found if not is_purged(each.record, each.flags)]
             yield from kept[:left]
             left -= min(left, len(kept))
             at = found[-1].offset + (not reverse)
 
 
-def _ranges(
-    topic: Topic, database: Database, start: Start, stop: Start | None
-) -> list[tuple[int, int]]:
+def _ranges(topic: Topic, start: Start, stop: Start | None) -> list[tuple[int, int]]:
     """First offsets, and those behind the last, of what is between two places: of all lanes
     together between offsets, else of each lane."""
     offsets = [
@@ -56,7 +52,7 @@ def _ranges(
         return [(low, high)]
 
     def find(tx: Tx) -> list[tuple[int, int]]:
-        row, source = log.load(tx, topic.id, topic.name), Log(tx, database, topic.id)
+        row, source = log.load(tx, topic.id, topic.name), Log(tx, topic.id)
         lanes = [lane << LANE_BITS for lane in range(len(row.next) + 1)]
         ends: list[list[int]] = []
         for what, place in (("start", low), ("stop", high)):
@@ -70,15 +66,13 @@ def _ranges(
     return topic.store.engine.read(find)
 
 
-def _page(
-    topic: Topic, database: Database, at: int, low: int, high: int, reverse: bool
-) -> list[Stored]:
+def _page(topic: Topic, at: int, low: int, high: int, reverse: bool) -> list[Stored]:
     """The messages of one segment, of those between two offsets that are before or behind `at`."""
     low, high = (low, at) if reverse else (at, high)
 
     def page(tx: Tx) -> list[Stored]:
         log.load(tx, topic.id, topic.name)
-        source = Log(tx, database, topic.id)
+        source = Log(tx, topic.id)
         segment = source.before(high) if reverse else next(source.segments(low), None)
         found = cut(segment, low, high) if segment else []
         return found[::-1] if reverse else found
@@ -93,34 +87,30 @@ def _log_message(stored: Stored) -> LogMessage:
 
 def offset_at(topic: Topic, when_ns: int) -> int:
     """See Topic.offset_at."""
-    database = topic.store.engine.log(topic.id)
 
     def find(tx: Tx) -> int:
         row = log.load(tx, topic.id, topic.name)
-        return Log(tx, database, topic.id).offset_at(row, 0, when_ns)
+        return Log(tx, topic.id).offset_at(row, 0, when_ns)
 
     return topic.store.engine.read(find)
 
 
 def follow(topic: Topic, start: Start, timeout: float | None) -> Iterator[LogMessage]:
     """See Topic.follow."""
-    database = topic.store.engine.log(topic.id)
 
     def begin(tx: Tx) -> list[int]:
         row = log.load(tx, topic.id, topic.name)
-        return admin.places(Log(tx, database, topic.id), row, start, "start")
+        return admin.places(Log(tx, topic.id), row, start, "start")
 
-    return _follow(topic, database, topic.store.engine.read(begin), timeout)
+    return _follow(topic, topic.store.engine.read(begin), timeout)
 
 
-def _follow(
-    topic: Topic, database: Database, cursor: list[int], timeout: float | None
-) -> Iterator[LogMessage]:
+def _follow(topic: Topic, cursor: list[int], timeout: float | None) -> Iterator[LogMessage]:
     last = time.monotonic()
     while True:
         slots = topic.store.engine.slots
         seen = slots.watch(topic.id, room=False)
-        wait = _promote(topic, database)
+        wait = _promote(topic)
         lanes = topic.store.engine.read(lambda tx: len(log.load(tx, topic.id, topic.name).next))
         cursor += [lane << LANE_BITS for lane in range(len(cursor), lanes)]
         for lane, at in enumerate(cursor):
@@ -135,7 +125,7 @@ def _follow(
         slots.wait_for_topic(topic.id, seen, wait)
 
 
-def _promote(topic: Topic, database: Database) -> float:
+def _promote(topic: Topic) -> float:
     """Give offsets to what is due; seconds until there is more to do, at most WAIT_SECONDS."""
     engine = topic.store.engine
 
@@ -148,7 +138,7 @@ def _promote(topic: Topic, database: Database) -> float:
     def promote(tx: Tx) -> None:
         row = log.load(tx, topic.id, topic.name)
         if row.scheduled:
-            schedule.promote(Log(tx, database, topic.id), row)
+            schedule.promote(Log(tx, topic.id), row)
 
     while (wait := engine.read(seconds)) <= 0:
         topic.store.commit(promote)

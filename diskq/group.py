@@ -36,7 +36,7 @@ class Group:
         self.topic = topic
         self.name = name
         self.id = group_id
-        self._place = Place(topic.id, topic.name, group_id, name, None)
+        self.place = Place(topic.id, topic.name, group_id, name)
 
     def consumer(
         self, name: str | None = None, *, prefetch: int = 1, heartbeat: bool = False
@@ -158,7 +158,7 @@ class Group:
         self._set_paused(False)
 
     def _set_paused(self, paused: bool) -> None:
-        self.topic.store.commit(lambda tx: ondemand.changes.set_paused(tx, self._place, paused))
+        self.topic.store.commit(lambda tx: ondemand.changes.set_paused(tx, self.place, paused))
 
     def update(self, **settings: Unpack[GroupChanges]) -> GroupSettings:
         """Change settings, for what is delivered from now on; None takes `max_in_flight` away.
@@ -167,7 +167,7 @@ class Group:
         Raises: ConfigConflict, NotFound, ReadOnly, TypeError, ValueError.
         """
         return self.topic.store.commit(
-            lambda tx: ondemand.changes.update_group(tx, self._place, settings)
+            lambda tx: ondemand.changes.update_group(tx, self.place, settings)
         )
 
     def delete(self) -> None:
@@ -179,11 +179,6 @@ class Group:
         self.topic.store.check_writable()
         store = self.topic.store
         ondemand.changes.delete_group(store.engine, self.place, store.busy_seconds)
-
-    @property
-    def place(self) -> Place:
-        """For diskq's own use: the group and its topic's log, as transactions address them."""
-        return self._place._replace(database=self.topic.store.engine.log(self.topic.id))
 
     def __repr__(self) -> str:
         return f"<Group {self.topic.name}/{self.name}>"

@@ -13,7 +13,6 @@ from . import ages, gaps, limits
 from .clock import Stamp
 from .codec import ID_KEY, TopicRow, decode_topic
 from .decoding import unpacked
-from .environment import Database
 from .errors import WAY_OUT, Corrupt, NotFound
 from .model import LANE_BITS
 from .segment import (
@@ -63,9 +62,9 @@ class Log:
 
     __slots__ = ("database", "topic_id", "tx")
 
-    def __init__(self, tx: Tx, database: Database, topic_id: int) -> None:
+    def __init__(self, tx: Tx, topic_id: int) -> None:
         self.tx = tx
-        self.database = database
+        self.database = tx.log(topic_id)
         self.topic_id = topic_id
 
     def append(

@@ -44,7 +44,7 @@ def cancel(topic: Topic, schedule_id: object) -> None:
     known = due.isdecimal() and number.isdecimal() and max(int(due), int(number)) < 2**64
 
     def operation(tx: Tx) -> None:
-        source, row = Log(tx, None, topic.id), log.load(tx, topic.id, topic.name)
+        source, row = Log(tx, topic.id), log.load(tx, topic.id, topic.name)
         if not known or not schedule.remove(source, row, int(due), int(number)):
             raise NotFound(
                 f"no message is scheduled as {schedule_id!r}; it fell due or was cancelled, see"

@@ -39,24 +39,22 @@ if TYPE_CHECKING:
 
 def purge(topic: Topic, before: Start | None, key: bytes | None) -> int:
     """See Topic.purge."""
-    database = topic.store.engine.log(topic.id)
-
-    def source(tx: Tx) -> Log:
-        return Log(tx, database, topic.id)
 
     def find(tx: Tx) -> list[int]:
         row = log.load(tx, topic.id, topic.name)
-        return admin.positions(source(tx), row, "latest" if before is None else before, "before")
+        return admin.positions(
+            Log(tx, topic.id), row, "latest" if before is None else before, "before"
+        )
 
     def step(tx: Tx) -> tuple[int, int | None]:
         if key is None:
-            return _purge_below(source(tx), topic.name, floors)
-        return _purge_key(source(tx), topic.name, floors, key, at or 0)
+            return _purge_below(Log(tx, topic.id), topic.name, floors)
+        return _purge_key(Log(tx, topic.id), topic.name, floors, key, at or 0)
 
     total = 0
     more = before is None and key is None
     while more:  # the schedule first: what falls due meanwhile is below the floors read after it
-        count = topic.store.commit(lambda tx: _purge_scheduled(source(tx), topic.name))
+        count = topic.store.commit(lambda tx: _purge_scheduled(Log(tx, topic.id), topic.name))
         total += count
         more = count == limits.MAX_TRIM_SEGMENTS
     floors = topic.store.engine.read(find)

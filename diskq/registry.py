@@ -117,7 +117,7 @@ def _after_fork_in_child() -> None:
 
 
 def _forget_parent() -> None:
-    global _registry, _pid  # noqa: PLW0603 - another thread of the parent may have had the lock
+    global _registry, _pid
     _registry, _pid = guard.new_lock(), os.getpid()
     _forking.clear()
     for engine in _engines.values():

@@ -196,9 +196,7 @@ def groups_of(source: Log, row: TopicRow) -> Iterator[Settling]:
     for group_id in decode_topic(row.config).groups:
         group = leases.load(source.tx, group_id, "")
         name = decode_group(group.config).name
-        yield Settling(
-            source.tx, Place(source.topic_id, "", group_id, name, source.database), group
-        )
+        yield Settling(source.tx, Place(source.topic_id, "", group_id, name), group)
 
 
 def _oldest(source: Log, row: TopicRow) -> Iterator[Head]:

@@ -152,9 +152,8 @@ class _Salvage:
             self._put_all(self._rest_of_logs())
             self._put_all(self._group_rows())
             self._put_all(self._topic_rows())
-            databases = {topic_id: self.engine.log(topic_id) for topic_id in self.topics}
             self.engine.commit(self._write_heads)
-            restarted = self.engine.commit(lambda tx: self._restart_groups(tx, databases))
+            restarted = self.engine.commit(self._restart_groups)
             self.findings += map("\t".join, verify.check_store(self.engine))
             return Salvaged(self._report(restarted), self.findings)
         finally:
@@ -419,12 +418,12 @@ class _Salvage:
     def _topic_of(group: GroupRow) -> int:
         return decode_group(group.config).topic_id
 
-    def _restart_groups(self, tx: Tx, databases: dict[int, Database]) -> dict[int, list[str]]:
+    def _restart_groups(self, tx: Tx) -> dict[int, list[str]]:
         """Let the groups whose rows do not add up start again; their names, by topic."""
         restarted: dict[int, list[str]] = {}
         for group_id, group in self.groups.items():
             topic_id, name = decode_group(group.config)[:2]
-            source, topic = Log(tx, databases[topic_id], topic_id), self.topics[topic_id]
+            source, topic = Log(tx, topic_id), self.topics[topic_id]
             broken = group_id in self.broken
             findings = verify.check_group(source, f"group {name}", group_id, topic, group)
             wrong = list(islice(findings, 3))

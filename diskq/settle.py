@@ -29,7 +29,7 @@ from .codec import (
     TopicRow,
     decode_group,
 )
-from .environment import Database, full
+from .environment import full
 from .errors import Corrupt, Full, LeaseLost
 from .log import Log
 from .model import Failure
@@ -45,7 +45,6 @@ class Place(NamedTuple):
     topic: str
     group_id: int
     group: str
-    database: Database  # of the topic's log
 
 
 class Settling:
@@ -60,7 +59,7 @@ class Settling:
         config = decode_group(self.row.config)
         self.settings, self.paused = config.settings, config.paused
         self.keyed = self.settings.ordering == "key"
-        self.log = Log(tx, at.database, at.topic_id)
+        self.log = Log(tx, at.topic_id)
         self.hands = tx.engine.hands[self.id]
 
     def load_topic(self) -> TopicRow:

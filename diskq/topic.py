@@ -82,7 +82,7 @@ class Topic:
         prepared = puts.prepare(messages)
 
         def operation(tx: Tx) -> Sequence[Receipt]:
-            return puts.store(Log(tx, tx.log(self.id), self.id), self.name, prepared)
+            return puts.store(Log(tx, self.id), self.name, prepared)
 
         try:
             return puts.commit(self.store, operation, until)
@@ -127,11 +127,10 @@ class Topic:
 
         Raises: NotFound, ReadOnly, Closed.
         """
-        database = self.store.engine.log(self.id)
         total = at = 0
         while True:
             count, at = self.store.commit(
-                lambda tx: retention.trim(Log(tx, database, self.id), self.name, at)  # noqa: B023
+                lambda tx: retention.trim(Log(tx, self.id), self.name, at)  # noqa: B023
             )
             total += count
             if not count and not at:
@@ -190,11 +189,8 @@ class Topic:
         engine = self.store.engine
         found = engine.read(lambda tx: admin.find_group(tx, self.id, name, settings))
         if found is None:
-            database = engine.log(self.id)
             found = self.store.commit(
-                lambda tx: admin.make_group(
-                    tx, Log(tx, database, self.id), self.name, name, start, settings
-                )
+                lambda tx: admin.make_group(tx, Log(tx, self.id), self.name, name, start, settings)
             )
         return Group(self, name, found)
 

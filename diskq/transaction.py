@@ -123,7 +123,7 @@ class Transaction:
 
         def operation(tx: Tx) -> None:
             _settle_all(tx, settled)
-            found = ((Log(tx, tx.log(topic.id), topic.id), topic.name, put) for topic, put in parts)
+            found = ((Log(tx, topic.id), topic.name, put) for topic, put in parts)
             receipts = [receipt for each in found for receipt in puts.store(*each)]
             tx.at_commit(self, "receipts", receipts)
             tx.at_commit(self, "_over", True)

@@ -36,7 +36,7 @@ from .codec import (
 )
 from .decoding import WRONG, unpacked
 from .engine import Engine
-from .environment import Database, translating
+from .environment import translating
 from .errors import WAY_OUT, Busy, Corrupt, DiskqError, NotAStore, ReadOnly
 from .limits import BUSY_SECONDS, MIB, NOWAIT_SECONDS
 from .log import Log
@@ -71,23 +71,14 @@ def findings(engine: Engine) -> list[Finding]:
 
 def check_store(engine: Engine) -> list[Finding]:
     """Everything that is wrong in a store; empty if it is sound."""
-    logs: dict[int, Database] = {}
-    while True:
-        found = engine.read(lambda tx: _check_with(tx, logs))
-        if isinstance(found, list):
-            return found
-        logs.update((topic_id, engine.log(topic_id)) for topic_id in found)
+    return engine.read(_check_snapshot)
 
 
-def _check_with(tx: Tx, logs: dict[int, Database]) -> list[Finding] | set[int]:
-    """The findings; or the topics that have no log here, for it cannot be opened in a snapshot.
-    Pages first: if they are sound, LMDB can read them. While the snapshot is open, no commit uses a
-    page again that a later one has."""
-    missing = _sound(tx, b"T", TopicRow, decode_topic).keys() - logs.keys()
-    if missing:
-        return missing
+def _check_snapshot(tx: Tx) -> list[Finding]:
+    """Pages first: if they are sound, LMDB can read them. While the snapshot is open, no commit
+    uses a page again that a later one has."""
     pages = [Finding("store", problem) for problem in check_pages(tx.engine.path)]
-    return pages or list(_check(tx, logs))
+    return pages or list(_check(tx))
 
 
 def main(path: str, device: str = "", inode: str = "") -> list[str]:
@@ -192,14 +183,14 @@ def _read_free_list(tx: Tx) -> None:
     raise _Undo
 
 
-def _check(tx: Tx, logs: dict[int, Database]) -> Iterator[Finding]:
+def _check(tx: Tx) -> Iterator[Finding]:
     yield from contents.undecodable(tx)
     topics = _sound(tx, b"T", TopicRow, decode_topic)
     groups = _sound(tx, b"G", GroupRow, decode_group)
     yield from _guarded("store", _check_names(tx, topics, groups))
     for topic_id, topic in topics.items():
         where = f"topic {decode_topic(topic.config).name}"
-        source = Log(tx, logs.get(topic_id), topic_id)
+        source = Log(tx, topic_id)
         yield from _guarded(where, _check_log(source, where, topic))
         yield from _guarded(where, _check_schedule(tx, where, topic_id, topic))
         for group_id in decode_topic(topic.config).groups:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 
 import pytest
 from helpers import nothing_changes
@@ -35,6 +36,7 @@ with diskq.open(sys.argv[1], readonly=True) as store:
     print(consumer.name, len(list(store.topic("q").read())), len(list(store.verify())))
     print(store.queue("q").group.stats().lag, store.queue("q").group.pending())
 """
+PAST = datetime(2020, 1, 1, tzinfo=UTC)
 SOON = 20.0  # seconds; what must not wait is over long before
 
 
@@ -156,6 +158,47 @@ def test_looking_waits_for_no_writer(path, child):
         os.kill(process.pid, signal.SIGCONT)
         process.stdout.readline()
         message.ack()
+
+
+def calls_that_look(store):
+    queue = store.queue("q")
+    topic, group = queue.topic, queue.group
+    return {
+        "stats": store.stats,
+        "verify": store.verify,
+        "topic.stats": topic.stats,
+        "read": lambda: list(topic.read()),
+        "read by time": lambda: list(topic.read(start=PAST)),
+        "follow": lambda: list(topic.follow("earliest", timeout=0)),
+        "offset_at": lambda: topic.offset_at(PAST),
+        "scheduled": lambda: list(topic.scheduled()),
+        "group.stats": group.stats,
+        "pending": group.pending,
+        "waiting": lambda: list(group.waiting()),
+        "dead": lambda: list(group.dead()),
+        "peek": lambda: group.peek(10),
+        "qsize": queue.qsize,
+    }
+
+
+def test_no_look_waits_for_a_writer_though_this_process_used_nothing_of_the_store_yet(path, child):
+    with diskq.open(path) as store:
+        queue = store.queue("q")
+        queue.put_many([b"a", b"b", b"c"])
+        queue.put(b"later", delay_seconds=600)
+        with queue.consumer() as consumer:
+            first, second = consumer.get_many(2)
+            first.reject()
+            second.nack(600)
+    with diskq.open(path, busy_seconds=600) as store:
+        process = child(STOPS_IN_A_COMMIT, path)
+        process.stdout.readline()
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        for name, look in calls_that_look(store).items():
+            began = time.monotonic()
+            look()
+            assert time.monotonic() - began < SOON, name
+        process.kill()
 
 
 def test_a_writer_that_dies_while_others_wait_holds_nobody_up(path, child):

@@ -22,10 +22,7 @@ def row_of(topic):
 
 def trim_once(topic, at=None):
     """One commit of a trim: how many messages went, and where it would go on."""
-    database = topic.store.engine.log(topic.id)
-    return topic.store.commit(
-        lambda tx: retention.trim(log.Log(tx, database, topic.id), topic.name, at)
-    )
+    return topic.store.commit(lambda tx: retention.trim(log.Log(tx, topic.id), topic.name, at))
 
 
 @pytest.fixture

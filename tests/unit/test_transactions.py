@@ -40,6 +40,19 @@ def test_a_message_is_moved_in_one_commit(store, topic, target, group, consumer)
     assert (found.body, found.key, found.headers) == (b"in out", "k", {"a": "b"})
 
 
+def test_a_transaction_may_be_the_first_to_use_more_topics_than_a_map_may_grow(tmp_path):
+    """Each log that had to be opened counted as if the map had grown: the store was called full."""
+    names = [f"t{number}" for number in range(90)]
+    with diskq.open(tmp_path / "store", durability="process") as store:
+        for name in names:
+            store.topic(name)
+    with diskq.open(tmp_path / "store") as store:
+        with store.transaction() as tx:
+            for name in names:
+                tx.put(store.topic(name), b"x")
+        assert {store.topic(name).stats().stored for name in names} == {1}
+
+
 def test_receipts_are_in_the_order_of_the_puts(store, topic, target):
     with store.transaction() as transaction:
         transaction.put(target, b"a")
