@@ -110,6 +110,7 @@ def _follow(topic: Topic, cursor: list[int], timeout: float | None) -> Iterator[
     while True:
         slots = topic.store.engine.slots
         seen = slots.watch(topic.id, room=False)
+        topic.store.engine.check_place()
         wait = _promote(topic)
         lanes = topic.store.engine.read(lambda tx: len(log.load(tx, topic.id, topic.name).next))
         cursor += [lane << LANE_BITS for lane in range(len(cursor), lanes)]

@@ -234,7 +234,8 @@ class Topic:
         when none came for `timeout` seconds, None: never. What is trimmed before it was read is
         left out.
 
-        Raises: ReadOnly (waiting needs the store's shared memory), Corrupt, NotFound, Closed.
+        Raises: ReadOnly (waiting needs the store's shared memory), StoreMoved, Corrupt, NotFound,
+        Closed.
         """
         self.store.check_writable()
         return ondemand.following.follow(self, start, check.timeout(timeout))
