@@ -31,7 +31,7 @@ class Heartbeat:
 
     def __init__(self, consumer: Consumer) -> None:
         self._messages: weakref.WeakSet[Message] = weakref.WeakSet()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may get a message, too
         self._changes: queue.SimpleQueue[None] = queue.SimpleQueue()  # its put is reentrant
         self._stopped = False
         self._seconds = consumer.group.settings.lease_seconds / _PER_LEASE

@@ -17,7 +17,8 @@ The bytes that are locked lie far behind its end; see locks.py. A process that h
 shares the first; who opens it locks the second; who takes a slot the third. A live consumer holds
 its slot's: the kernel frees it at any death. A process sees its own locks as free, so it remembers
 its slots. A child that was forked in C may keep the lock of its dead parent: then the process that
-the slot names is asked for.
+the slot names is asked for. From 2**62 on, `diskq run` locks the places of its commands; see
+cli/keeper.py.
 """
 
 from __future__ import annotations

@@ -241,21 +241,12 @@ class _Worker:
         elif self._stopping.is_set():
             self._settle(message.release)
         elif code == LATER:
-            self._settle(lambda: self._postpone(message))
+            self._settle(lambda: message.release(_PAUSE_SECONDS))  # others go first
         else:
             self._settle(lambda: message.nack(error=why))
             self._note(message, failed=True)
             output.error(f"attempt {message.attempt} of message {message.offset} failed: {what}")
         return code == LATER
-
-    def _postpone(self, message: Message) -> None:
-        """Give a message back, uncharged, for a little later; others go first."""
-        release: Callable[..., None] = message.release
-        try:
-            release(delay_seconds=_PAUSE_SECONDS)
-        except TypeError:  # the library cannot delay it yet
-            release()
-            self._stopping.wait(_PAUSE_SECONDS)
 
     def _settle(self, settle: Callable[[], None]) -> None:
         """Settle a message whose command has ended: what it did must not be done again because
