@@ -26,7 +26,7 @@ from . import files, limits
 from .clock import Clock
 from .codec import DURABILITIES, META_KEY, Meta, new_meta
 from .environment import full, is_out_of_room, no_permission, translate
-from .errors import Busy, Full, NotAStore
+from .errors import Busy, Full, NotAStore, NotFound
 from .files import MARKER, UNFINISHED
 from .sites import DIRECTORY, Site, claim, is_marker, lock, open_marker, sweep
 
@@ -64,8 +64,8 @@ def building(path: str, *, mode: int = files.PRIVATE, source: str = "") -> Itera
     becomes `path`, with this mode, or that of the store at `source`. Whenever the power fails,
     there is all of it, or nothing.
 
-    Raises: NotAStore if something is at `path` already; Full, DiskFailed, NoPermission, ReadOnly,
-    Unsupported, Busy.
+    Raises: NotAStore if something is at `path` already; NotFound, Full, DiskFailed, NoPermission,
+    ReadOnly, Unsupported, Busy.
     """
     inside = os.path.isdir(path)
     folder = path if inside else os.path.dirname(path)
@@ -91,6 +91,9 @@ def building(path: str, *, mode: int = files.PRIVATE, source: str = "") -> Itera
                 raise _exists(path) from error
             if isinstance(error, PermissionError):
                 raise no_permission(folder, "make a store in") from error
+            if isinstance(error, FileNotFoundError):
+                text = f"no store can be made in {folder}: it was removed, or keeps no directories"
+                raise NotFound(f"{text}; choose another path") from error
             translated = error if isinstance(error, Full) else translate(error, path)
             if isinstance(translated, Full) or is_out_of_room(error, place):
                 text = f"there is no room for a store at {path}; free some, or choose another disk"

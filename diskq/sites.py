@@ -134,7 +134,7 @@ def claim(parent: int, name: str, *, make: bool, taken: list[Site] | None = None
 
     Raises: NotAStore if it is something else; OSError.
     """
-    site, claimed = Site(parent, name), False
+    site, claimed, there = Site(parent, name), False, not make
     made: list[None] = []
     if taken is not None:
         taken.append(site)
@@ -143,9 +143,11 @@ def claim(parent: int, name: str, *, make: bool, taken: list[Site] | None = None
             mkdir = partial(os.mkdir, name, 0o700, dir_fd=parent)
             with suppress(FileExistsError):
                 made.extend(map(operator.call, (mkdir,)))
+            there = True
         claimed = site.claim()
     except (FileNotFoundError, FileExistsError):
-        pass
+        if not there:  # the parent was removed, or keeps no directories, as in /proc
+            raise
     except PermissionError:
         if not _is_anothers(parent, name):
             raise
