@@ -72,7 +72,7 @@ class Consumer:
 
     def _join(self, owner: int, heartbeat: bool) -> None:
         until = time.monotonic() + self._store.busy_seconds
-        slot = self._engine.slots.take(owner, self.group.id, self.name, until)
+        slot = self._engine.own_slots().take(owner, self.group.id, self.name, until)
         self._member = Member(owner, slot, self._prefetch > 1)
         self._presence = Presence(self._engine, slot, self._engine.hands[self.group.id])
         if heartbeat:

@@ -415,6 +415,13 @@ class Engine:
 
         return guard.run_alone(self._opening, reopen)
 
+    def own_slots(self) -> Slots:
+        """The slots of this process: opened anew, as all of it, in a forked child."""
+        if os.getpid() != self._pid:
+            self.after_fork_in_child()
+        self.live()
+        return self.slots
+
     def join(self) -> None:
         """Show others that somebody uses the store, once it is known to be sound."""
         if self._opened is not None:

@@ -108,7 +108,7 @@ def follow(topic: Topic, start: Start, timeout: float | None) -> Iterator[LogMes
 def _follow(topic: Topic, cursor: list[int], timeout: float | None) -> Iterator[LogMessage]:
     last = time.monotonic()
     while True:
-        slots = topic.store.engine.slots
+        slots = topic.store.engine.own_slots()
         seen = slots.watch(topic.id, room=False)
         topic.store.engine.check_place()
         wait = _promote(topic)
