@@ -71,7 +71,7 @@ def deliveries(entries: Iterable[Entry]) -> list[Delivery]:
                 deadline,
             )
             tried[token][-1] = settle
-            if settle.verb == "extend":  # the whole batch shares the lease
+            if settle.verb == "extend":  # a retry in a batch has a lease of its own
                 for other in set(got[token]["shared"]) - {token}:
                     tried[other].append(settle._replace(verb="extended with another"))
     found = [

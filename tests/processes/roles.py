@@ -250,7 +250,7 @@ def make_history(path: str, ledger: str, who: str, seed: int) -> None:
                     token=message.token,
                     deadline=deadline,
                     begun=begun,
-                    shared=[other.token for other in messages],
+                    shared=[each.token for each in messages if each.lease is message.lease],
                 )
             for message in messages:
                 if chance.random() < 0.1:
