@@ -22,7 +22,7 @@ ERRORS = [name for name in diskq.errors.__all__ if name != "DiskqError"]
 
 # For diskq's own use, though no docstring of theirs can say so, or none does.
 INTERNAL = {
-    *(("Store", "check_writable"), ("Consumer", "place")),
+    *(("Store", "check_writable"), ("Group", "place"), ("Consumer", "place")),
     *(("Message", "consumer"), ("Message", "lease"), ("Message", "failed")),
 }
 
