@@ -86,7 +86,12 @@ class Hand:
 
     def step(self) -> None:
         """Something at random."""
-        self.open()
+        try:
+            self.open()
+        except diskq.Closed:
+            if self.number:
+                raise
+            return  # in the main thread a handler closed it this moment
         steps: list[Callable[[], None]] = [self.put, self.put_many, *[self.take] * 4, self.renew]
         began = time.monotonic()
         self.chance.choices(steps, [30, 10, 20, 20, 20, 20, 1])[0]()
