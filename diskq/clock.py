@@ -32,8 +32,8 @@ class Clock:
         Source: https://docs.kernel.org/admin-guide/sysctl/kernel.html#random
         """
         try:
-            with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-                return bytes.fromhex(file.read().strip().replace("-", ""))
+            with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+                return bytes.fromhex(file.read().decode().strip().replace("-", ""))
         except (OSError, ValueError):
             return bytes(16)
 

@@ -13,7 +13,7 @@ from threading import Thread, current_thread
 from typing import TYPE_CHECKING, TypeVar
 
 from . import check, errors, guard, leases, limits, ondemand, retention
-from .codec import HELD, LeaseRow
+from .codec import HELD, SOLO, LeaseRow
 from .delivery import Delivery, Grant, Member
 from .log import Log
 from .message import Action, Message
@@ -71,8 +71,8 @@ class Consumer:
             raise
 
     def _join(self, owner: int, heartbeat: bool) -> None:
-        until = time.monotonic() + self._store.busy_seconds
-        slot = self._engine.own_slots().take(owner, self.group.id, self.name, until)
+        group_id, name = self.group.id, self.name
+        slot = self._store.commit(lambda tx: tx.engine.slots.take(owner, group_id, name))
         self._member = Member(owner, slot, self._prefetch > 1)
         self._presence = Presence(self._engine, slot, self._engine.hands[self.group.id])
         if heartbeat:
@@ -296,17 +296,12 @@ class Consumer:
             return self._store.commit(lambda tx: _is_held(tx, message))
         return self._engine.read(lambda tx: _is_held(tx, message))
 
-    def _wait(
-        self,
-        seen: int,
-        until: float | None,
-        thread: Thread,
-        stuck: bool,
-    ) -> bool:
+    def _wait(self, seen: int, until: float | None, thread: Thread, stuck: bool) -> bool:
         """Sleep until the group may have a message; False if none came in time. If the last get was
         `stuck`, sleep at least once: what it saw does not count."""
         slots, group_id = self._engine.slots, self.group.id
         dead: list[tuple[int, int]] = []
+        known: set[tuple[int, int]] = set()
         self._presence.count_waiting(thread, True)
         slept = False
         while slots.word(group_id) == seen and not (stuck and slept):
@@ -320,7 +315,8 @@ class Consumer:
                 seconds = min(seconds, until - time.monotonic())
                 if seconds <= 0:
                     return False
-            dead = self._sleep(seen, seconds)
+            dead = self._sleep(seen, seconds, known)
+            known.update(dead)
             slept = True
         return True
 
@@ -328,15 +324,17 @@ class Consumer:
         at = Delivery(tx, self.place)
         return at.look(self._member._replace(thread=thread), stuck), at.paused
 
-    def _sleep(self, seen: int, seconds: float) -> list[tuple[int, int]]:
+    def _sleep(
+        self, seen: int, seconds: float, known: set[tuple[int, int]]
+    ) -> list[tuple[int, int]]:
         """Sleep on the group's word. Death wakes nobody, so look now and then whether consumers of
-        other processes live; returns those that died."""
+        other processes live; returns those that died, but for those that are known to be dead."""
         slots, group_id = self._engine.slots, self.group.id
         end = time.monotonic() + seconds
         while slots.word(group_id) == seen and (left := end - time.monotonic()) > 0:
             self.check_open()  # who closes it wakes us, but leaves the word alone
             others, dead = slots.peers(group_id)
-            if dead:
+            if dead := [each for each in dead if each not in known]:
                 return dead
             slots.wait(group_id, seen, min(left, limits.LOOK_SECONDS) if others else left)
         return []
@@ -392,7 +390,10 @@ class Consumer:
         self.unname(messages)
 
     def name_handled(self, message: Message) -> None:
-        """For Message: name it as being handled."""
+        """For Message: name it as being handled, by this thread."""
+        message.lease.hands[message.offset] = current_thread()
+        if message.lease.flags & SOLO:  # it has no other message
+            message.lease.hands.pop(None, None)
         self._presence.name(message)
 
     def unname(self, messages: Iterable[Message]) -> None:

@@ -243,15 +243,24 @@ class Delivery(Settling):
         """Whether a suspect may be delivered: alone, and to a process that has nothing else of this
         group in hand, but for what the same thread got before."""
         company = map(self._is_in_hand, self.hands.of_others(member.thread))
-        return alone and not self._note_held_up(any(company))
+        return alone and not self._note_held_up(self._has_new_suspect(member) or any(company))
 
     def _waits_for_suspect(self, member: Member) -> bool:
         """Whether another thread of this process has a suspect in hand, so that this one gets
         nothing."""
         if not self.hands.suspects:
             return False
-        suspects = self.hands.suspects_of_others(member.thread)
-        return self._note_held_up(any(map(self._is_in_hand, suspects)))
+        suspects = map(self._is_in_hand, self.hands.suspects_of_others(member.thread))
+        return self._note_held_up(self._has_new_suspect(member) or any(suspects))
+
+    def _has_new_suspect(self, member: Member) -> bool:
+        """Whether this thread got a suspect just now, which another one may be about to handle: it
+        gets nothing more until that is named or settled, or for a while."""
+        since_ns = self.clock.monotonic_ns() - nanoseconds(limits.HAND_OVER_SECONDS)
+        return any(
+            lease.deadline_ns - lease.lasts_ns > since_ns and self._is_in_hand(Hand(lease, None))
+            for lease in self.hands.own_suspects(member.thread)
+        )
 
     def _note_held_up(self, held_up: bool) -> bool:
         if held_up:

@@ -64,12 +64,12 @@ class Engine:
     def __init__(
         self, path: str, identity: tuple[int, int], *, readonly: bool, clock: Clock
     ) -> None:
-        self.path = path
+        self._name(path)
+        self.paths = {path: True}  # by which it was opened; in order
         self.identity = identity  # of the data file
         self.readonly = readonly
         self.clock = clock
         self.users: set[object] = set()
-        self._data = os.path.join(path, files.DATA)
         self._env: lmdb.Environment | None = None
         self.members: Slots | None = None  # who is alive, if that can be told
         self._opened: Opened | None = None  # in a child at first the parent's
@@ -147,6 +147,7 @@ class Engine:
         if reader._is_owned() or (self._writer._is_owned() and not reader.acquire(False)):
             raise guard.reentered()  # to wait here could be to wait for each other
         try:
+            guard.wait_for(reader)
             with reader:
                 return self._read(operation)
         finally:
@@ -169,7 +170,7 @@ class Engine:
                     return result
             except lmdb.MapResizedError:
                 self._end_snapshot()
-                env.set_mapsize(0)
+                self._set_size(env, 0)
             except lmdb.ReadersFullError:
                 self.drop_dead_readers()
             except Exception as error:
@@ -197,20 +198,29 @@ class Engine:
             self._snapshot = None
         self._reading = False
 
-    def check_place(self) -> None:
-        """Raise StoreMoved unless the path still has the data file that is open here."""
+    def check_place(self) -> int:
+        """Raise StoreMoved unless a path by which the store was opened has the data file that is
+        open here; returns its size."""
         try:
-            status = os.stat(self._data)
-        except FileNotFoundError:
-            status = None
+            try:
+                return files.check_data_file(self._data, self.identity)
+            except errors.StoreMoved:
+                if not self._has_moved_to_known():
+                    raise
+                return files.check_data_file(self._data, self.identity)
         except OSError as error:
             raise translate(error, self.path) from error
-        if status is None or (status.st_dev, status.st_ino) != self.identity:
-            what = "is not there any more" if status is None else "is another file now"
-            raise errors.StoreMoved(
-                f"{self._data} {what}: the store was removed, moved or restored while it was open;"
-                " nothing was changed, close this store and open the path again"
-            )
+
+    def _has_moved_to_known(self) -> bool:
+        for path in self.paths:
+            with suppress(OSError):
+                if files.identity_of(path) == self.identity:
+                    self._name(path)
+                    return True
+        return False
+
+    def _name(self, path: str) -> None:
+        self.path, self._data = path, os.path.join(path, files.DATA)
 
     # Committing, as who leads
 
@@ -222,6 +232,7 @@ class Engine:
         turns, missing, grown = self.slots.turns, 0, 0
         while grown < _MOST_GROWTHS:
             try:
+                env = self.live()
                 door.unclean = True
                 turns.take(call, self._check_usable)
                 self._check_usable()
@@ -318,12 +329,28 @@ class Engine:
         before = env.info()["map_size"]
         self._resize(env, 0)
         if env.info()["map_size"] == before:
-            with suppress(lmdb.Error):
+            with suppress(errors.Unsupported):
                 self._resize(env, 2 * before)
-        return env.info()["map_size"] != before
+        return self.live().info()["map_size"] != before
 
     def _resize(self, env: lmdb.Environment, size: int) -> None:
-        guard.run_alone(self._reader, lambda: env.set_mapsize(size))
+        guard.run_alone(self._reader, lambda: self._set_size(env, size))
+
+    def _set_size(self, env: lmdb.Environment, size: int) -> None:
+        """For who has the reader's lock. If the process may not map so much, LMDB has lost the map
+        that it had: the environment is opened anew."""
+        try:
+            env.set_mapsize(size)
+        except lmdb.Error as error:
+            self._env = None
+            self.logs.clear()
+            assert self._opened is not None
+            self._opened.open_again(time.monotonic() + limits.BUSY_SECONDS)
+            self._adopt(self._opened)
+            raise errors.Unsupported(
+                f"this process may not map more of {self.path}; raise its limit of memory"
+                " (ulimit -v)"
+            ) from error
 
     # Databases
 
@@ -375,13 +402,16 @@ class Engine:
         except BaseException:
             guard.surely(int, opened.close)
             raise
-        self.state, self.held, self.schedule, self.dedup = opened.databases
-        self.main, self.meta, self.members = opened.main, opened.meta, opened.members
         self.reserve = limits.MIN_RESERVE_BYTES  # bytes kept for settling; see room.py
         self.looked = False  # at the room: the first put does
         if opened.members is not None and not self.readonly:
             self.slots = opened.members
             self._leave = self.slots.turns.leave
+        self._adopt(opened)
+
+    def _adopt(self, opened: Opened) -> None:
+        self.state, self.held, self.schedule, self.dedup = opened.databases
+        self.main, self.meta, self.members = opened.main, opened.meta, opened.members
         self._keep_reading = opened.keep_reading
         self.drop_dead_readers = opened.drop_dead_readers
         self._env = opened.env  # last: now others may use it

@@ -60,7 +60,7 @@ def open_environment(path: str, durability: str, *, readonly: bool) -> lmdb.Envi
     tries = 0
     while True:
         try:
-            return lmdb.open(
+            env = lmdb.open(
                 os.fsencode(path),
                 map_size=sizes[0],
                 readonly=readonly,
@@ -73,6 +73,8 @@ def open_environment(path: str, durability: str, *, readonly: bool) -> lmdb.Envi
                 max_spare_txns=0,
                 lib_version=0,
             )
+            _keep_from_others(path)
+            return env
         except lmdb.MapResizedError as error:
             tries += 1  # it grew between the two looks that LMDB takes at it
             if tries == 64:
@@ -83,6 +85,19 @@ def open_environment(path: str, durability: str, *, readonly: bool) -> lmdb.Envi
             if error.code != errno.ENOMEM or len(sizes) == 1:
                 raise translate(error, path) from error
             del sizes[0]
+
+
+def _keep_from_others(path: str) -> None:
+    """Close data.mdb where another program is executed: LMDB lets it inherit the descriptor. The
+    open files are looked through, because py-lmdb does not tell which one it is."""
+    with suppress(OSError):  # no /proc
+        identity = files.identity_of(path)
+        for name in os.listdir("/proc/self/fd"):
+            with suppress(OSError):  # the directory itself, and what other threads close
+                if os.get_inheritable(int(name)):
+                    status = os.fstat(int(name))
+                    if (status.st_dev, status.st_ino) == identity:
+                        os.set_inheritable(int(name), False)
 
 
 def adopting(env: lmdb.Environment, action: Callable[[], T]) -> T:

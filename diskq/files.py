@@ -9,6 +9,7 @@ data.mdb have its owner, group and permissions, whichever process makes them and
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -257,12 +258,24 @@ def identity_of(path: str) -> tuple[int, int]:
 
 def check_identity(path: str, expected: tuple[int, int]) -> None:
     """Raise StoreMoved unless this store is the one at `path`."""
-    with suppress(FileNotFoundError, NotADirectoryError):
-        if identity_of(path) == expected:
-            return
+    check_data_file(os.path.join(path, DATA), expected)
+
+
+def check_data_file(data: str, expected: tuple[int, int]) -> int:
+    """Raise StoreMoved unless this is the data file at that path; returns its size."""
+    try:
+        status = os.lstat(data)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        what = "is not there any more"
+    else:
+        if (status.st_dev, status.st_ino) == expected:
+            return status.st_size
+        what = "is another file now"
     raise StoreMoved(
-        f"{path} holds another store, or none, since this one was removed, moved or restored; open"
-        " the path again"
+        f"{data} {what}: the store was removed, moved or restored while it was open; nothing was"
+        " changed, close this store and open the path again"
     )
 
 

@@ -46,7 +46,8 @@ class Group:
         commit when one is wanted. `heartbeat`: a thread extends the leases of its messages for as
         long as the process lives.
 
-        Raises: Unsupported if 1024 consumers of the store are alive, ReadOnly, Closed.
+        Raises: Unsupported if 1024 consumers of the store are alive, or no thread is to be had for
+        the heartbeat; Busy, StoreMoved, ReadOnly, Closed.
         """
         self.topic.store.check_writable()
         if name is None:

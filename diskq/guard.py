@@ -10,11 +10,13 @@ of a thread. CPython looks for them between bytecodes, never inside of a call th
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from .errors import Reentered
+from .errors import Busy, Reentered
+from .limits import BUSY_SECONDS
 
 T = TypeVar("T")
 
@@ -27,16 +29,32 @@ def new_lock() -> Any:
 def run_alone(lock: Any, action: Callable[[], T]) -> T:
     """Run an action while no other thread has the lock.
 
-    Raises: Reentered if this thread has it.
+    Raises: Reentered if this thread has it; Busy.
     """
     if lock._is_owned():
         raise reentered()
     try:
+        wait_for(lock)
         with lock:
             return action()
     finally:
         if lock._is_owned():
             lock.release()
+
+
+def wait_for(lock: Any) -> None:
+    """Wait until no other thread has the lock: a signal handler may hold up the one that has it.
+
+    Raises: Busy after BUSY_SECONDS.
+    """
+    if not lock.acquire(True, BUSY_SECONDS):
+        raise Busy(
+            f"another thread of this process has been using the store for {BUSY_SECONDS:g} s, or a"
+            " signal handler that interrupted it waits for something; nothing was changed, let the"
+            " handler end",
+            pid=os.getpid(),
+        )
+    lock.release()
 
 
 def surely(action: Callable[[], T], end: Callable[[], object]) -> T:

@@ -53,6 +53,11 @@ class Hands:
         """The suspects that other threads have; some may be settled."""
         return self._find(self.suspects, {thread})
 
+    def own_suspects(self, thread: Thread | None) -> list[LeaseRow]:
+        """The suspects that this thread was given and no other handles; some may be settled."""
+        found = [known() for known in self.suspects]
+        return [lease for lease in found if lease and thread in lease.hands.values()]
+
     def _find(self, among: list[weakref.ref[LeaseRow]], but: set[Thread | None]) -> Iterator[Hand]:
         for known in list(among):
             lease = known()

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .clock import nanoseconds
-from .errors import DiskqError, LeaseLost
+from .errors import DiskqError, LeaseLost, Unsupported
 from .settle import Settling
 
 if TYPE_CHECKING:
@@ -37,7 +37,14 @@ class Heartbeat:
         self._seconds = consumer.group.settings.lease_seconds / _PER_LEASE
         name = f"diskq heartbeat of {consumer.name}"
         target = weakref.ref(consumer)
-        threading.Thread(target=self._run, args=(target,), name=name, daemon=True).start()
+        thread = threading.Thread(target=self._run, args=(target,), name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise Unsupported(
+                f"no thread is to be had for the heartbeat of {consumer.name!r} ({error}); raise"
+                " the limit (ulimit -u), or go without"
+            ) from error
 
     def watch(self, messages: Iterable[Message]) -> None:
         """Extend the leases of these messages, until they are settled or nobody has them."""

@@ -24,6 +24,7 @@ _PAGE = 100  # fetched per read transaction
 
 def dead(group: Group, start: int) -> Iterator[DeadLetter]:
     """See Group.dead."""
+    start = check.count("start", start, 0, 2**64 - 1)
 
     def page(tx: Tx) -> list[tuple[int, HeldRow]]:
         leases.load(tx, group.id, group.name)

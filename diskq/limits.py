@@ -72,4 +72,5 @@ TRIM_BYTES = 128 * KIB  # ... or bytes
 MAX_CONSUMERS = 1024
 WAKE_WORDS = 4096
 LOOK_SECONDS = 0.05  # how often a get looks whether a holder of leases died
+HAND_OVER_SECONDS = 1.0  # how long a thread that got a suspect may take to hand it to another
 WAIT_SECONDS = 1.0  # the longest sleep of a blocked get

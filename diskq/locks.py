@@ -54,9 +54,11 @@ def unlocker(file: int, start: int, length: int) -> Callable[[], object]:
     )
 
 
-def is_locked(file: int, start: int, length: int = 1) -> bool:
-    """Whether another description, of whatever process, holds a lock on one of these bytes."""
-    query = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+def is_locked(file: int, start: int, length: int = 1, *, shared: bool = False) -> bool:
+    """Whether another description, of whatever process, holds a lock on one of these bytes: one by
+    which not even a shared lock is to be had, if `shared`."""
+    kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
+    query = _FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
     answer = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_OFD_GETLK, query))
     return bool(answer[0] != fcntl.F_UNLCK)
 

@@ -155,12 +155,19 @@ class Message:
             self.ack()
         elif isinstance(error, Exception):
             with suppress(Full):
-                self.nack(error=f"{type(error).__name__}: {error}")
+                self.nack(error=_text_of(error))
         if not self.settled:  # an interrupt is not its fault; and there is room to release it
             self.release()
 
     def __repr__(self) -> str:
         return f"<Message {self.topic}/{self.offset} attempt {self.attempt} {len(self.body)} bytes>"
+
+
+def _text_of(error: Exception) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception as worse:  # its text cannot be had
+        return f"{type(error).__name__}, and then {type(worse).__name__} from its __str__"
 
 
 def _delay_ns(seconds: float) -> int:

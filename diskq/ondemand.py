@@ -14,6 +14,8 @@ from importlib import import_module
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from .errors import Unsupported
+
 if TYPE_CHECKING:
     import ctypes
     import datetime
@@ -68,7 +70,13 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     full_name = name if name in STANDARD else f"{__package__}.{name}"
     _import_apart(full_name)
-    module = globals()[name] = import_module(full_name)  # loaded, or this raises why not
+    try:
+        module = globals()[name] = import_module(full_name)  # loaded, or this raises why not
+    except OSError as error:
+        raise Unsupported(
+            f"{full_name} cannot be loaded ({error}); close files or raise the limit (ulimit -n),"
+            " or mend the installation"
+        ) from error
     return module
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 import lmdb
@@ -105,34 +106,58 @@ class Opened:
         if many and self.members is not None and not self.readonly:
             self.members.share_words()
 
-    def _open_as(self, durability: str, until: float) -> lmdb.Environment:
+    def open_again(self, until: float) -> None:
+        """Open the environment anew, when its map was lost. Raises: as `open`."""
+        try:
+            if self.env is not None:
+                self.env.close()
+            self._open_as(DURABILITIES[self.meta.durability], until, mine=True)
+        except (*FAULTS, OSError) as error:
+            raise translate(error, self.path) from error
+
+    def _open_as(self, durability: str, until: float, *, mine: bool = False) -> lmdb.Environment:
+        """`mine`: the turn to write is this process's already."""
+        self._await_lock_file(until)
         env = self.env = open_environment(self.path, durability, readonly=self.readonly)
         self._hold_lock_file(until)
         self.keep_reading()
         self.drop_dead_readers()
         self._check_meta(adopting(env, lambda: read_row(env, b"state", META_KEY)))
         self.main = env.open_db(None)
-        self.databases = self._open_databases(env, until)
+        self.databases = self._open_databases(env, until, mine)
         return env
 
-    def _open_databases(self, env: lmdb.Environment, until: float) -> list[Database]:
+    def _open_databases(self, env: lmdb.Environment, until: float, mine: bool) -> list[Database]:
         def databases() -> list[Database]:
             return adopting(env, lambda: open_databases(env, *_NAMES, create=not self.readonly))
 
-        if self.members is None or self.readonly:
+        if self.members is None or self.readonly or mine:
             return databases()
         turns = self.members.turns
         turns.take(Call(bool, until, 0), bool)
         return guard.surely(databases, turns.leave)
 
-    def _hold_lock_file(self, until: float) -> None:
-        """Not before LMDB opened it: that would fail."""
+    def _await_lock_file(self, until: float) -> None:
+        """LMDB waits without end while another process, which may be stopped, makes its lock file
+        anew."""
         if self.lock_file < 0:
+            files.prepare_lock(self.path)
             name = os.path.join(self.path, files.LOCK)
             self.lock_file = os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        while not locks.try_lock(self.lock_file, 0, shared=True):
+        self._wait(lambda: not locks.is_locked(self.lock_file, 0, shared=True), until)
+
+    def _hold_lock_file(self, until: float) -> None:
+        """Not before LMDB opened it: that would fail."""
+        self._wait(lambda: locks.try_lock(self.lock_file, 0, shared=True), until)
+
+    def _wait(self, is_over: Callable[[], bool], until: float) -> None:
+        while not is_over():
             if time.monotonic() > until:
-                raise errors.Busy(f"store {self.path} is being opened by another program", pid=0)
+                raise errors.Busy(
+                    f"store {self.path} is being opened by another process; is one stopped? Try"
+                    " again, or end it",
+                    pid=0,
+                )
             time.sleep(_NAP_SECONDS)
 
     def keep_reading(self) -> None:

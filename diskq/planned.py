@@ -16,6 +16,7 @@ from .tx import Tx
 if TYPE_CHECKING:
     from .topic import Topic
 
+_ID_LENGTH = 2 * 20 + 2  # more than two numbers of 64 bits have
 _PAGE = 100  # fetched per read transaction
 
 
@@ -41,7 +42,8 @@ def cancel(topic: Topic, schedule_id: object) -> None:
         raise TypeError("schedule_id must be str, not Receipt; pass receipt.schedule_id")
     schedule_id = check.text("schedule_id", schedule_id)
     due, _, number = schedule_id.partition("-")
-    known = due.isdecimal() and number.isdecimal() and max(int(due), int(number)) < 2**64
+    known = due.isdecimal() and number.isdecimal() and len(schedule_id) < _ID_LENGTH
+    known = known and max(int(due), int(number)) < 2**64
 
     def operation(tx: Tx) -> None:
         source, row = Log(tx, topic.id), log.load(tx, topic.id, topic.name)

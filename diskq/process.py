@@ -13,8 +13,9 @@ from contextlib import suppress
 from importlib import import_module
 from typing import NamedTuple
 
-from . import ondemand
+from . import guard, ondemand
 
+_MOST_PIDFDS = 16  # the descriptors are the program's, too
 _STATE, _STARTED = 0, 19  # fields of /proc/PID/stat behind the name, see proc_pid_stat(5)
 
 
@@ -53,51 +54,58 @@ def is_second_interpreter() -> bool:
 
 class Watch:
     """Tells of processes whether they run. Keeps a descriptor (pidfd) for each that it was asked
-    about, if it may have one. Safe across threads."""
+    about last, if it may have one. Safe across threads."""
 
     def __init__(self, mine: Process) -> None:
         self.mine = mine
         self._pidfds: dict[Process, int] = {}
+        self._lock = guard.new_lock()  # a descriptor that another thread closes is another file's
 
     def is_gone(self, process: Process) -> bool:
         """Whether a process surely ended, reaped or not; False if that cannot be told from here."""
         if not process.namespace or process.namespace != self.mine.namespace:
             return False
-        return process != self.mine if process.pid == self.mine.pid else self._ended(process)
+        if process.pid == self.mine.pid:
+            return process != self.mine
+        with self._lock:
+            return self._has_ended(process)
 
-    def _ended(self, process: Process) -> bool:
+    def _has_ended(self, process: Process) -> bool:
         pidfd = self._pidfds.get(process)
         if pidfd is None:
+            if _has_ended(process):
+                return True
+            if len(self._pidfds) >= _MOST_PIDFDS:
+                self.forget(next(iter(self._pidfds)))
             try:
-                pidfd = os.pidfd_open(process.pid)
+                pidfd = self._pidfds[process] = os.pidfd_open(process.pid)
             except ProcessLookupError:
                 return True
             except OSError:  # no more descriptors, or a sandbox
-                return _has_ended(process)
-            if _has_ended(process):  # the pid is another's now
-                os.close(pidfd)
-                return True
-            kept = self._pidfds.setdefault(process, pidfd)
-            if kept != pidfd:  # another thread was faster
-                os.close(pidfd)
-                pidfd = kept
-        poll = ondemand.select.poll()
-        poll.register(pidfd, ondemand.select.POLLIN)
-        if not poll.poll(0):
-            return False
+                return False
+            if not _has_ended(process):  # so it is this one's, not that of the next of its pid
+                return False
+        else:
+            poll = ondemand.select.poll()
+            poll.register(pidfd, ondemand.select.POLLIN)
+            if not poll.poll(0):
+                return False
         self.forget(process)
         return True
 
     def forget(self, process: Process) -> None:
         """Keep no descriptor for a process any more."""
-        pidfd = self._pidfds.pop(process, None)
-        if pidfd is not None:
-            os.close(pidfd)
+        with self._lock:
+            pidfd = self._pidfds.pop(process, None)
+            if pidfd is not None:
+                os.close(pidfd)
 
     def close(self) -> None:
         """Keep none at all."""
-        for process in list(self._pidfds):
-            self.forget(process)
+        for process in list(self._pidfds):  # without the lock: another thread of a parent had it
+            pidfd = self._pidfds.pop(process, None)
+            if pidfd is not None:
+                os.close(pidfd)
 
 
 def maps_file(pid: int, file: int) -> bool:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import files, limits, ondemand
-from .environment import TREE, full, is_out_of_room, translate
+from .environment import TREE, full, is_out_of_room, translating
 from .tx import Tx
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def _allocate(name: str, size: int, least: int, spare: int) -> tuple[int, bool]:
     """Let a file of this size be at least so long, with all its blocks allocated, and rather have
     some to spare for the next time. Returns how long it is, and whether the disk has no room."""
     for wanted in (least + spare, least):
-        with open(name, "r+b", buffering=0) as file:
+        with translating(os.path.dirname(name)), open(name, "r+b", buffering=0) as file:
             try:
                 os.posix_fallocate(file.fileno(), size, wanted - size)
                 return wanted, False
@@ -242,7 +242,7 @@ def _allocate(name: str, size: int, least: int, spare: int) -> tuple[int, bool]:
                     disk = os.statvfs(name)
                     return size, disk.f_bavail * disk.f_frsize < wanted - size
                 if not is_out_of_room(error, os.path.dirname(name)):
-                    raise translate(error, os.path.dirname(name)) from error
+                    raise
     return size, True
 
 

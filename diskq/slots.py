@@ -14,8 +14,8 @@ Nothing in it must last. It has a fixed size and is never truncated or unlinked:
             (threads blocked in a get), length of the name u8, name
 
 The bytes that are locked lie far behind its end; see locks.py. A process that has the store open
-shares the first; who opens it locks the second; who takes a slot the third. A live consumer holds
-its slot's: the kernel frees it at any death. A process sees its own locks as free, so it remembers
+shares the first; a process that opens it locks the second. A live consumer holds its slot's: the
+kernel frees it at any death. A process sees its own locks as free, so it remembers
 its slots. A child that was forked in C may keep the lock of its dead parent: then the process that
 the slot names is asked for. From 2**62 on, `diskq run` locks the places of its commands; see
 cli/keeper.py.
@@ -52,7 +52,7 @@ _WATCHED, _ROOM = 1 << 31, 1 << 30  # in a topic's word
 _END = _SLOTS + MAX_CONSUMERS * _SLOT.size
 _FREE = bytes(_SLOT.size)
 _LOCKS = 1 << 40
-_OPEN_BYTE, _OPENING_BYTE, _USED_BYTE = _LOCKS, _LOCKS + 1, _LOCKS + 2
+_OPEN_BYTE, _OPENING_BYTE = _LOCKS, _LOCKS + 1
 _TURN_BYTES, _SLOT_BYTES = _LOCKS + 256, _LOCKS + 4096
 _NAP_SECONDS = 0.001
 
@@ -127,7 +127,14 @@ class Slots:
 
         Raises: Busy.
         """
-        self._wait_for(_OPENING_BYTE, until)
+        while not locks.try_lock(self._file, _OPENING_BYTE):
+            if time.monotonic() > until:
+                raise Busy(
+                    f"{self._path} was locked for too long by a process that opens the store; is"
+                    " one stopped? Try again, or end it",
+                    pid=0,
+                )
+            time.sleep(_NAP_SECONDS)
 
     def end_opening(self) -> None:
         """Let others go on; may be called twice."""
@@ -191,18 +198,21 @@ class Slots:
 
     # Consumers
 
-    def take(self, owner: int, group: int, name: str, until: float) -> int:
-        """Lock and fill a slot for a new consumer; returns its number.
+    def take(self, owner: int, group: int, name: str) -> int:
+        """For who writes, so one at a time of all processes: lock and fill a slot for a new
+        consumer; returns its number, the same one if it has one already.
 
         A slot whose consumer died is taken last: it still says what that one was handling.
 
-        Raises: Unsupported if MAX_CONSUMERS are alive; Busy.
+        Raises: Unsupported if MAX_CONSUMERS are alive.
         """
         text = name.encode()
         slot = _SLOT.pack(owner, group, *self._watch.mine, 0, 0, 0, len(text), text)
 
         def take() -> int:
-            self._wait_for(_USED_BYTE, until)
+            for index, its in list(self._mine.items()):
+                if its == owner:
+                    return index
             used = self._column(0).ljust(MAX_CONSUMERS, b"\0")
             for index in sorted(range(MAX_CONSUMERS), key=lambda index: used[index] != 0):
                 if index not in self._mine and self._take(index, owner, slot):
@@ -211,10 +221,7 @@ class Slots:
                 f"the store has {MAX_CONSUMERS} live consumers, its limit; close some"
             )
 
-        def unlock() -> None:
-            self._unlock(_USED_BYTE)
-
-        return guard.run_alone(self._lock, lambda: guard.surely(take, unlock))
+        return guard.run_alone(self._lock, take)
 
     def _take(self, index: int, owner: int, slot: bytes) -> bool:
         try:
@@ -324,22 +331,13 @@ class Slots:
     def _fill(self, index: int, data: bytes) -> None:
         self._memory[_start(index) : _start(index) + _SLOT.size] = data
 
-    def _wait_for(self, byte: int, until: float) -> None:
-        """Lock a byte that others hold for a moment only. Raises: Busy."""
-        while not locks.try_lock(self._file, byte):
-            if time.monotonic() > until:
-                raise Busy(
-                    f"{self._path} was locked for too long by a process that opens the store or"
-                    " makes a consumer; is one stopped? Try again, or end it",
-                    pid=0,
-                )
-            time.sleep(_NAP_SECONDS)
-
     def _unlock(self, byte: int) -> None:
+        if self._file_or_none < 0:  # it is closed, and its locks with it
+            return
         try:
             locks.unlocker(self._file_or_none, byte, 1)()
         except OSError as error:
-            if error.errno != errno.EBADF:  # it is closed meanwhile, and its locks with it
+            if error.errno != errno.EBADF:  # in this moment
                 raise
 
 

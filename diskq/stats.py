@@ -6,10 +6,9 @@ Counters live in the rows that commits write anyway, so this costs the same with
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
-from . import admin, files, held, leases, log
+from . import admin, held, leases, log
 from .codec import DURABILITIES, FORMAT_VERSION, HELD, decode_group, decode_topic
 from .engine import Engine
 from .errors import NotFound
@@ -70,7 +69,7 @@ def consumers(tx: Tx) -> Iterator[ConsumerInfo]:
 def store_stats(engine: Engine) -> StoreStats:
     """A store in numbers."""
     reads = engine.look(open_reads)
-    file_bytes = os.stat(os.path.join(engine.path, files.DATA)).st_size
+    file_bytes = engine.check_place()
 
     def snapshot(tx: Tx) -> StoreStats:
         meta = engine.meta

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn, TypeVar, Unpack
 
-from . import admin, check, files, limits, ondemand
+from . import admin, check, files, guard, limits, ondemand
 from .clock import Clock
 from .codec import COPY, DURABILITIES
 from .consumer import Consumer
@@ -127,6 +127,7 @@ class Store:
         self._readonly = readonly
         self.busy_seconds = busy_seconds
         self._consumers: weakref.WeakSet[Consumer] = weakref.WeakSet()
+        self._adopting = guard.new_lock()
 
     @property
     def engine(self) -> Engine:
@@ -237,16 +238,21 @@ class Store:
 
     def adopt(self, consumer: Consumer) -> None:
         """For diskq's own use: close this consumer with the store."""
-        self._consumers.add(consumer)
+        with self._adopting:
+            self._consumers.add(consumer)
 
     def close(self) -> None:
         """Close the store's consumers, then the store. May be called twice, and by a signal
         handler; never waits for long."""
         self._closed = True
-        for consumer in list(self._consumers):
-            with suppress(Closed):
-                consumer.close()
-        close_engine(self._user)
+        try:
+            with self._adopting:
+                consumers = list(self._consumers)
+            for consumer in consumers:
+                with suppress(Closed):
+                    consumer.close()
+        finally:
+            close_engine(self._user)
 
     def __enter__(self) -> Store:
         return self

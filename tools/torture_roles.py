@@ -13,6 +13,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -362,7 +363,9 @@ def _fork(role: Role, store: Store) -> None:
     if copy is None:
         return
     with copy.consumer(role.who) as consumer:
-        messages = consumer.get_many(200, timeout=0)
+        messages: list[diskq.Message] = []
+        with suppress(diskq.Busy):  # without a timeout it hardly waits for those that write
+            messages = consumer.get_many(200, timeout=0)
         bodies = [read_body(each.body, each.key, each.priority)[0] for each in messages]
         offsets = [each.offset for each in messages]
         ledger.write(copy=list(zip(offsets, bodies, strict=True)), fork=number)

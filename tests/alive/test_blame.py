@@ -87,6 +87,12 @@ def test_only_the_killer_of_a_group_with_key_order_dies(topic, way):
     assert (group.stats().acked, group.stats().lag) == (12, 0)
 
 
+@pytest.fixture
+def at_once(monkeypatch):
+    """A thread may collect suspects one right after the other."""
+    monkeypatch.setattr(limits, "HAND_OVER_SECONDS", 0)
+
+
 def forget(consumer):
     """The process of a consumer dies, as far as others can tell."""
     gone = consumer.pop()
@@ -144,7 +150,9 @@ def test_a_suspect_that_was_given_back_stays_one(topic, group):
     assert [offsets(heir.get_many(9, timeout=0)) for _ in range(3)] == [[0], [1], [2]]
 
 
-def test_while_a_thread_has_a_suspect_other_threads_of_its_process_get_nothing(topic, group):
+def test_while_a_thread_has_a_suspect_other_threads_of_its_process_get_nothing(
+    topic, group, at_once
+):
     put(topic, 0, 4)
     suspects(group, 2)
     consumer, other = group.consumer(), group.consumer()
@@ -156,6 +164,94 @@ def test_while_a_thread_has_a_suspect_other_threads_of_its_process_get_nothing(t
     suspect.ack()
 
 
+def test_a_thread_that_got_a_suspect_gets_nothing_more_until_that_can_have_been_handed_over(
+    topic, group, monkeypatch
+):
+    monkeypatch.setattr(limits, "HAND_OVER_SECONDS", 60)
+    put(topic, 0, 4)
+    suspects(group, 2)
+    consumer = group.consumer()
+    suspect = consumer.get_nowait()
+    assert consumer.get_many(9, timeout=0) == consumer.get_many(9, timeout=0.05) == []
+    monkeypatch.setattr(limits, "HAND_OVER_SECONDS", 0.5)
+    assert offsets(consumer.get_many(9, timeout=DEADLINE_SECONDS)) == [1]
+    suspect.ack()
+
+
+def test_a_suspect_is_in_the_hand_of_the_thread_that_names_it(topic, group, at_once):
+    """One thread gets, others handle: with two at once, innocents died with the killer."""
+    put(topic, 0, 4)
+    suspects(group, 2)
+    consumer = group.consumer()
+    suspect = consumer.get_nowait()
+    in_thread(suspect.__enter__)
+    assert consumer.get_many(9, timeout=0) == []
+    suspect.ack()
+    assert offsets(consumer.get_many(9, timeout=0)) == [1]
+
+
+def test_a_batch_that_other_threads_handle_is_no_company_for_a_suspect(topic, group, at_once):
+    put(topic, 0, 6)
+    consumer = group.consumer()
+    batch = consumer.get_many(2, timeout=0)
+    suspects(group, 2)
+    for message in batch:
+        in_thread(message.__enter__)
+    assert consumer.get_many(9, timeout=0) == []
+    consumer.ack_many(batch)
+    assert offsets(consumer.get_many(9, timeout=0)) == [2]
+
+
+@pytest.mark.parametrize("handler", ["pool", "itself"])
+def test_of_messages_that_one_thread_gets_only_the_killer_dies(tmp_path, handler):
+    """In the hands of a pool, or one right after the other in its own."""
+    for _ in range(MOST_LIVES):
+        done = subprocess.run(
+            [sys.executable, "-c", POOL, tmp_path / "store", handler],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            check=False,
+            timeout=DEADLINE_SECONDS,
+        )
+        if not done.returncode:
+            break
+    with diskq.open(tmp_path / "store") as store:
+        [letter] = store.queue("q").group.dead()
+        assert (letter.body, store.queue("q").group.stats().acked) == (b"killer", 11)
+
+
+POOL = """
+import os, signal, sys, time
+from concurrent.futures import ThreadPoolExecutor
+import diskq
+queue = diskq.open(sys.argv[1]).topic("q").group("default", max_deliveries=3).consumer()
+topic = queue.group.topic
+if not topic.stats().stored:
+    topic.put_many([b"%d" % n for n in range(5)] + [b"killer"] + [b"%d" % n for n in range(6, 12)])
+
+def handle(message):
+    with message:
+        time.sleep(0.01)
+        if message.body == b"killer":
+            time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+def get(seconds):
+    try:
+        return queue.get(timeout=seconds)
+    except diskq.Empty:
+        return None
+
+if sys.argv[2] == "pool":
+    with ThreadPoolExecutor(4) as pool:
+        while message := get(3):
+            pool.submit(handle, message)
+else:
+    while messages := [each for each in [get(3), get(0), get(0)] if each]:
+        for message in messages:
+            handle(message)
+"""
+
+
 def test_other_processes_go_on_beside_a_suspect(topic, group):
     put(topic, 0, 4)
     suspects(group, 2)
@@ -163,7 +259,7 @@ def test_other_processes_go_on_beside_a_suspect(topic, group):
     code = f"""
 import diskq
 consumer = diskq.open({topic.store.path!r}).topic("mail").group("workers").consumer()
-print([message.offset for _ in range(2) for message in consumer.get_many(9, timeout=0)])
+print([message.offset for _ in range(2) for message in consumer.get_many(9, timeout=30)])
 """
     run = [sys.executable, "-c", code]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -262,7 +358,7 @@ def test_two_threads_in_with_blocks_do_not_clear_each_others_names(topic, group)
     third.ack()
 
 
-def test_of_two_consumers_of_a_process_that_died_none_is_charged_at_first(topic, group):
+def test_of_two_consumers_of_a_process_that_died_none_is_charged_at_first(topic, group, at_once):
     put(topic, 0, 3)
     holders = [[group.consumer()], [group.consumer()]]
     for holder in holders:

@@ -27,7 +27,7 @@ ORDER = (
     ),
     "environment",
     *(
-        *("locks", "process", "guard", "wake", "door", "turns", "slots", "opened"),
+        *("locks", "guard", "process", "wake", "door", "turns", "slots", "opened"),
         "hands",
         "tx",
         "engine",
@@ -167,6 +167,6 @@ def code_lines_of(module):
     return len(code)
 
 
-def test_all_below_the_command_line_has_fewer_than_8600_lines_of_code():
+def test_all_below_the_command_line_has_fewer_than_8800_lines_of_code():
     modules = (path.stem for path in CORE.glob("*.py"))
-    assert sum(map(code_lines_of, modules)) < 8600
+    assert sum(map(code_lines_of, modules)) < 8800

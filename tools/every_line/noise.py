@@ -44,7 +44,7 @@ class Noise:
                     self.put.append(body)
                     try:
                         message = consumer.get(timeout=0)
-                    except diskq.Empty:
+                    except (diskq.Empty, diskq.Busy):  # it may not wait for the other threads
                         continue
                     message.ack()
                     self.acked.append(message.body.decode())
