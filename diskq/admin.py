@@ -25,6 +25,7 @@ from .decoding import decode_name, unpacked
 from .errors import ConfigConflict
 from .log import Log
 from .model import LANE_BITS, GroupSettings, TopicSettings
+from .room import need_room
 from .tx import Tx
 
 if TYPE_CHECKING:
@@ -70,17 +71,18 @@ def find_topic(tx: Tx, name: str, given: Given | None = None) -> int | None:
 
 
 def make_topic(tx: Tx, name: str, given: Given) -> int:
-    """Id of the topic, which is made if need be. Raises: as find_topic."""
+    """Id of the topic, which is made if need be. Raises: Full, and as find_topic."""
     found = find_topic(tx, name, given)
     if found is not None:
         return found
-    settings = _checked(TopicSettings(), given)
+    row = new_topic(name, _checked(TopicSettings(), given))
+    need_room(tx, len(row))
     meta = load_meta(tx)
     topic_id: int = meta.next_topic
     meta.next_topic += 1
     store_meta(tx, meta)
     tx.put(b"N" + name.encode(), U32.pack(topic_id))
-    tx.put(ID_KEY.pack(b"T", topic_id), new_topic(name, settings))
+    tx.put(ID_KEY.pack(b"T", topic_id), row)
     return topic_id
 
 
@@ -116,7 +118,7 @@ def _checked(settings: Settings, given: Given) -> Settings:
 
 
 def make_group(tx: Tx, source: Log, topic_name: str, name: str, start: Start, given: Given) -> int:
-    """Id of the group, which is made if need be. Raises: as find_group."""
+    """Id of the group, which is made if need be. Raises: Full, and as find_group."""
     topic = log.load(tx, source.topic_id, topic_name)
     found = find_group(tx, source.topic_id, name, given)
     if found is not None:
@@ -128,8 +130,9 @@ def make_group(tx: Tx, source: Log, topic_name: str, name: str, start: Start, gi
 
 
 def add_group(source: Log, topic: TopicRow, name: str, row: bytes) -> int:
-    """Store the row of a new group; returns its id."""
+    """Store the row of a new group; returns its id. Raises: Full."""
     tx = source.tx
+    need_room(tx, len(row))
     meta = load_meta(tx)
     group_id: int = meta.next_group
     meta.next_group += 1

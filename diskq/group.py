@@ -143,7 +143,7 @@ class Group:
         copy of what waits, is parked or is dead. What is leased here is given back there. From then
         on they are independent.
 
-        Raises: ConfigConflict if the name is in use, NotFound, ReadOnly, Closed.
+        Raises: ConfigConflict if the name is in use, NotFound, Full, ReadOnly, Closed.
         """
         check.name("group", name)
         place = self.place

@@ -84,7 +84,7 @@ def load_all() -> None:
     """Load everything, before a fork: a child would wait for ever for what another thread of its
     parent was importing."""
     for name in __all__:
-        with suppress(ImportError):  # some Pythons have no ctypes
+        with suppress(ImportError, Unsupported):  # some Pythons have no ctypes
             __getattr__(name)
 
 

@@ -171,8 +171,8 @@ class Store:
         groups count them as dropped. `dedup_seconds` (120): how long a dedup_id is remembered.
         `priorities` (1, at most 10): lanes of the topic.
 
-        Raises: ConfigConflict if the topic has other settings; ReadOnly if it would have to be
-        made; ValueError, TypeError, Closed.
+        Raises: ConfigConflict if the topic has other settings; ReadOnly or Full if it would have to
+        be made; ValueError, TypeError, Closed.
         """
         check.name("topic", name)
         topic_id = self.engine.read(lambda tx: admin.find_topic(tx, name, settings))

@@ -183,7 +183,7 @@ class Topic:
         `max_in_flight` (no bound): messages leased at once. `keep_expired` (False): what outlives
         its TTL is a dead letter.
 
-        Raises: ConfigConflict if the group has other settings, NotFound, ReadOnly, Closed.
+        Raises: ConfigConflict if the group has other settings, NotFound, Full, ReadOnly, Closed.
         """
         check.name("group", name)
         engine = self.store.engine

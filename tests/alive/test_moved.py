@@ -148,3 +148,45 @@ def test_whoever_waits_is_told_that_the_store_has_moved(path, way):
         for thread in threads:
             thread.join(DEADLINE_SECONDS)
         assert outcomes == dict.fromkeys(waits, diskq.StoreMoved)
+
+
+def test_a_store_that_was_moved_is_found_at_its_new_path(path):
+    """The engine of the old path was found by the inode, and refused what it was asked to do."""
+    new = path.with_name("new")
+    old_store = diskq.open(path)
+    queue = old_store.queue("q")
+    os.rename(path, new)
+    with pytest.raises(diskq.StoreMoved):
+        queue.put(b"x")
+    with diskq.open(new) as store:
+        assert store.path == str(new)
+        store.queue("q").put(b"a")
+        old_store.close()
+        store.queue("q").put(b"b")
+        assert [each.body for each in store.topic("q").read()] == [b"a", b"b"]
+        store.backup(f"{new}.copy")
+        assert list(store.verify()) == []
+
+
+def test_a_second_name_that_goes_breaks_nobody_who_used_the_first(path):
+    link = path.with_name("link")
+    diskq.open(path).close()
+    link.symlink_to(path)
+    for first, second in ((path, link), (link, path)):
+        with diskq.open(first) as one, diskq.open(second) as other:
+            link.unlink()
+            one.queue("q").put(b"a")
+            other.queue("q").put(b"b")
+        link.symlink_to(path)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_looking_at_a_store_that_has_moved_raises_no_error_of_the_system(path, way):
+    with diskq.open(path) as store:
+        queue = store.queue("q")
+        queue.put(b"a")
+        in_another_process(way, path)
+        with pytest.raises(diskq.StoreMoved):
+            store.stats()
+        assert queue.group.stats().lag == 1
+        assert [each.body for each in queue.topic.read()] == [b"a"]

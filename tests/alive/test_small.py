@@ -292,3 +292,37 @@ def free(topic, group, message, way):
         topic.put_many([b"x"] * 3, block=False)
     elif way == "release later":
         message.release(600)
+
+
+# Errors that told of damage, or of Python
+
+
+@pytest.mark.parametrize(
+    ("start", "error"), [(-1, ValueError), (2**64, ValueError), ("x", TypeError), (1.5, TypeError)]
+)
+def test_dead_letters_from_no_offset_are_an_error_of_the_caller(group, start, error):
+    """The store was called damaged."""
+    with pytest.raises(error, match="start"):
+        list(group.dead(start))
+
+
+def test_a_schedule_id_of_thousands_of_digits_is_not_found(topic):
+    with pytest.raises(diskq.NotFound):
+        topic.cancel("9" * 5000)
+    with pytest.raises(diskq.NotFound):
+        topic.cancel("9" * 5000 + "-1")
+
+
+class Speechless(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+def test_a_handler_that_fails_with_an_error_without_a_text_is_a_failure(topic, group, consumer):
+    topic.put(b"a")
+    with pytest.raises(Speechless), consumer.get_nowait():
+        raise Speechless
+    [waiting] = group.waiting()
+    assert [failure.error for failure in waiting.history] == [
+        "Speechless, and then RuntimeError from its __str__"
+    ]

@@ -117,3 +117,32 @@ def test_a_store_closed_while_another_thread_closes_its_consumer_raises_only_clo
     with suppress(diskq.Closed):
         consumer.close()
     assert not consumer.usable
+
+
+def test_a_store_that_is_closed_while_consumers_are_made_closes_and_says_so(tmp_path):
+    """RuntimeError (the set of consumers changed) left the store open; others got ValueError."""
+    outcomes = set()
+
+    def make(store):
+        group = store.queue("q").group
+        while True:
+            group.consumer()
+
+    def run(store):
+        try:
+            make(store)
+        except Exception as error:
+            outcomes.add(type(error))
+
+    for round_ in range(30):
+        store = diskq.open(tmp_path / "store", durability="process")
+        store.queue("q").group.consumer()
+        threads = [threading.Thread(target=run, args=[store]) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.0005 * (round_ % 10))
+        store.close()
+        for thread in threads:
+            thread.join(DEADLINE_SECONDS)
+        assert not any(thread.is_alive() for thread in threads)
+    assert outcomes == {diskq.Closed}

@@ -1,0 +1,53 @@
+"""Opening beside a process that was stopped in the middle of its own, and what is inherited."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+import diskq
+
+LOCKS = """
+import fcntl, sys
+file = open(sys.argv[1] + "/lock.mdb", "r+b")
+fcntl.lockf(file, fcntl.LOCK_EX, 1, 0)  # as LMDB does while it makes the file anew
+print("locked", flush=True)
+sys.stdin.readline()
+"""
+SOON = 20.0
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+def test_opening_does_not_wait_for_ever_for_another_one(path, child, readonly):
+    """LMDB waits for a lock there without a deadline, and no signal ends that."""
+    diskq.open(path).close()
+    locker = child(LOCKS, path)
+    assert locker.stdout.readline() == "locked\n"
+    os.kill(locker.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises(diskq.Busy, match="being opened"):
+        diskq.open(path, readonly=readonly, busy_seconds=0.3)
+    assert time.monotonic() - began < SOON
+    locker.kill()
+    locker.wait()
+    diskq.open(path, readonly=readonly, busy_seconds=SOON).close()
+
+
+def test_what_is_executed_inherits_no_file_of_a_store(path, tmp_path):
+    """LMDB left it data.mdb, open for writing: another user's program could read all bodies."""
+    with diskq.open(path) as store:
+        store.queue("q").put(b"private")
+        inherited = [
+            os.readlink(f"/proc/self/fd/{name}")
+            for name in os.listdir("/proc/self/fd")
+            if os.path.exists(f"/proc/self/fd/{name}") and os.get_inheritable(int(name))
+        ]
+        assert [name for name in inherited if str(path) in name] == []
+        child = os.posix_spawn("/bin/ls", ["ls", "-l", "/proc/self/fd"], {}, file_actions=[
+            (os.POSIX_SPAWN_OPEN, 1, str(tmp_path / "out"), os.O_WRONLY | os.O_CREAT, 0o600),
+        ])  # fmt: skip
+        os.waitpid(child, 0)
+    assert str(path) not in (tmp_path / "out").read_text()

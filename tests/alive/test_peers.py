@@ -1,0 +1,126 @@
+"""Processes that died beside this one: seen once, whoever inherited what they had."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import pytest
+
+import diskq
+from diskq import process
+
+HOLDS = """
+import sys
+import diskq
+consumer = diskq.open(sys.argv[1]).queue("q").consumer()
+message = consumer.get()
+print("holding", flush=True)
+sys.stdin.readline()
+"""
+MAKES = """
+import ctypes, os, sys, threading, time
+import diskq
+group = diskq.open(sys.argv[1]).queue("q").group
+
+def make():
+    while True:
+        group.consumer().close()
+
+threading.Thread(target=make, daemon=True).start()
+time.sleep(float(sys.argv[2]))
+child = ctypes.CDLL(None).fork()  # Python's own part of a fork does not run
+if child == 0:
+    ctypes.CDLL(None).pause()
+print(child, flush=True)
+sys.stdin.readline()
+"""
+DEADLINE_SECONDS = 60
+SOON = 20.0
+
+
+def test_a_blocked_get_of_a_paused_group_rests_though_a_holder_died(path, child):
+    """The dead consumer was found again at once, for ever: the get used a whole processor."""
+    with diskq.open(path) as store:
+        queue = store.queue("q")
+        queue.put(b"a")
+        holder = child(HOLDS, path)
+        assert holder.stdout.readline() == "holding\n"
+        queue.group.pause()
+        with queue.consumer() as consumer:
+            holder.kill()
+            holder.wait()
+            used = time.process_time()
+            assert consumer.get_many(1, timeout=1.5) == []
+            assert time.process_time() - used < 0.5
+            queue.group.resume()
+            assert consumer.get(timeout=DEADLINE_SECONDS).body == b"a"
+
+
+@pytest.mark.parametrize("moment", [0.01 * number for number in range(8)])
+def test_a_process_that_died_while_it_made_consumers_holds_up_nobody(path, child, moment):
+    """Its child, forked in C, kept the lock that it had in that moment."""
+    with diskq.open(path, durability="process", busy_seconds=SOON) as store:
+        group = store.queue("q").group
+        maker = child(MAKES, path, moment)
+        forked = int(maker.stdout.readline())
+        maker.kill()
+        maker.wait()
+        try:
+            began = time.monotonic()
+            for _ in range(20):
+                group.consumer().close()
+            assert time.monotonic() - began < SOON / 2
+        finally:
+            os.kill(forked, 9)
+
+
+def test_a_process_that_lives_is_never_taken_for_one_that_ended(child):
+    """One thread asked with a descriptor that another one had closed."""
+    neighbour = child("import sys; sys.stdin.readline()")
+    its_stat = process._stat(neighbour.pid)
+    mine = process.this_process()
+    its = process.Process(neighbour.pid, mine.namespace, int(its_stat[process._STARTED]))
+    watch = process.Watch(mine)
+    answers, over = [], threading.Event()
+
+    def ask():
+        while not over.is_set():
+            answers.append(watch.is_gone(its))
+            watch.forget(its)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.5)
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert len(answers) > 100
+    assert not any(answers)
+    neighbour.kill()
+    neighbour.wait()
+    assert watch.is_gone(its)
+    watch.close()
+
+
+def test_few_descriptors_are_kept_for_other_processes(path, child):
+    """They are the program's own: with many peers its files could not be opened."""
+    with diskq.open(path, durability="process") as store:
+        group = store.queue("q").group
+        peers = [
+            child(
+                "import diskq, sys\n"
+                "consumer = diskq.open(sys.argv[1]).queue('q').consumer()\n"
+                "print(flush=True)\nsys.stdin.readline()",
+                path,
+            )
+            for _ in range(process._MOST_PIDFDS + 4)
+        ]
+        for peer in peers:
+            peer.stdout.readline()
+        with group.consumer() as consumer:
+            before = len(os.listdir("/proc/self/fd"))
+            assert consumer.get_many(1, timeout=0.2) == []
+            assert len(os.listdir("/proc/self/fd")) <= before + process._MOST_PIDFDS
