@@ -29,6 +29,7 @@ from .schedule import schedule_id
 from .tx import Tx
 
 ROW = Struct(">QQHQQQ")
+_ROOM_BYTES = 144  # of a row on a page that is two thirds full
 _BEGUN = bytes(16)  # in the place of a digest
 _MAX_BUCKETS = 1_000  # looked at: more are there only if the window was a moment, and is long now
 
@@ -51,6 +52,18 @@ def decode(value: bytes) -> Row:
     """A row taken apart. Raises: Corrupt."""
     wall_ns, elapsed_ns, boot, *rest = unpacked(ROW, value)
     return Row(Stamp(wall_ns, wall_ns, elapsed_ns, boot), *rest)
+
+
+def room_for(tx: Tx, count: int) -> list[int]:
+    """What the rows of so many ids take, as sizes of pages. They come in no order: pages are split,
+    and a large batch copies all the pages there are. It cannot use again what the one before copied
+    (mdb.c, mdb_page_alloc), so they are there twice, a third of `max_bytes` of them over the
+    bound."""
+    size, most = count * _ROOM_BYTES, tx.engine.meta.max_bytes // 3
+    if most and 2 * count * limits.PAGE_BYTES > most:
+        pages = min(tx.lmdb.stat(tx.engine.dedup)["leaf_pages"], count)
+        size += max(2 * pages * limits.PAGE_BYTES - most, 0)
+    return [limits.PAGE_BYTES - 1] * -(-size // limits.PAGE_BYTES)
 
 
 class Ids:

@@ -51,15 +51,17 @@ def store_drafts(
     _check_lanes(name, row, drafts)
     named = {each.digest: each for each in reversed(drafts) if each.digest not in known}
     new = [each for each in drafts if not each.digest or named.get(each.digest) is each]
+    rows = dedup.room_for(source.tx, len(named)) if named else []
     if named:
         ids.forget(min(4 * len(named), limits.MAX_FORGOTTEN_IDS + len(named)))
     later = [each for each in new if _due_ns(each, now_ns)]
     if later:
         sizes = [len(each.record) for each in later]
-        need_room(source.tx, *sizes, max(sizes))  # and once more, to move each when it is due
+        sizes.append(max(sizes))  # once more, to move each when it is due
+        need_room(source.tx, *sizes, *rows)
     if now := [each for each in new if not _due_ns(each, now_ns)]:
         size = stored_size([len(each.record) for each in now], len({each.lane for each in now}))
-        retention.make_room(source, name, row, len(now), size)
+        retention.make_room(source, name, row, len(now), size, *([] if later else rows))
     lanes: list[list[Draft]] = [[] for _ in row.next]
     receipts = []
     for each in drafts:

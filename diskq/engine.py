@@ -229,15 +229,14 @@ class Engine:
         if self.readonly:
             raise errors.ReadOnly(f"store {self.path} is open read-only; open it for writing")
         door, env = self._door, self.live()
-        turns, missing, grown = self.slots.turns, 0, 0
+        turns, missing, grown = self.slots.turns, -1, 0
         while grown < _MOST_GROWTHS:
             try:
-                env = self.live()
                 door.unclean = True
                 turns.take(call, self._check_usable)
                 self._check_usable()
                 self.check_place()
-                if missing:
+                if missing >= 0:
                     self.logs[missing] = self._open(env, _log_name(missing))[0]
                 tx = self._run(env, call, door.claim(call, claimed))
                 break
@@ -250,11 +249,11 @@ class Engine:
                 grown += 1
                 if not self._grow(env):
                     raise full(self.path, "its memory map cannot grow") from error
+                env = self.live()
             except FAULTS as error:
                 raise self._note_failure(error) from error
             finally:
-                turns.leave()
-                door.unclean = False
+                self._clean()  # the transaction, too, if something was raised while it ended
         else:
             raise full(self.path, "its memory map was filled as fast as it grew")
         turns.wake_next()

@@ -51,8 +51,8 @@ def trim(source: Log, name: str, at: int | None = None) -> tuple[int, int]:
     return gone + settled, at
 
 
-def make_room(source: Log, name: str, row: TopicRow, count: int, size: int) -> None:
-    """Let `count` messages of `size` bytes fit. The caller stores the topic's row.
+def make_room(source: Log, name: str, row: TopicRow, count: int, size: int, *more: int) -> None:
+    """Let `count` messages of `size` bytes fit, and `more` rows. The caller stores the topic's row.
 
     Raises: Full, with `topic` if that is what is full; MessageTooLarge if they never fit.
     """
@@ -70,7 +70,7 @@ def make_room(source: Log, name: str, row: TopicRow, count: int, size: int) -> N
             )
     while True:
         try:
-            need_room(source.tx, size)
+            need_room(source.tx, size, *more)
             return
         except Full:
             if ondemand.dedup.has_stale(source.tx):  # they go first, see puts.commit

@@ -202,7 +202,7 @@ class Room:
         """Free pages that this transaction may use, but for the first few: rows take those."""
         last = self._env.info()["last_txnid"]
         oldest = last - next((reader.lag for reader in ondemand.readers.open_reads(self._env)), 0)
-        with open(self._name, "rb") as file:
+        with translating(self._path), open(self._name, "rb") as file:
             free = ondemand.pages.snapshots(file.fileno())[0].free_pages()
             pages = sorted(page for txn, some in free if txn < oldest for page in some)
         runs: list[list[int]] = []

@@ -94,10 +94,7 @@ class Slots:
                 os.close(other)
             if not readonly and not any(self._memory[:8]):
                 self._memory[:8] = _MAGIC
-            if self._memory[:8] != _MAGIC:
-                raise WrongFormat(
-                    f"{path} is of another version of diskq; end its users, then remove this file"
-                )
+            _check_magic(path, self._memory[:8])
             self._words = Words(self._memory, _WORDS, WAKE_WORDS)
             self.turns = Turns(
                 os.path.dirname(path), self._file, _TURN_BYTES, self._memory, self._watch
@@ -289,8 +286,9 @@ class Slots:
 
     def alive(self, index: int, owner: int) -> bool:
         """Whether the consumer `owner`, which had this slot, is alive."""
-        if index in self._mine:
-            return self._mine[index] == owner
+        mine = self._mine.get(index)
+        if mine is not None:
+            return mine == owner
         (found,) = _U64.unpack_from(self._memory, _start(index))
         if found != owner or not locks.is_locked(self._file, _SLOT_BYTES + index):
             return False
@@ -347,12 +345,21 @@ def _open(path: str, readonly: bool) -> int:
     data = os.path.join(os.path.dirname(path), files.DATA)
     file = files.open_private(path, os.O_RDWR | os.O_CREAT, like=data)
     try:
+        _check_magic(path, os.pread(file, len(_MAGIC), 0))
         # Without holes: on a full disk, touching one would end the process with SIGBUS.
         os.posix_fallocate(file, 0, _END)
     except BaseException:
         os.close(file)
         raise
     return file
+
+
+def _check_magic(path: str, found: bytes) -> None:
+    """Refuse what is no file of this kind, before anything in it is changed."""
+    if found != _MAGIC and any(found):
+        raise WrongFormat(
+            f"{path} is of another version of diskq; end its users, then remove this file"
+        )
 
 
 def _word_of(topic: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 
 import pytest
@@ -27,11 +28,24 @@ def small(open_store):
 
 def fill_with_ids(topic):
     """Put ids until the store is full."""
-    with suppress(diskq.Full):
-        for batch in range(1000):
-            messages = [Outgoing(b"", dedup_id=f"{batch}-{n}") for n in range(500)]
-            topic.put_many(messages, block=False)
+    for size in (500, 20):  # a large batch needs more room than it takes
+        with suppress(diskq.Full):
+            for batch in range(10_000):
+                messages = [Outgoing(b"", dedup_id=f"{size} {batch} {n}") for n in range(size)]
+                topic.put_many(messages, block=False)
     topic.purge()
+
+
+@pytest.mark.parametrize("size", [100, 5000, 20_000])
+def test_ids_of_large_batches_keep_the_bound_of_the_store(open_store, tmp_path, size):
+    """Each batch copied all pages of ids, beside those that the one before had copied."""
+    store = open_store(durability="process", max_bytes=4 * MIB)
+    with pytest.raises(diskq.Full):
+        while True:
+            ids = [os.urandom(16).hex() for _ in range(size)]
+            store.topic("t").put_many([Outgoing(b"", dedup_id=each) for each in ids], block=False)
+    assert store.stats().file_bytes <= 1.5 * 4 * MIB
+    assert store.topic("t").stats().stored > 10_000
 
 
 def test_a_store_full_of_old_ids_has_room_again(small, clock):
