@@ -22,10 +22,11 @@ from .codec import (
     new_topic,
 )
 from .decoding import decode_name, unpacked
+from .environment import full
 from .errors import ConfigConflict
 from .log import Log
 from .model import LANE_BITS, GroupSettings, TopicSettings
-from .room import need_room
+from .room import room_of
 from .tx import Tx
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def make_topic(tx: Tx, name: str, given: Given) -> int:
     if found is not None:
         return found
     row = new_topic(name, _checked(TopicSettings(), given))
-    need_room(tx, len(row))
+    _take_room(tx, len(row))
     meta = load_meta(tx)
     topic_id: int = meta.next_topic
     meta.next_topic += 1
@@ -84,6 +85,12 @@ def make_topic(tx: Tx, name: str, given: Given) -> int:
     tx.put(b"N" + name.encode(), U32.pack(topic_id))
     tx.put(ID_KEY.pack(b"T", topic_id), row)
     return topic_id
+
+
+def _take_room(tx: Tx, size: int) -> None:
+    """Room for the row of a topic or group: in a full store, too, or nobody could empty it."""
+    if not room_of(tx).take(size):
+        raise full(tx.engine.path, "nothing is left for another topic or group")
 
 
 def find_group(tx: Tx, topic_id: int, name: str, given: Given) -> int | None:
@@ -132,7 +139,7 @@ def make_group(tx: Tx, source: Log, topic_name: str, name: str, start: Start, gi
 def add_group(source: Log, topic: TopicRow, name: str, row: bytes) -> int:
     """Store the row of a new group; returns its id. Raises: Full."""
     tx = source.tx
-    need_room(tx, len(row))
+    _take_room(tx, len(row))
     meta = load_meta(tx)
     group_id: int = meta.next_group
     meta.next_group += 1
