@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 import click
 
 import diskq
-from diskq import Group, NotFound, Store, Topic
+from diskq import Group, NotFound, Store, Topic, limits
 
 from . import output, units
 
@@ -160,21 +160,25 @@ def store_path() -> str:
     return path
 
 
-def open_store(*, create: bool = False, readonly: bool = False, mode: int | None = None) -> Store:
+def open_store(
+    *, create: bool = False, readonly: bool = False, mode: int | None = None, wait: float = 0
+) -> Store:
     """That store. Read-only it is looked at: whoever writes to it is neither waited for, nor held
-    up, and nothing is changed."""
+    up, and nothing is changed. A verb that may `wait` so long opens within that, unless --busy is
+    given."""
     path = store_path()
     busy_seconds = _options().busy_seconds
+    opening = wait if wait and busy_seconds is None else busy_seconds
     try:
-        return diskq.open(
-            path, create=create, readonly=readonly, mode=mode, busy_seconds=busy_seconds
-        )
+        store = diskq.open(path, create=create, readonly=readonly, mode=mode, busy_seconds=opening)
     except NotFound:
         if create:
             raise
         raise NotFound(
             f"there is no store at {path}; 'diskq -s {shlex.quote(path)} put TOPIC BODY' creates it"
         ) from None
+    store.busy_seconds = limits.BUSY_SECONDS if busy_seconds is None else busy_seconds
+    return store
 
 
 def find_topic(store: Store, name: str) -> Topic:

@@ -64,7 +64,7 @@ def get(
     diskq get mail -g workers -n 100 --json
     diskq get mail -g workers --wait 5s --no-ack
     """
-    store = open_store()
+    store = open_store(wait=wait)
     at_the_end(store.close)
     source = find_group(store, topic, group)
     consumer = source.consumer()

@@ -145,7 +145,7 @@ def put(
     check.message(Outgoing(b"", **given))
     create = not (no_create or given["priority"])
     try:
-        with open_store(create=create, mode=mode) as store:
+        with open_store(create=create, mode=mode, wait=wait) as store:
             to = store.topic(topic) if create else find_topic(store, topic)
             _check_priority(to, given["priority"])
             if lines or null or jsonl:

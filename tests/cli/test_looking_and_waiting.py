@@ -97,6 +97,15 @@ def test_a_verb_that_writes_waits_as_long_as_it_is_told(
     assert not found["readonly"]
 
 
+@pytest.mark.parametrize("verb", WRITES[:2], ids=" ".join)
+def test_a_wait_for_messages_or_room_includes_the_opening(
+    monkeypatch: pytest.MonkeyPatch, verb: list[str]
+) -> None:
+    """`get --wait 1s` waited 30 seconds beside a stopped writer."""
+    assert opened_with(monkeypatch, *verb, "--wait", "2s")["busy_seconds"] == 2
+    assert opened_with(monkeypatch, "--busy", "9s", *verb, "--wait", "2s")["busy_seconds"] == 9
+
+
 @pytest.mark.parametrize("verb", [["put", "mail", "x"], ["topic", "create", "mail"]], ids=" ".join)
 def test_the_mode_of_a_new_store_can_be_given(
     monkeypatch: pytest.MonkeyPatch, verb: list[str]
