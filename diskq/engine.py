@@ -41,6 +41,7 @@ from .environment import (
 )
 from .hands import Hands
 from .opened import Opened
+from .process import HERE
 from .segment import Segment
 from .slots import Slots
 from .tx import LogIsClosed, Tx, run_others
@@ -74,7 +75,7 @@ class Engine:
         self.members: Slots | None = None  # who is alive, if that can be told
         self._opened: Opened | None = None  # in a child at first the parent's
         self._failed = ""
-        self._pid = os.getpid()
+        self._pid = HERE[0] = os.getpid()
         self.closing = False
         self._crossed = False  # a fork did, while a transaction was open
         self._forks = 0
@@ -101,7 +102,7 @@ class Engine:
     def generation(self) -> int:
         """How often this process is a fork of the one that opened the store: what was made before
         belongs to another process."""
-        if os.getpid() != self._pid:
+        if HERE[0] != self._pid:
             self.after_fork_in_child()
         return self._forks
 
@@ -122,7 +123,7 @@ class Engine:
         Raises: Busy, Reentered, StoreMoved, Closed, ReadOnly, DiskFailed, Full; nothing was
         changed.
         """
-        if os.getpid() != self._pid:
+        if HERE[0] != self._pid:
             self.after_fork_in_child()
         if self._reader._is_owned():
             raise guard.reentered()
@@ -141,7 +142,7 @@ class Engine:
 
         Raises: Reentered, Closed, Corrupt.
         """
-        if os.getpid() != self._pid:
+        if HERE[0] != self._pid:
             self.after_fork_in_child()
         reader = self._reader
         if reader._is_owned() or (self._writer._is_owned() and not reader.acquire(False)):
@@ -356,7 +357,7 @@ class Engine:
     def log(self, topic_id: int) -> Database:
         """As `Tx.log`, for use outside of a transaction; not to be called inside of an
         operation."""
-        if os.getpid() != self._pid:
+        if HERE[0] != self._pid:
             self.after_fork_in_child()
         if topic_id not in self.logs:
             if self.readonly:
@@ -446,7 +447,7 @@ class Engine:
 
     def own_slots(self) -> Slots:
         """The slots of this process: opened anew, as all of it, in a forked child."""
-        if os.getpid() != self._pid:
+        if HERE[0] != self._pid:
             self.after_fork_in_child()
         self.live()
         return self.slots
@@ -494,6 +495,7 @@ class Engine:
     def after_fork_in_child(self) -> None:
         """Keep the parent's environment only to close it before the own one is opened."""
         if self._pid == os.getpid():
+            HERE[0] = self._pid  # this was interrupted
             return
         self._crossed = self._crossed or self._reading or self._door.unclean
         self._env = self.members = None
@@ -501,7 +503,7 @@ class Engine:
             self._opened.drop_files()
         self._reset()
         self._forks += 1
-        self._pid = os.getpid()  # last: if this is interrupted, it is done again
+        self._pid = HERE[0] = os.getpid()  # last: if this is interrupted, it is done again
 
 
 def _log_name(topic_id: int) -> bytes:
