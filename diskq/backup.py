@@ -22,6 +22,12 @@ def copy_store(source: str, identity: tuple[int, int], path: str) -> None:
     with translating(path):
         if files.is_store(path):
             raise errors.NotAStore(f"{path} exists; choose a new path for the copy")
+        inside = os.path.realpath(os.path.dirname(path)).split(os.sep)
+        store = os.path.realpath(source).split(os.sep)
+        if inside[: len(store)] == store:
+            raise errors.NotAStore(
+                f"{path} is inside of the store, and would go with it; choose a place outside"
+            )
     files.check_identity(source, identity)
     with building(path, source=source) as place:
         apart.run("backup:main", source, *map(str, identity), place, path)

@@ -198,6 +198,19 @@ def test_a_store_can_be_checked_without_a_current_directory(path, tmp_path, monk
     assert sorted(os.listdir(tmp_path)) == ["copy", "store"]
 
 
+def test_a_copy_is_not_made_inside_of_its_store(path, tmp_path):
+    """Whatever removes or moves the store would take its backup along."""
+    with diskq.open(path) as store:
+        (tmp_path / "link").symlink_to(path)
+        for place in (path / "copy", path / "deep" / "copy", tmp_path / "link" / "copy"):
+            place.parent.mkdir(exist_ok=True)
+            with pytest.raises(diskq.NotAStore, match="outside"):
+                store.backup(place)
+        store.backup(f"{path}.copy")  # a name that begins in the same way
+        (path / "deep").rmdir()
+    assert sorted(os.listdir(path)) == ["data.mdb", "lock.mdb", "slots"]
+
+
 # Limits
 
 FEW_FILES = """
