@@ -208,7 +208,7 @@ def test_a_copy_is_not_made_inside_of_its_store(path, tmp_path):
                 store.backup(place)
         store.backup(f"{path}.copy")  # a name that begins in the same way
         (path / "deep").rmdir()
-    assert sorted(os.listdir(path)) == ["data.mdb", "lock.mdb", "slots"]
+    assert all(each.is_file() for each in path.iterdir())
 
 
 # Limits
