@@ -79,11 +79,12 @@ class Engine:
         self.closing = False
         self._crossed = False  # a fork did, while a transaction was open
         self._forks = 0
-        self._reset()
+        self._begin(self)
 
-    def _reset(self) -> None:
+    def _begin(self, owner: Engine) -> None:
+        """What a process has of its own; for `owner`."""
         self._leave: Callable[[], object] = int  # gives back the turn to write
-        self._door = Door(self._transact, self._clean)
+        self._door = Door(owner._transact, owner._clean)
         self._writer = self._door.lead  # who has it leads
         self._reader = guard.new_lock()
         self._opening = guard.new_lock()
@@ -494,16 +495,18 @@ class Engine:
 
     def after_fork_in_child(self) -> None:
         """Keep the parent's environment only to close it before the own one is opened."""
-        if self._pid == os.getpid():
-            HERE[0] = self._pid  # this was interrupted
-            return
-        self._crossed = self._crossed or self._reading or self._door.unclean
-        self._env = self.members = None
-        if self._opened is not None:
-            self._opened.drop_files()
-        self._reset()
-        self._forks += 1
-        self._pid = HERE[0] = os.getpid()  # last: if this is interrupted, it is done again
+        opened, here = self._opened, os.getpid()
+        if here != self._pid:
+            fresh = Engine.__new__(Engine)
+            fresh._begin(self)
+            fresh._crossed = self._crossed or self._reading or self._door.unclean
+            fresh._env = fresh.members = None
+            fresh._forks, fresh._pid = self._forks + 1, here
+            if opened is not None:
+                opened.drop_files()
+            if os.getpid() != self._pid:  # no handler that used it came before this one call of C
+                self.__dict__.update(fresh.__dict__)
+        HERE[0] = here
 
 
 def _log_name(topic_id: int) -> bytes:

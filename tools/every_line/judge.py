@@ -123,7 +123,7 @@ class Trial:
         put, acked = set(noise["put"]), set(noise["acked"])
         if noise["hung"]:
             self.faults.append(f"{noise['hung']} other threads hang")
-        shut = KINDS[self.task.kind].handler == "shut"  # the store is theirs, too
+        shut = KINDS[self.task.kind].handler == "shut" or self.scenario.ends == "store"
         for error in sorted({each for each in noise["errors"] if not (shut and "Closed" in each)}):
             self.faults.append(f"another thread got {error}")
         for what, bodies in (
