@@ -25,7 +25,7 @@ import lmdb
 from . import files, limits
 from .clock import Clock
 from .codec import DURABILITIES, META_KEY, Meta, new_meta
-from .environment import full, is_out_of_room, no_permission, translate
+from .environment import full, is_out_of_room, keep_from_others, no_permission, translate
 from .errors import Busy, Full, NotAStore, NotFound
 from .files import MARKER, UNFINISHED
 from .sites import DIRECTORY, Site, claim, is_marker, lock, open_marker, sweep
@@ -259,6 +259,7 @@ def create_in(place: str, row: bytes) -> None:
         lib_version=0,
         sync=False,
     ) as env:
+        keep_from_others(place)
         write_meta(env, place, row)
 
 

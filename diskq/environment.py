@@ -73,7 +73,7 @@ def open_environment(path: str, durability: str, *, readonly: bool) -> lmdb.Envi
                 max_spare_txns=0,
                 lib_version=0,
             )
-            _keep_from_others(path)
+            keep_from_others(path)
             return env
         except lmdb.MapResizedError as error:
             tries += 1  # it grew between the two looks that LMDB takes at it
@@ -87,7 +87,7 @@ def open_environment(path: str, durability: str, *, readonly: bool) -> lmdb.Envi
             del sizes[0]
 
 
-def _keep_from_others(path: str) -> None:
+def keep_from_others(path: str) -> None:
     """Close data.mdb where another program is executed: LMDB lets it inherit the descriptor. The
     open files are looked through, because py-lmdb does not tell which one it is."""
     with suppress(OSError):  # no /proc

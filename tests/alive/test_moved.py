@@ -37,7 +37,7 @@ def create(path):
 
 
 def replace_the_file(path):
-    """What tools do that write anew and rename."""
+    """As a tool does that writes a file anew and renames it."""
     shutil.copy(path / "data.mdb", path / "new")
     os.rename(path / "new", path / "data.mdb")
 

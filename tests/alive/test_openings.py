@@ -9,6 +9,7 @@ import time
 import pytest
 
 import diskq
+from diskq import creation
 
 LOCKS = """
 import fcntl, sys
@@ -36,16 +37,33 @@ def test_opening_does_not_wait_for_ever_for_another_one(path, child, readonly):
     diskq.open(path, readonly=readonly, busy_seconds=SOON).close()
 
 
+def inherited_below(folder):
+    """The open files in a directory that an executed program would have, too."""
+    names = [
+        os.readlink(f"/proc/self/fd/{name}")
+        for name in os.listdir("/proc/self/fd")
+        if os.path.exists(f"/proc/self/fd/{name}") and os.get_inheritable(int(name))
+    ]
+    return [name for name in names if str(folder) in name]
+
+
+def test_nor_does_it_while_a_store_is_made(path, monkeypatch):
+    write_meta, found = creation.write_meta, []
+
+    def look(*arguments):
+        found.append(inherited_below(os.path.dirname(path)))
+        write_meta(*arguments)
+
+    monkeypatch.setattr(creation, "write_meta", look)
+    diskq.open(path).close()
+    assert found == [[]]
+
+
 def test_what_is_executed_inherits_no_file_of_a_store(path, tmp_path):
     """LMDB left it data.mdb, open for writing: another user's program could read all bodies."""
     with diskq.open(path) as store:
         store.queue("q").put(b"private")
-        inherited = [
-            os.readlink(f"/proc/self/fd/{name}")
-            for name in os.listdir("/proc/self/fd")
-            if os.path.exists(f"/proc/self/fd/{name}") and os.get_inheritable(int(name))
-        ]
-        assert [name for name in inherited if str(path) in name] == []
+        assert inherited_below(os.path.dirname(path)) == []
         child = os.posix_spawn("/bin/ls", ["ls", "-l", "/proc/self/fd"], {}, file_actions=[
             (os.POSIX_SPAWN_OPEN, 1, str(tmp_path / "out"), os.O_WRONLY | os.O_CREAT, 0o600),
         ])  # fmt: skip

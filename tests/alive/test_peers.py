@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from helpers import run_python
 
 import diskq
 from diskq import process
@@ -103,6 +104,29 @@ def test_a_process_that_lives_is_never_taken_for_one_that_ended(child):
     neighbour.wait()
     assert watch.is_gone(its)
     watch.close()
+
+
+FORKED_IN_C = """
+import ctypes, os, signal, sys
+import diskq
+from diskq import engine, process
+if sys.argv[2] == "without the page":  # Linux before 4.14
+    engine.HERE = process._Pid()
+queue = diskq.open(sys.argv[1]).queue("q")
+queue.put(b"from the parent")
+child = ctypes.CDLL(None).fork()
+if child == 0:
+    signal.alarm(30)
+    queue.put(b"from the child")
+    os._exit(queue.qsize())
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+print(queue.qsize())
+"""
+
+
+@pytest.mark.parametrize("how", ["with the page", "without the page"])
+def test_a_fork_in_c_is_noticed_with_and_without_a_page_that_it_wipes(tmp_path, how):
+    assert run_python(FORKED_IN_C, tmp_path / "store", how).stdout == "2\n"
 
 
 def test_few_descriptors_are_kept_for_other_processes(path, child):
