@@ -47,18 +47,6 @@ def inherited_below(folder):
     return [name for name in names if str(folder) in name]
 
 
-def test_nor_does_it_while_a_store_is_made(path, monkeypatch):
-    write_meta, found = creation.write_meta, []
-
-    def look(*arguments):
-        found.append(inherited_below(os.path.dirname(path)))
-        write_meta(*arguments)
-
-    monkeypatch.setattr(creation, "write_meta", look)
-    diskq.open(path).close()
-    assert found == [[]]
-
-
 def test_what_is_executed_inherits_no_file_of_a_store(path, tmp_path):
     """LMDB left it data.mdb, open for writing: another user's program could read all bodies."""
     with diskq.open(path) as store:
@@ -69,3 +57,15 @@ def test_what_is_executed_inherits_no_file_of_a_store(path, tmp_path):
         ])  # fmt: skip
         os.waitpid(child, 0)
     assert str(path) not in (tmp_path / "out").read_text()
+
+
+def test_a_store_that_is_being_made_is_not_inherited_either(tmp_path, monkeypatch):
+    write_meta, found = creation.write_meta, []
+
+    def look(*arguments):
+        found.append(inherited_below(tmp_path))
+        write_meta(*arguments)
+
+    monkeypatch.setattr(creation, "write_meta", look)
+    diskq.open(tmp_path / "new").close()
+    assert found == [[]]
