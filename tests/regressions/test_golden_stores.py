@@ -15,6 +15,7 @@ import lmdb
 import pytest
 from clock import ManualClock
 from golden_stores import clock_of, consume, describe, formats, unpack
+from helpers import digest
 
 import diskq
 from diskq import codec, held, limits
@@ -33,9 +34,9 @@ def as_json(value):
 @contextmanager
 def no_byte_changes(data: Path) -> Iterator[None]:
     """Fail if a byte of this file differs at the end."""
-    before = data.read_bytes()
+    before = digest(data)
     yield
-    assert data.read_bytes() == before
+    assert digest(data) == before
 
 
 def differences(found: Any, expected: Any, place: str = "") -> Iterator[str]:
