@@ -46,21 +46,25 @@ def interrupted(at):
             pass
         finally:
             sys.settrace(None)
+            ended.set()
+            checked.wait()  # its identity is not to be that of the thread which is started next
 
-    thread = threading.Thread(target=first, daemon=True)
-    thread.start()
-    thread.join(10)
+    ended = threading.Event()
+    threading.Thread(target=first, daemon=True).start()
+    ended.wait(10)
     return seen >= at
 
 for at in itertools.count(1):
     for module in ondemand, diskq:
         vars(module).pop("transaction", None)
     sys.modules.pop("diskq.transaction", None)
+    checked = threading.Event()
     was = interrupted(at)
     found = []
     thread = threading.Thread(target=lambda: found.append(load()), daemon=True)
     thread.start()
     thread.join(10)
+    checked.set()
     if not found or not was:
         break
 print(at, "loaded" if found else "hangs", flush=True)
