@@ -329,8 +329,8 @@ class ModelTopic:
         return before - len(self.segments)
 
     def trim(self):
-        self.drop_old(0, 0)
-        self.forget_settled()
+        while self.drop_old(0, 0) + self.forget_settled():
+            pass  # a segment that went may have been before one that is too old
 
     def purge(self, floors, everything):
         for group in self.groups.values():
