@@ -186,7 +186,8 @@ class Demo:
             os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
             live = {consumer.pid: consumer for consumer in self.store.stats().consumers}
             handling = live[process.pid].handling if process.pid in live else None
-            if handling is not None:
+            if handling in {each.offset for each in self.group.pending()}:  # not acked just now
+                assert handling is not None
                 self.killed_offset, self.killed_at = handling, time.monotonic()
                 self.consumers[name].kill()
                 self.here.discard(name)
