@@ -26,7 +26,7 @@ def copy_store(source: str, identity: tuple[int, int], path: str) -> None:
         store = os.path.realpath(source).split(os.sep)
         if inside[: len(store)] == store:
             raise errors.NotAStore(
-                f"{path} is inside of the store, and would go with it; choose a place outside"
+                f"{path} is inside the store, and would be deleted with it; choose a place outside"
             )
     files.check_identity(source, identity)
     with building(path, source=source) as place:
