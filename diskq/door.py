@@ -118,6 +118,7 @@ class Door:
         self.lead.release()
 
     def _wait(self, call: Call) -> None:
+        guard.check_may_wait()
         began = time.monotonic()
         until = max(call.until, began + NOWAIT_SECONDS)
         call.gate = threading.Lock()

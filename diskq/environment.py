@@ -52,6 +52,8 @@ def open_environment(path: str, durability: str, *, readonly: bool) -> lmdb.Envi
 
     `max_spare_txns` is 0 because a spare transaction keeps its reader slot, which a forked child
     that closes the environment would free under its parent. `lib_version` 0 is the 0.9 format.
+    Whoever calls this has the environment as soon as it is open, so that no exception lets an open
+    one go: LMDB refuses a second one of the same store in a process.
     """
     with translating(path):
         files.check_mount(path)
@@ -60,7 +62,7 @@ def open_environment(path: str, durability: str, *, readonly: bool) -> lmdb.Envi
     tries = 0
     while True:
         try:
-            env = lmdb.open(
+            return lmdb.open(
                 os.fsencode(path),
                 map_size=sizes[0],
                 readonly=readonly,
@@ -73,8 +75,6 @@ def open_environment(path: str, durability: str, *, readonly: bool) -> lmdb.Envi
                 max_spare_txns=0,
                 lib_version=0,
             )
-            keep_from_others(path)
-            return env
         except lmdb.MapResizedError as error:
             tries += 1  # it grew between the two looks that LMDB takes at it
             if tries == 64:

@@ -20,6 +20,10 @@ from .limits import BUSY_SECONDS
 
 T = TypeVar("T")
 
+# Threads that load a module for another one, which may have any lock. A finalizer that runs in one
+# of them must not wait for a lock: its call raises Reentered, as it would in the other thread.
+LOADERS: set[int] = set()
+
 
 def new_lock() -> Any:
     """A lock that knows its owner: `_is_owned` says whether the calling thread has it."""
@@ -45,16 +49,24 @@ def run_alone(lock: Any, action: Callable[[], T]) -> T:
 def wait_for(lock: Any) -> None:
     """Wait until no other thread has the lock: a signal handler may hold up the one that has it.
 
-    Raises: Busy after BUSY_SECONDS.
+    Raises: Busy after BUSY_SECONDS; Reentered in one of LOADERS.
     """
-    if not lock.acquire(True, BUSY_SECONDS):
-        raise Busy(
-            f"another thread of this process has been using the store for {BUSY_SECONDS:g} s, or a"
-            " signal handler that interrupted it waits for something; nothing was changed, let the"
-            " handler end",
-            pid=os.getpid(),
-        )
+    if not lock.acquire(False):
+        check_may_wait()
+        if not lock.acquire(True, BUSY_SECONDS):
+            raise Busy(
+                f"another thread of this process has been using the store for {BUSY_SECONDS:g} s,"
+                " or a signal handler that interrupted it waits for something; nothing was changed,"
+                " let the handler end",
+                pid=os.getpid(),
+            )
     lock.release()
+
+
+def check_may_wait() -> None:
+    """Before a thread waits for another one of its process. Raises: Reentered in one of LOADERS."""
+    if threading.get_ident() in LOADERS:
+        raise reentered()
 
 
 def surely(action: Callable[[], T], end: Callable[[], object]) -> T:

@@ -2,7 +2,8 @@
 
 A thread of its own imports each: an exception that a signal handler or another thread raises in the
 middle of an import leaves CPython's lock of that module held, and any later import of it would wait
-for ever. Nothing raises in that thread. Safe from any thread.
+for ever. Nothing raises in that thread, and no finalizer that runs there waits for the thread that
+waits for the import. Safe from any thread.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from importlib import import_module
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from . import guard
 from .errors import Unsupported
 
 if TYPE_CHECKING:
@@ -96,9 +98,11 @@ def _import_apart(name: str) -> None:
     done.acquire()
 
     def work() -> None:
+        guard.LOADERS.add(_thread.get_ident())
         with suppress(Exception):  # it is raised again in the thread that asked
             import_module(name)
         done.release()
+        guard.LOADERS.discard(_thread.get_ident())
 
     with suppress(RuntimeError):  # no thread is to be had, as at the end of the interpreter
         _thread.start_new_thread(work, ())

@@ -23,6 +23,7 @@ from .environment import (
     FAULTS,
     Database,
     adopting,
+    keep_from_others,
     open_databases,
     open_environment,
     read_row,
@@ -119,6 +120,7 @@ class Opened:
         """`mine`: the turn to write is this process's already."""
         self._await_lock_file(until)
         env = self.env = open_environment(self.path, durability, readonly=self.readonly)
+        keep_from_others(self.path)
         self._hold_lock_file(until)
         self.keep_reading()
         self.drop_dead_readers()

@@ -54,7 +54,8 @@ def open_engine(
         identity = files.identity_of(path)
         engine = _engines.get(identity)
         if engine is not None and engine.closing:  # an interrupt came while it was closed
-            engine.close()
+            if not engine.close():  # its last call is one that this one interrupted
+                raise guard.reentered()
             engine = None
         if engine is None:
             engine = _engines[identity] = Engine(path, identity, readonly=readonly, clock=clock)

@@ -86,3 +86,47 @@ def test_whatever_instruction_of_a_first_use_is_cut_short_the_next_use_succeeds(
 
 def test_control_a_plain_import_that_is_cut_short_hangs_others():
     assert outcome("import")[1] == "hangs"
+
+
+# Each module that is loaded on demand, in a commit: in the middle of its import a finalizer puts.
+FINALIZED = """
+import importlib.abc, sys, threading, time, diskq
+from diskq import ondemand
+
+found = []
+
+class Garbage:
+    def __del__(self):
+        try:
+            topic.put(b"finalizer")
+        except diskq.Reentered:
+            found.append("Reentered")
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "diskq." + module:
+            self.thread = threading.get_ident()
+            Garbage()
+
+with diskq.open(sys.argv[1]) as store:
+    topic = store.topic("t")
+    loaded, module = 0, ""
+    sys.meta_path.insert(0, finder := Finder())
+    for module in ondemand.MODULES:
+        if "diskq." + module in sys.modules:
+            continue
+        began = time.monotonic()
+        store.commit(lambda tx: getattr(ondemand, module))
+        assert finder.thread != threading.get_ident()
+        loaded += 1
+        assert time.monotonic() - began < 5, module
+        assert len(found) == loaded, module
+        topic.put(b"after")
+    assert loaded > 5, loaded
+print("ended", flush=True)
+"""
+
+
+def test_a_finalizer_in_the_middle_of_a_first_use_does_not_hang_it(path):
+    """It runs in the thread that imports, while the thread that waits for that has the store."""
+    assert run_python(FINALIZED, path).stdout == "ended\n"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -69,3 +71,44 @@ def test_a_store_that_is_being_made_is_not_inherited_either(tmp_path, monkeypatc
     monkeypatch.setattr(creation, "write_meta", look)
     diskq.open(tmp_path / "new").close()
     assert found == [[]]
+
+
+class Stop(Exception):
+    """Raised in the middle of an opening."""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # before a `with`
+def test_the_error_of_an_opening_keeps_nothing_open(path):
+    """At each line of it: whoever holds the error, with its frames, the next opening succeeds.
+    LMDB refuses to open what is open in the process already."""
+    diskq.open(path).close()
+    package = os.path.dirname(diskq.__file__)
+    kept = []  # of the last opening: with its frames, it keeps their maps of `slots`
+
+    def interrupted(at):
+        seen = 0
+
+        def trace(frame, event, _):
+            nonlocal seen
+            if not frame.f_code.co_filename.startswith(package):
+                return None
+            if event == "line":
+                seen += 1
+                if seen == at:
+                    raise Stop
+            return trace
+
+        sys.settrace(trace)
+        try:
+            diskq.open(path).close()
+        except Stop as error:
+            kept[:] = [error]
+        finally:
+            sys.settrace(None)
+        return seen >= at
+
+    for at in itertools.count(1):
+        if not interrupted(at):
+            break
+        diskq.open(path).close()
+    assert at > 300
