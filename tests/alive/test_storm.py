@@ -24,7 +24,7 @@ def run_tool(*arguments):
 
 
 def test_a_process_in_a_storm_does_everything_once(tmp_path):
-    tool = run_tool("--seconds", 6, "--folder", tmp_path)
+    tool = run_tool("--seconds", 6, "--life", 1, "--folder", tmp_path)
     assert tool.returncode == 0, tool.stdout + tool.stderr
     assert int(re.search(r"returned (\d+)", tool.stdout)[1]) > 100
     assert int(re.search(r"(\d+) signals", tool.stdout)[1]) > 10

@@ -10,7 +10,8 @@ beside it. All keep ledgers. The rules: each call that returned happened once, e
 at most once; nothing that was acked comes again; no thread hangs; no call gets another's error; the
 ordinary process never waits long; verify is clean.
 
-A process that hangs is told, killed, and followed by another one. Exit code 0: all is well; 1:
+Each few seconds the process ends, and another one follows: what is used for the first time is open
+to errors, too. One that hangs is told, and killed. Exit code 0: all is well; 1:
 something is wrong, and the ledgers are kept; 2: usage.
 """
 
@@ -51,6 +52,7 @@ class Storm:
         self.chance = random.Random(options.seed)
         self.problems: list[str] = []
         self.lives = self.others = 0
+        self.retired = 0.0  # when the victim is followed by another
         self.memory = mmap.mmap(-1, mmap.PAGESIZE)
         self.beats = memoryview(self.memory).cast("Q")
         self.pids: dict[str, int] = {}
@@ -68,6 +70,9 @@ class Storm:
             os.kill(self.pids["victim"], self.chance.choice((signal.SIGINT, signal.SIGUSR1)))
             self.watch("victim", range(last))
             self.watch("other", [last])
+            if time.monotonic() > self.retired:
+                self.finish("victim")
+                self.start()
         for who in ("victim", "other"):
             self.finish(who)
 
@@ -82,6 +87,7 @@ class Storm:
     def start(self) -> None:
         """Another victim."""
         self.lives += 1
+        self.retired = time.monotonic() + self.options.life
         count = self.options.threads + 1
         for at in range(count):
             self.beats[at] = time.monotonic_ns()
@@ -181,6 +187,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--seconds", type=float, default=60.0)
     add("--threads", type=int, default=4, help="beside the main thread (%(default)s)")
+    add("--life", type=float, default=5.0, help="seconds of a process (%(default)s)")
     add("--signals", type=float, default=50.0, help="a second, from outside (%(default)s)")
     add("--durability", default="relaxed", choices=("commit", "relaxed", "process"))
     add(
