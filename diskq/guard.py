@@ -46,6 +46,19 @@ def run_alone(lock: Any, action: Callable[[], T]) -> T:
             lock.release()
 
 
+def run_alone_or(lock: Any, action: Callable[[], T], otherwise: Callable[[], T]) -> T:
+    """Run an action if the lock is free, or else `otherwise`: for locks that are held outside of a
+    commit and are wanted inside of one. To wait would be to wait for each other, if a handler that
+    interrupted the first thread wants to commit."""
+    if lock._is_owned():
+        return otherwise()
+    try:
+        return action() if lock.acquire(False) else otherwise()
+    finally:
+        if lock._is_owned():
+            lock.release()
+
+
 def wait_for(lock: Any) -> None:
     """Wait until no other thread has the lock: a signal handler may hold up the one that has it.
 

@@ -11,6 +11,7 @@ import mmap
 import os
 import sys
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -93,8 +94,8 @@ class Watch:
             return False
         if process.pid == self.mine.pid:
             return process != self.mine
-        with self._lock:
-            return self._has_ended(process)
+        look = partial(self._has_ended, process)
+        return guard.run_alone_or(self._lock, look, partial(_has_ended, process))
 
     def _has_ended(self, process: Process) -> bool:
         pidfd = self._pidfds.get(process)
@@ -102,7 +103,7 @@ class Watch:
             if _has_ended(process):
                 return True
             if len(self._pidfds) >= _MOST_PIDFDS:
-                self.forget(next(iter(self._pidfds)))
+                self._drop(next(iter(self._pidfds)))
             try:
                 pidfd = self._pidfds[process] = os.pidfd_open(process.pid)
             except ProcessLookupError:
@@ -116,22 +117,22 @@ class Watch:
             poll.register(pidfd, ondemand.select.POLLIN)
             if not poll.poll(0):
                 return False
-        self.forget(process)
+        self._drop(process)
         return True
 
     def forget(self, process: Process) -> None:
-        """Keep no descriptor for a process any more."""
-        with self._lock:
-            pidfd = self._pidfds.pop(process, None)
-            if pidfd is not None:
-                os.close(pidfd)
+        """Keep no descriptor for a process any more, unless another thread looks at some."""
+        guard.run_alone_or(self._lock, partial(self._drop, process), int)
 
     def close(self) -> None:
         """Keep none at all."""
         for process in list(self._pidfds):  # without the lock: another thread of a parent had it
-            pidfd = self._pidfds.pop(process, None)
-            if pidfd is not None:
-                os.close(pidfd)
+            self._drop(process)
+
+    def _drop(self, process: Process) -> None:
+        pidfd = self._pidfds.pop(process, None)
+        if pidfd is not None:
+            os.close(pidfd)
 
 
 def maps_file(pid: int, file: int) -> bool:

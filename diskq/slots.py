@@ -24,6 +24,7 @@ cli/keeper.py.
 from __future__ import annotations
 
 import errno
+import itertools
 import mmap
 import os
 import struct
@@ -81,8 +82,8 @@ class Slots:
         self._path = path
         self._file_or_none = -1
         self._watch = Watch(this_process())
-        self._lock = guard.new_lock()
-        self._mine: dict[int, int] = {}  # slot -> owner
+        self._mine: dict[int, int] = {}  # slot -> owner, or a mark while it is cleared
+        self._marks = itertools.count(1)
         try:
             self._file_or_none = _open(path, readonly)
             # The map keeps the description that it was made of, in forked children too.
@@ -206,23 +207,19 @@ class Slots:
         text = name.encode()
         slot = _SLOT.pack(owner, group, *self._watch.mine, 0, 0, 0, len(text), text)
 
-        def take() -> int:
-            for index, its in list(self._mine.items()):
-                if its == owner:
-                    return index
-            used = self._column(0).ljust(MAX_CONSUMERS, b"\0")
-            for index in sorted(range(MAX_CONSUMERS), key=lambda index: used[index] != 0):
-                if index not in self._mine and self._take(index, owner, slot):
-                    return index
-            raise Unsupported(
-                f"the store has {MAX_CONSUMERS} live consumers, its limit; close some"
-            )
-
-        return guard.run_alone(self._lock, take)
+        for index, its in list(self._mine.items()):
+            if its == owner:
+                return index
+        used = self._column(0).ljust(MAX_CONSUMERS, b"\0")
+        for index in sorted(range(MAX_CONSUMERS), key=lambda index: used[index] != 0):
+            if index not in self._mine and self._take(index, owner, slot):
+                return index
+        raise Unsupported(f"the store has {MAX_CONSUMERS} live consumers, its limit; close some")
 
     def _take(self, index: int, owner: int, slot: bytes) -> bool:
-        try:
-            self._mine[index] = owner  # before the lock: an interrupt leaves no lock without it
+        try:  # mine before the lock: an interrupt leaves no lock without it
+            if self._mine.setdefault(index, owner) != owner:
+                return False
             if not locks.try_lock(self._file, _SLOT_BYTES + index):
                 del self._mine[index]
                 return False
@@ -248,19 +245,19 @@ class Slots:
             self.release(index, owner, clean=True)
 
     def forget(self, index: int, owner: int) -> None:
-        """Clear the slot of a dead consumer whose leases are free again."""
+        """Clear the slot of a dead consumer whose leases are free again, unless another one has it
+        by now."""
+        mark = -next(self._marks)  # of this call: a thread that wants the slot takes another one
 
-        def clear() -> None:  # whoever wants the slot has to wait for the lock of its byte
-            if self.read(index).owner == owner:
+        def clear() -> None:
+            if self._mine.setdefault(index, mark) != mark:
+                return
+            locked = locks.try_lock(self._file, _SLOT_BYTES + index)
+            if locked and self.read(index).owner == owner:
                 self._watch.forget(self.read(index).process)
                 self._fill(index, _FREE)
 
-        def forget() -> None:
-            if index not in self._mine and locks.try_lock(self._file, _SLOT_BYTES + index):
-                guard.surely(clear, lambda: self._unlock(_SLOT_BYTES + index))
-
-        if not self._lock._is_owned():  # by a frame that this one interrupted
-            guard.run_alone(self._lock, forget)
+        guard.surely(clear, lambda: self.release(index, mark, clean=False))
 
     def handle(self, index: int, offset: int | None) -> None:
         """Name the message being handled: should the process die now, only that one is charged."""

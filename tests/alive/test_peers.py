@@ -148,3 +148,52 @@ def test_few_descriptors_are_kept_for_other_processes(path, child):
             before = len(os.listdir("/proc/self/fd"))
             assert consumer.get_many(1, timeout=0.2) == []
             assert len(os.listdir("/proc/self/fd")) <= before + process._MOST_PIDFDS
+
+
+def locks_of(thing, seen):
+    """The locks of an object of diskq, and of those that it has."""
+    if id(thing) not in seen and type(thing).__module__.startswith("diskq."):
+        seen.add(id(thing))
+        for its in vars(thing).values() if hasattr(thing, "__dict__") else ():
+            if isinstance(its, type(threading.RLock())):
+                yield its
+            else:
+                yield from locks_of(its, seen)
+
+
+def test_no_commit_waits_for_a_lock_that_a_thread_has_outside_of_commits(path, child):
+    """A handler that interrupts that thread may want to commit: they waited for each other."""
+    with diskq.open(path) as store:
+        queue = store.queue("q")
+        queue.put_many([b"of the dead", b"b", b"c"])
+        holder = child(HOLDS, path)
+        assert holder.stdout.readline() == "holding\n"
+        with queue.consumer() as consumer:
+            locks = set(locks_of(store.engine, set())) - set(store.engine.locks())
+            assert locks
+            held, over = threading.Event(), threading.Event()
+
+            def hold():
+                for lock in locks:
+                    lock.acquire()
+                held.set()
+                over.wait()
+                for lock in locks:
+                    lock.release()
+
+            thread = threading.Thread(target=hold)
+            thread.start()
+            held.wait()
+            try:
+                began = time.monotonic()
+                messages = consumer.get_many(2, timeout=0)
+                holder.kill()
+                holder.wait()
+                messages += consumer.get_many(1, timeout=SOON)
+                consumer.ack_many(messages)
+                queue.put(b"d")
+                assert [each.body for each in messages] == [b"b", b"c", b"of the dead"]
+                assert time.monotonic() - began < SOON / 4
+            finally:
+                over.set()
+                thread.join()

@@ -15,8 +15,9 @@ CORE = ROOT / "diskq"
 ORDER = (
     *(
         "errors",
-        "ondemand",
         "limits",
+        "guard",
+        "ondemand",
         "clock",
         "model",
         "decoding",
@@ -27,7 +28,7 @@ ORDER = (
     ),
     "environment",
     *(
-        *("locks", "guard", "process", "wake", "door", "turns", "slots", "opened"),
+        *("locks", "process", "wake", "door", "turns", "slots", "opened"),
         "hands",
         "tx",
         "engine",
