@@ -131,16 +131,16 @@ class Storm:
 
     def finish(self, who: str) -> None:
         """Let one end by itself."""
-        os.kill(self.pids[who], signal.SIGTERM)
         until = time.monotonic() + 2 * self.options.patience
         while time.monotonic() < until:
+            os.kill(self.pids[who], signal.SIGTERM)  # again: an error may have cut its handler short
             pid, status = os.waitpid(self.pids[who], os.WNOHANG)
             if pid:
                 self.pids[who] = 0
                 if status:
                     self.problems.append(f"died: the {who} ended with status {status}")
                 return
-            time.sleep(0.01)
+            time.sleep(0.05)
         self.problems.append(f"hang: {who} did not end{self.stacks(who)}")
         self.kill(who)
 
