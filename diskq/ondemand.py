@@ -94,6 +94,7 @@ def _import_apart(name: str) -> None:
     found = sys.modules.get(name)
     if found is not None and not getattr(found.__spec__, "_initializing", False):
         return
+    guard.check_may_wait()  # a finalizer in the middle of an import would get half a module
     done = Lock()
     done.acquire()
 
