@@ -133,7 +133,7 @@ class Storm:
         """Let one end by itself."""
         until = time.monotonic() + 2 * self.options.patience
         while time.monotonic() < until:
-            os.kill(self.pids[who], signal.SIGTERM)  # again: an error may have cut its handler short
+            os.kill(self.pids[who], signal.SIGTERM)  # again: its handler may have been cut short
             pid, status = os.waitpid(self.pids[who], os.WNOHANG)
             if pid:
                 self.pids[who] = 0
