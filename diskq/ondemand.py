@@ -63,6 +63,7 @@ __all__ += ["holes", "hollow", "verify"]
 __all__ += ["following", "heartbeat", "letters", "planned", "purging", "restart", "salvaging"]
 __all__ += ["stealing", "transaction", "upcoming"]
 MODULES = tuple(name for name in __all__ if name not in STANDARD)
+_begun: set[tuple[int, str]] = set()  # what is being imported, and by which thread
 _PATIENCE_SECONDS = 1.0  # longer if this thread is in the middle of an import that the other needs
 
 
@@ -94,17 +95,32 @@ def _import_apart(name: str) -> None:
     found = sys.modules.get(name)
     if found is not None and not getattr(found.__spec__, "_initializing", False):
         return
-    guard.check_may_wait()  # a finalizer in the middle of an import would get half a module
+    if _thread.get_ident() in guard.LOADERS:
+        _import_here(name)
+        return
     done = Lock()
     done.acquire()
 
     def work() -> None:
         guard.LOADERS.add(_thread.get_ident())
         with suppress(Exception):  # it is raised again in the thread that asked
-            import_module(name)
+            _import_here(name)
         done.release()
         guard.LOADERS.discard(_thread.get_ident())
 
     with suppress(RuntimeError):  # no thread is to be had, as at the end of the interpreter
         _thread.start_new_thread(work, ())
         done.acquire(timeout=_PATIENCE_SECONDS)
+
+
+def _import_here(name: str) -> None:
+    """In a thread in which nothing raises. A finalizer in the middle of an import that wants the
+    same module would get half of it, or make another one."""
+    begun = _thread.get_ident(), name
+    if begun in _begun:
+        raise guard.reentered()
+    _begun.add(begun)
+    try:
+        import_module(name)
+    finally:
+        _begun.discard(begun)
