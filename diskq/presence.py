@@ -61,8 +61,8 @@ class Presence:
     def _show_named(self) -> None:
         told: int | None = -1
         while self.usable:
-            named = list(self.named.values())
-            now = SEVERAL if len(named) > 1 else named[0] if named else None
+            named = set(self.named.values())  # a message may be here twice
+            now = SEVERAL if len(named) > 1 else named.pop() if named else None
             if now == told:
                 return
             self._engine.slots.handle(self.slot, now)

@@ -114,7 +114,7 @@ class Failed:
         self.due = 0
         self.returned = False  # for later, uncharged
         self.expires = True
-        self.purged = False
+        self.purged = message.purged  # of a key, while somebody had it
 
 
 class ModelTopic:

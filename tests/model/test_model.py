@@ -94,6 +94,11 @@ class Delivery:
         return self.offset not in self.lease.offsets
 
 
+def name_of(delivery):
+    """What tells a delivery from others, also of the same message."""
+    return delivery.lease, delivery.offset
+
+
 class Member:
     """A consumer the test holds."""
 
@@ -101,7 +106,7 @@ class Member:
         self.number = number
         self.prefetch = prefetch
         self.fetched = []  # granted, but not handed out
-        self.named = set()  # offsets of what it handles, as far as it says so
+        self.named = set()  # the deliveries that it handles, as far as it says so: lease and offset
         self.group = group  # name
         self.handle = handle
         self.held = []  # deliveries not settled by this consumer
@@ -221,8 +226,9 @@ class QueueMachine(RuleBasedStateMachine):
         if handling is not None and member.held:
             chosen = handling % len(member.held)
             member.held[chosen].message.__enter__()
-            member.named.add(member.held[chosen].offset)
-        named = [*member.named, None][0] if len(member.named) < 2 else "several"
+            member.named.add(name_of(member.held[chosen]))
+        offsets = {offset for _, offset in member.named}  # it may have a message twice
+        named = [*offsets, None][0] if len(offsets) < 2 else "several"
         self.crashed[member.number] = named
         member.held.clear()
         member.fetched.clear()
@@ -533,7 +539,7 @@ class QueueMachine(RuleBasedStateMachine):
             lease.handed.add(offset)
             if offset in lease.offsets:
                 model.renew(lease)
-                member.named.add(offset)
+                member.named.add((lease, offset))
                 found.append((offset, lease))
         return found
 
@@ -656,7 +662,7 @@ class QueueMachine(RuleBasedStateMachine):
                 verbs[verb]()
             assert dump(self.store) == before
             assert (lost.value.offset, lost.value.token) == (message.offset, message.token)
-            member.named.discard(delivery.offset)
+            member.named.discard(name_of(delivery))
             return
         verbs[verb]()
         if verb == "extend":
@@ -670,7 +676,7 @@ class QueueMachine(RuleBasedStateMachine):
     def settled(self, member, delivery, verb):
         """The model does the same."""
         member.held.remove(delivery)
-        member.named.discard(delivery.offset)
+        member.named.discard(name_of(delivery))
         self.do(self.model_of(member), delivery.lease, delivery.offset, verb)
 
     @staticmethod
@@ -738,7 +744,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.check_receipts(tx.receipts[: len(real)], receipts)
         for member, delivery, _ in chosen.values():
             member.held.remove(delivery)
-            member.named.discard(delivery.offset)
+            member.named.discard(name_of(delivery))
         self.other_count += others
 
     @staticmethod
@@ -762,14 +768,14 @@ class QueueMachine(RuleBasedStateMachine):
             with pytest.raises(diskq.LeaseLost):
                 member.handle.ack_many(messages)
             assert dump(self.store) == before
-            member.named -= {delivery.offset for delivery in chosen}
+            member.named -= set(map(name_of, chosen))
             return
         member.handle.ack_many(messages)
         for delivery in chosen:
             self.model_of(member).ack(delivery.lease, delivery.offset)
             self.model_of(member).renew(delivery.lease)
             member.held.remove(delivery)
-            member.named.discard(delivery.offset)
+            member.named.discard(name_of(delivery))
 
     @rule(
         many=st.lists(PLAIN, min_size=2, max_size=5), pick=PICK, settle=st.lists(PICK, max_size=8)
