@@ -52,8 +52,8 @@ def open_environment(path: str, durability: str, *, readonly: bool) -> lmdb.Envi
 
     `max_spare_txns` is 0 because a spare transaction keeps its reader slot, which a forked child
     that closes the environment would free under its parent. `lib_version` 0 is the 0.9 format.
-    Whoever calls this has the environment as soon as it is open, so that no exception lets an open
-    one go: LMDB refuses a second one of the same store in a process.
+    Nothing follows the opening here: the caller holds the environment at once, so that an exception
+    cannot leave it open in a traceback. LMDB refuses a second one of a store in a process.
     """
     with translating(path):
         files.check_mount(path)

@@ -114,8 +114,11 @@ def _import_apart(name: str) -> None:
 
 
 def _import_here(name: str) -> None:
-    """In a thread in which nothing raises. A finalizer in the middle of an import that wants the
-    same module would get half of it, or make another one."""
+    """Import in a thread in which nothing raises.
+
+    Raises: Reentered if a finalizer in the middle of that import wants the same module, of which it
+    would get half, or make a second one.
+    """
     begun = _thread.get_ident(), name
     if begun in _begun:
         raise guard.reentered()

@@ -88,7 +88,8 @@ def test_control_a_plain_import_that_is_cut_short_hangs_others():
     assert outcome("import")[1] == "hangs"
 
 
-# Each module that is loaded on demand, in a commit: in the middle of its import a finalizer puts.
+# Each module that is loaded on demand, in a commit or a read: in the middle of its import a
+# finalizer wants the same.
 FINALIZED = """
 import importlib.abc, sys, threading, time, diskq
 from diskq import ondemand
@@ -97,7 +98,7 @@ found = []
 
 class Garbage:
     def __del__(self):
-        for call in lambda: topic.put(b"finalizer"), lambda: getattr(ondemand, module):
+        for call in use, lambda: getattr(ondemand, module):
             try:
                 call()
             except diskq.Reentered:
@@ -111,13 +112,19 @@ class Finder(importlib.abc.MetaPathFinder):
 
 with diskq.open(sys.argv[1]) as store:
     topic = store.topic("t")
+    topic.put(b"before")
+    ways = (
+        (store.commit, lambda: topic.put(b"finalizer")),
+        (store.engine.read, topic.stats),
+    )
     loaded, module = 0, ""
     sys.meta_path.insert(0, finder := Finder())
     for module in ondemand.MODULES:
         if "diskq." + module in sys.modules:
             continue
         began = time.monotonic()
-        store.commit(lambda tx: getattr(ondemand, module))
+        inside, use = ways[loaded % 2]
+        inside(lambda tx: getattr(ondemand, module))
         assert finder.thread != threading.get_ident()
         loaded += 1
         assert time.monotonic() - began < 5, module

@@ -115,3 +115,18 @@ def test_the_error_of_an_opening_keeps_nothing_open(path):
             break
         diskq.open(path).close()
     assert at > 300
+
+
+def test_an_opening_inside_of_a_call_whose_store_is_closed_raises(path):
+    """A handler closes the store that its thread is using, which happens when that call ends, and
+    opens it again: LMDB would refuse that."""
+    store = diskq.open(path)
+
+    def operation(tx):
+        store.close()
+        with pytest.raises(diskq.Reentered):
+            diskq.open(path)
+
+    store.commit(operation)
+    with diskq.open(path) as again:
+        again.topic("t").put(b"")

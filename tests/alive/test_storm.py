@@ -29,6 +29,7 @@ def test_a_process_in_a_storm_does_everything_once(tmp_path):
     assert int(re.search(r"returned (\d+)", tool.stdout)[1]) > 100
     assert int(re.search(r"(\d+) signals", tool.stdout)[1]) > 10
     assert int(re.search(r"(\d+) async", tool.stdout)[1]) > 10
+    assert int(re.search(r"victims (\d+)", tool.stdout)[1]) > 1
 
 
 @pytest.mark.parametrize("plant", FOUND_AS)

@@ -561,3 +561,18 @@ def test_statistics_equal_what_was_done(store, topic, group, consumer):
     assert topic.stats().put == 10
     assert store.stats().topics == (topic.stats(),)
     assert dump(store)["held"]
+
+
+def test_a_message_that_a_consumer_has_twice_is_handled_once(store, topic, clock):
+    """It was late with the first delivery, and handles the second beside it: should it die, that
+    message is to blame, and nobody has to guess."""
+    group = topic.group("late", lease_seconds=1, backoff=diskq.Backoff(0))
+    topic.put(b"x")
+    with group.consumer() as consumer:
+        first = consumer.get_nowait()
+        with suppress(diskq.LeaseLost), first:
+            clock.advance(2)
+            second = consumer.get_nowait()
+            with second:
+                [told] = [each.handling for each in store.stats().consumers]
+        assert (told, second.attempt) == (0, 2)

@@ -10,9 +10,9 @@ beside it. All keep ledgers. The rules: each call that returned happened once, e
 at most once; nothing that was acked comes again; no thread hangs; no call gets another's error; the
 ordinary process never waits long; verify is clean.
 
-Each few seconds the process ends, and another one follows: what is used for the first time is open
-to errors, too. One that hangs is told, and killed. Exit code 0: all is well; 1:
-something is wrong, and the ledgers are kept; 2: usage.
+Every few seconds the process ends and another one follows, so that errors meet first uses, too. A
+process that hangs is reported, killed and replaced. Exit code 0: all is well; 1: something is
+wrong, and the ledgers are kept; 2: usage.
 """
 
 from __future__ import annotations
@@ -187,7 +187,12 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--seconds", type=float, default=60.0)
     add("--threads", type=int, default=4, help="beside the main thread (%(default)s)")
-    add("--life", type=float, default=5.0, help="seconds of a process (%(default)s)")
+    add(
+        "--life",
+        type=float,
+        default=5.0,
+        help="seconds until it is replaced (%(default)s)",
+    )
     add("--signals", type=float, default=50.0, help="a second, from outside (%(default)s)")
     add("--durability", default="relaxed", choices=("commit", "relaxed", "process"))
     add(
