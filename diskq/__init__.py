@@ -16,26 +16,26 @@ from typing import TYPE_CHECKING
 try:
     import lmdb  # noqa: F401 - what else uses it says less if it cannot be had
 except ImportError as error:
-    from .process import ONE_INTERPRETER, is_second_interpreter
+    from .host.process import ONE_INTERPRETER, is_second_interpreter
 
     if is_second_interpreter():
         raise ImportError(ONE_INTERPRETER) from error
     raise
 
-from . import errors, model, ondemand
-from .clock import Clock
-from .consumer import Consumer
-from .errors import *  # noqa: F403 - every error is public
-from .group import Group
-from .message import Message
-from .model import *  # noqa: F403 - every value is public
-from .queue import Queue
-from .store import Store, open  # noqa: A004 - diskq.open is to diskq what open is to files
-from .topic import Topic
+from .api.consumer import Consumer
+from .api.group import Group
+from .api.message import Message
+from .api.queue import Queue
+from .api.store import Store, open  # noqa: A004 - diskq.open is to diskq what open is to files
+from .api.topic import Topic
+from .base import errors, model, ondemand
+from .base.clock import Clock
+from .base.errors import *  # noqa: F403 - every error is public
+from .base.model import *  # noqa: F403 - every value is public
 
 if TYPE_CHECKING:
-    from .salvaging import salvage
-    from .transaction import Transaction
+    from .api.transaction import Transaction
+    from .repair.salvage import salvage
 
 __version__ = "0.1.0"
 
@@ -57,7 +57,7 @@ __all__ += errors.__all__ + model.__all__
 def __getattr__(name: str) -> object:
     """Load what few need when it is asked for."""
     if name == "Transaction":
-        return ondemand.transaction.Transaction
+        return ondemand.lazy("api.transaction").Transaction
     if name == "salvage":
-        return ondemand.salvaging.salvage
+        return ondemand.lazy("repair.salvage").salvage
     raise AttributeError(f"module 'diskq' has no attribute {name!r}")

@@ -19,7 +19,7 @@ from typing import Any
 from powercut_view import REBOOT_NS, MachineClock, rows, view
 
 import diskq
-from diskq import verify
+from diskq.repair import verify
 
 OPENED, ABSENT, REFUSED = "opened", "absent", "refused"
 check_in_child = verify.check_in_child

@@ -21,8 +21,10 @@ import lmdb
 from powercut_view import MachineClock, view
 
 import diskq
-from diskq import creation, files, limits, room
-from diskq.engine import Engine
+from diskq.base import limits
+from diskq.host import files
+from diskq.storage import creation, reserve
+from diskq.storage.engine import Engine
 
 KEPT_BYTES = 8 * 4096  # for settling
 MAP_BYTES = 48 * 4096  # so small that the map grows several times
@@ -294,17 +296,17 @@ def plant(fault: str) -> None:
 def _tiny_maps(flags: dict[str, bool]) -> None:
     """Let maps begin small. Puts then fill them: what is kept free is for stores with a bound."""
     limits.MAP_BYTES = (MAP_BYTES,)  # type: ignore[assignment]
-    setattr(room.Room, "need", _allocate_only)  # noqa: B010 - mypy takes it for a class
+    setattr(reserve.Room, "need", _allocate_only)  # noqa: B010 - mypy takes it for a class
     setattr(lmdb, "open", partial(_open, lmdb.open, flags))  # noqa: B010 - mypy takes it for a class
 
 
-def _allocate_only(self: room.Room, sizes: Sequence[int]) -> None:
+def _allocate_only(self: reserve.Room, sizes: Sequence[int]) -> None:
     engine = self._engine
     pages = engine.live().info()["last_pgno"] + 1
     name = os.path.join(engine.path, files.DATA)
     least, now = pages * limits.PAGE_BYTES + sum(sizes) + KEPT_BYTES, os.stat(name).st_size
     if now < least:
-        room._allocate(name, now, least, 0)
+        reserve._allocate(name, now, least, 0)
 
 
 def _open(original: Callable[..., Any], flags: dict[str, bool], *args: Any, **options: Any) -> Any:

@@ -12,7 +12,7 @@ import zlib
 from typing import Any
 
 import diskq
-from diskq.tx import Tx
+from diskq.storage.tx import Tx
 
 NS = 1_000_000_000
 START_NS = 1_700_000_000 * NS

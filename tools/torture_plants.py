@@ -9,13 +9,13 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from diskq import leases
-from diskq.codec import LeaseRow
-from diskq.consumer import Consumer
-from diskq.message import Message
-from diskq.settle import Settling
-from diskq.slots import Slots
-from diskq.topic import Topic
+from diskq.api.consumer import Consumer
+from diskq.api.message import Message
+from diskq.api.topic import Topic
+from diskq.delivery.settle import Settling
+from diskq.format.lease_row import LeaseRow
+from diskq.host.slots import Slots
+from diskq.tables import leases
 
 DAWDLES, DAWDLE_LEASES = 0.3, (1.0, 6.0)  # of consumers of a run with a plant: many are too late
 

@@ -15,16 +15,7 @@ from typing import NoReturn
 
 import click
 
-from diskq import (
-    Busy,
-    DiskFailed,
-    DiskqError,
-    Empty,
-    Full,
-    LeaseLost,
-    NoPermission,
-    __version__,
-)
+from diskq import Busy, DiskFailed, DiskqError, Empty, Full, LeaseLost, NoPermission, __version__
 
 from . import output
 from .common import Options, busy_option

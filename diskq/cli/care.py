@@ -7,8 +7,9 @@ from datetime import datetime
 
 import click
 
-from diskq import LogMessage, Topic, check
-from diskq.model import LANE_BITS
+from diskq import LogMessage, Topic
+from diskq.base import check
+from diskq.base.model import LANE_BITS
 
 from . import output, units
 from .common import (

@@ -11,7 +11,8 @@ from typing import NamedTuple, TypeVar
 import click
 
 import diskq
-from diskq import Group, NotFound, Store, Topic, limits
+from diskq import Group, NotFound, Store, Topic
+from diskq.base import limits
 
 from . import output, units
 

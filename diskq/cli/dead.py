@@ -7,7 +7,8 @@ from itertools import islice
 
 import click
 
-from diskq import DeadLetter, Group, NotFound, limits
+from diskq import DeadLetter, Group, NotFound
+from diskq.base import limits
 
 from . import output
 from .common import (

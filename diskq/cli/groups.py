@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import click
 
-from diskq import Backoff, Clock, Group, GroupStats, Topic, changes, limits
-from diskq.codec import ORDERINGS
+from diskq import Backoff, Clock, Group, GroupStats, Topic
+from diskq.base import limits
+from diskq.base.model import ORDERINGS
+from diskq.operate import changes
 
 from . import output, units
 from .common import (
@@ -31,7 +33,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from diskq.options import GroupChanges
+    from diskq.base.options import GroupChanges
 
 _COLUMNS = (
     *("topic", "group", "lag", "unread", "ready", "leased", "waiting", "parked"),

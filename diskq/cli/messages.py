@@ -8,8 +8,9 @@ from heapq import merge, nlargest
 
 import click
 
-from diskq import Empty, LogMessage, Message, Topic, check
-from diskq.model import LANE_BITS
+from diskq import Empty, LogMessage, Message, Topic
+from diskq.base import check
+from diskq.base.model import LANE_BITS
 
 from . import output, units
 from .common import find_group, find_topic, group_option, json_option, open_store, parsed

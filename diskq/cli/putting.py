@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import click
 
-from diskq import MessageTooLarge, NotFound, Outgoing, Receipt, Receipts, Topic, check, limits
+from diskq import MessageTooLarge, NotFound, Outgoing, Receipt, Receipts, Topic
+from diskq.base import check, limits
 
 from . import output, units
 from .common import (
@@ -25,7 +26,7 @@ from .common import (
 from .stopping import Stopped, signals
 
 if TYPE_CHECKING:
-    from diskq.options import PutOptions
+    from diskq.base.options import PutOptions
 
 _BATCH_MESSAGES = 1000  # of one commit
 _READ_BYTES = 2**20

@@ -17,7 +17,9 @@ from queue import SimpleQueue
 
 import click
 
-from diskq import Busy, Closed, Consumer, DiskqError, Empty, LeaseLost, Message, files, limits
+from diskq import Busy, Closed, Consumer, DiskqError, Empty, LeaseLost, Message
+from diskq.base import limits
+from diskq.host import files
 
 from . import output
 from .common import find_group, group_option, open_store, store_path

@@ -8,7 +8,7 @@ import signal
 import click
 
 from diskq import Corrupt, Finding
-from diskq.readers import NOTICED_LAG
+from diskq.storage.readers import NOTICED_LAG
 
 from . import output
 from .common import json_option, open_store, store_path

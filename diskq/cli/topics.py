@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from diskq import TopicSettings, check, limits, options
-from diskq.codec import DISCARDS, RETENTIONS
+from diskq import TopicSettings
+from diskq.base import check, limits, options
+from diskq.base.model import DISCARDS, RETENTIONS
 
 from . import output, units
 from .common import (
@@ -28,7 +29,7 @@ from .common import (
 from .groups import group_columns
 
 if TYPE_CHECKING:
-    from diskq.options import TopicChanges
+    from diskq.base.options import TopicChanges
 
 TOPIC_COLUMNS = (
     *("topic", "stored", "scheduled", "bytes", "put", "dropped"),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-from diskq import check
+from diskq.base import check
 
 Number = TypeVar("Number", int, float)
 

@@ -12,7 +12,10 @@ import signal
 import sys
 
 import diskq
-from diskq import backup, creation, options, stats, verify  # noqa: F401 - or imports were steps
+from diskq.base import options  # noqa: F401 - or imports were steps
+from diskq.operate import stats  # noqa: F401
+from diskq.repair import backup, verify  # noqa: F401
+from diskq.storage import creation
 
 STEPS = {"open", "fcntl.fcntl", "shutil.rmtree"}
 

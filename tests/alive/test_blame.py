@@ -13,7 +13,8 @@ import pytest
 from helpers import ROOT, offsets
 
 import diskq
-from diskq import Backoff, Outgoing, limits
+from diskq import Backoff, Outgoing
+from diskq.base import limits
 
 ROLES = Path(__file__).with_name("blame_roles.py")
 POISON = b"POISON"

@@ -9,7 +9,8 @@ from clock import NS
 from helpers import bodies, offsets
 
 import diskq
-from diskq import Outgoing, ages
+from diskq import Outgoing
+from diskq.tables import ages
 
 WRONG = [-(10**9), -7200, -60, 60, 7200, 10**9]  # seconds
 

@@ -11,7 +11,8 @@ import pytest
 from helpers import bodies
 
 import diskq
-from diskq import Backoff, Outgoing, limits
+from diskq import Backoff, Outgoing
+from diskq.base import limits
 
 MIB = limits.MIB
 MOST = {4: 1.5, 64: 1.25}  # how much larger than max_bytes a file may become, by its MiB

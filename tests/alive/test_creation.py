@@ -17,8 +17,8 @@ import pytest
 from helpers import ROOT, run_python, verified
 
 import diskq
-from diskq import creation
-from diskq.files import MARKER, UNFINISHED
+from diskq.host.files import MARKER, UNFINISHED
+from diskq.storage import creation
 
 from . import users
 
@@ -230,7 +230,7 @@ def test_control_a_creation_that_removes_nothing_is_found_by_kills(tmp_path, sha
 INTERRUPT = """
 import gc, os, shutil, sys
 import diskq
-from diskq import creation, options, sites, stats, verify
+from diskq.storage import creation; from diskq.base import options; from diskq.host import sites; from diskq.operate import stats; from diskq.repair import verify
 shape, folder = sys.argv[1:]
 path = os.path.join(folder, "store")
 creation._WAIT_SECONDS = 1

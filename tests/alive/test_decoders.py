@@ -10,9 +10,25 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 
 import diskq
-from diskq import codec, decoding, dedup, schedule, segment
-from diskq.clock import Stamp
-from diskq.model import Backoff, Failure, GroupSettings, TopicSettings
+from diskq.base.clock import Stamp
+from diskq.base.model import Backoff, Failure, GroupSettings, TopicSettings
+from diskq.format import decoding, segment
+from diskq.format.held_row import HeldRow, decode_held
+from diskq.format.layout import SCHEDULE_KEY, TIME_KEY, WAITING, checked
+from diskq.format.lease_row import LeaseRow, decode_lease
+from diskq.format.rows import (
+    GroupConfig,
+    GroupRow,
+    Meta,
+    TopicRow,
+    decode_group,
+    decode_topic,
+    format_version,
+    new_group,
+    new_meta,
+    new_topic,
+)
+from diskq.tables import dedup, schedule
 
 KEY = segment.LOG_KEY.pack(1, 42)
 RICH_RECORD = segment.encode_record(
@@ -22,14 +38,14 @@ HEADERS = segment.encode_headers({"name": "value", "b": ""})
 
 
 def held_row():
-    row = codec.HeldRow(RICH_RECORD, segment.RICH | segment.TTL, *Stamp(1, 2, 3, 4))
-    row.state, row.failures, row.due_ns = codec.WAITING, 1, 5
+    row = HeldRow(RICH_RECORD, segment.RICH | segment.TTL, *Stamp(1, 2, 3, 4))
+    row.state, row.failures, row.due_ns = WAITING, 1, 5
     row.history = (Failure(1, "nack", "ca", "why"), Failure(2, "crashed", "", ""))
     return row
 
 
 def lease_row():
-    row = codec.LeaseRow(7, 20, 0b101)
+    row = LeaseRow(7, 20, 0b101)
     row.token, row.owner, row.slot = 9, 8, 3
     return row
 
@@ -53,16 +69,16 @@ def read_segment(value):
     return [segment.decode_record(record, read.flags) for record in records], read.put
 
 
-def checked(decode):
+def behind_checksum(decode):
     """A decoder behind a checksum, which is made right before."""
-    return lambda data: decode(codec.checked(data))
+    return lambda data: decode(checked(data))
 
 
-LEASE_KEY = codec.TIME_KEY.pack(b"L", 1, 5, 7)
-SCHEDULE_KEY = codec.SCHEDULE_KEY.pack(1, 5, 7)
-TOPIC = codec.new_topic("mail", TopicSettings(priorities=3))
-GROUP = codec.new_group(codec.GroupConfig(1, "g", GroupSettings(backoff=Backoff(1))), [3, 4], 2)
-META = codec.new_meta("commit", 0, bytes(16), bytes(16), 5)
+LEASE_KEY = TIME_KEY.pack(b"L", 1, 5, 7)
+SCHEDULED = SCHEDULE_KEY.pack(1, 5, 7)
+TOPIC = new_topic("mail", TopicSettings(priorities=3))
+GROUP = new_group(GroupConfig(1, "g", GroupSettings(backoff=Backoff(1))), [3, 4], 2)
+META = new_meta("commit", 0, bytes(16), bytes(16), 5)
 # Decoders, and a row that each can decode.
 DECODERS = {
     "segment": (read_segment, log_value(segment.RICH | segment.TTL, RICH_RECORD, RICH_RECORD)),
@@ -73,27 +89,27 @@ DECODERS = {
     "ttl of a record": (lambda data: segment.ttl_of(data, segment.TTL), RICH_RECORD),
     "purged": (lambda data: segment.is_purged(data, segment.PURGED), RICH_RECORD),
     "headers": (segment.decode_headers, HEADERS),
-    "held": (codec.decode_held, held_row().encode()),
-    "held, its checksum right": (checked(codec.decode_held), held_row().encode()[4:]),
-    "lease": (lambda data: codec.decode_lease(LEASE_KEY, data), lease_row().encode()),
-    "lease key": (lambda data: codec.decode_lease(data, lease_row().encode()), LEASE_KEY),
-    "topic": (codec.TopicRow, TOPIC),
+    "held": (decode_held, held_row().encode()),
+    "held, its checksum right": (behind_checksum(decode_held), held_row().encode()[4:]),
+    "lease": (lambda data: decode_lease(LEASE_KEY, data), lease_row().encode()),
+    "lease key": (lambda data: decode_lease(data, lease_row().encode()), LEASE_KEY),
+    "topic": (TopicRow, TOPIC),
     "topic and configuration": (
-        lambda data: codec.decode_topic(codec.TopicRow(data).config),
+        lambda data: decode_topic(TopicRow(data).config),
         TOPIC,
     ),
-    "topic configuration": (codec.decode_topic, codec.TopicRow(TOPIC).config),
-    "group": (codec.GroupRow, GROUP),
-    "group configuration": (codec.decode_group, codec.GroupRow(GROUP).config),
-    "store": (codec.Meta, META),
-    "format version": (codec.format_version, META),
+    "topic configuration": (decode_topic, TopicRow(TOPIC).config),
+    "group": (GroupRow, GROUP),
+    "group configuration": (decode_group, GroupRow(GROUP).config),
+    "store": (Meta, META),
+    "format version": (format_version, META),
     "scheduled": (
-        checked(lambda data: schedule.decode(SCHEDULE_KEY, data)),
+        behind_checksum(lambda data: schedule.decode(SCHEDULED, data)),
         bytes((1, segment.RICH)) + RICH_RECORD,
     ),
     "schedule key": (
-        lambda data: schedule.decode(data, codec.checked(bytes(2))),
-        SCHEDULE_KEY,
+        lambda data: schedule.decode(data, checked(bytes(2))),
+        SCHEDULED,
     ),
     "receipt": (dedup.decode, dedup.ROW.pack(1, 2, 3, 4, 5, 6)),
     "name": (decoding.decode_name, "mäil".encode()),
@@ -179,7 +195,7 @@ def test_a_count_or_a_length_that_lies_allocates_little():
 
 
 def test_numbers_that_no_setting_has_are_corrupt():
-    good = codec.GroupConfig(1, "g", GroupSettings())
+    good = GroupConfig(1, "g", GroupSettings())
     for seconds in float("nan"), float("inf"), -1.0, 1e300:
         for settings_ in (
             GroupSettings(lease_seconds=seconds),
@@ -188,11 +204,11 @@ def test_numbers_that_no_setting_has_are_corrupt():
             GroupSettings(backoff=Backoff(1, 2, seconds)),
         ):
             with pytest.raises(diskq.Corrupt):
-                codec.decode_group(good._replace(settings=settings_).encode())
+                decode_group(good._replace(settings=settings_).encode())
 
 
 def test_counters_that_fall_below_zero_are_corrupt():
-    row = codec.GroupRow(GROUP)
+    row = GroupRow(GROUP)
     row.leased -= 1
     with pytest.raises(diskq.Corrupt, match="do not add up"):
         row.encode()

@@ -11,8 +11,10 @@ from clock import ManualClock
 from helpers import bodies, nothing_changes
 
 import diskq
-from diskq import codec, held, segment
-from diskq.salvaging import salvage
+from diskq.format import segment
+from diskq.format.layout import DEAD, ID_KEY, LIVE, SCHEDULE_KEY, U32, checked
+from diskq.repair.salvage import salvage
+from diskq.tables import held
 
 HEAD = segment._RECORD
 RECORDS = {  # that claim to be RICH
@@ -147,7 +149,7 @@ def test_a_retry_of_it_takes_no_lease_and_a_purge_gets_past_it(store, record, cl
     topic.put(b"bad", key="k")
     topic.put(b"good")
     consumer.get_nowait().nack()
-    plant_held(group, codec.LIVE, 0, record)
+    plant_held(group, LIVE, 0, record)
     raises_corrupt(store, consumer.get_nowait)
     assert group.stats().waiting == 1
     assert "cannot be decoded" in problems(store)
@@ -161,7 +163,7 @@ def test_a_dead_letter_of_it_is_corrupt_and_can_be_forgotten(store, record):
     for _ in range(2):
         topic.put(b"")
         group.consumer().get_nowait().reject()
-    plant_held(group, codec.DEAD, 0, record)
+    plant_held(group, DEAD, 0, record)
     raises_corrupt(store, lambda: list(group.dead()))
     assert "cannot be decoded" in problems(store)
     group.forget_dead([0])
@@ -176,9 +178,9 @@ def test_a_dead_letter_without_a_history_is_corrupt(store):
     group.consumer().get_nowait().reject()
 
     def operation(tx):
-        row = held.get(tx, group.id, codec.DEAD, 0)
+        row = held.get(tx, group.id, DEAD, 0)
         row.history = ()
-        held.put(tx, group.id, codec.DEAD, 0, row)
+        held.put(tx, group.id, DEAD, 0, row)
 
     store.engine.commit(operation)
     raises_corrupt(store, lambda: list(group.dead()))
@@ -188,8 +190,8 @@ def test_a_scheduled_one_is_corrupt_and_can_be_cancelled(store, record, clock):
     topic = store.topic("t")
     receipt = topic.put(b"", delay_seconds=10)
     due_ns, number = map(int, receipt.schedule_id.split("-"))
-    key = codec.SCHEDULE_KEY.pack(topic.id, due_ns, number)
-    value = codec.checked(bytes((0, segment.RICH)) + record)
+    key = SCHEDULE_KEY.pack(topic.id, due_ns, number)
+    value = checked(bytes((0, segment.RICH)) + record)
     store.engine.commit(lambda tx: tx.lmdb.put(key, value, db=store.engine.schedule))
     raises_corrupt(store, lambda: list(topic.scheduled()))
     assert "cannot be decoded" in problems(store)
@@ -203,8 +205,8 @@ def test_a_scheduled_one_that_falls_due_takes_no_lease(store, record, clock):
     receipt = topic.put(b"", delay_seconds=10)
     topic.put(b"good", delay_seconds=20)
     due_ns, number = map(int, receipt.schedule_id.split("-"))
-    key = codec.SCHEDULE_KEY.pack(topic.id, due_ns, number)
-    value = codec.checked(bytes((0, segment.RICH)) + record)
+    key = SCHEDULE_KEY.pack(topic.id, due_ns, number)
+    value = checked(bytes((0, segment.RICH)) + record)
     store.engine.commit(lambda tx: tx.lmdb.put(key, value, db=store.engine.schedule))
     clock.advance(30)
     raises_corrupt(store, group.consumer().get_nowait)
@@ -217,8 +219,8 @@ def test_a_lane_that_the_topic_has_not_is_corrupt(store, clock):
     topic = store.topic("t")
     receipt = topic.put(b"", delay_seconds=10)
     due_ns, number = map(int, receipt.schedule_id.split("-"))
-    key = codec.SCHEDULE_KEY.pack(topic.id, due_ns, number)
-    value = codec.checked(bytes((9, segment.RICH)) + HEAD.pack(0, 0, 0))
+    key = SCHEDULE_KEY.pack(topic.id, due_ns, number)
+    value = checked(bytes((9, segment.RICH)) + HEAD.pack(0, 0, 0))
     store.engine.commit(lambda tx: tx.lmdb.put(key, value, db=store.engine.schedule))
     clock.advance(10)
     raises_corrupt(store, topic.group("g").consumer().get_nowait)
@@ -267,7 +269,7 @@ def test_no_verb_raises_anything_but_errors_of_diskq(store, clock, row, change):
         for key, value in list(tx.scan(kind.encode(), database=database)):
             changed = CHANGES[change](value)
             if place in ("held", "schedule"):
-                changed = codec.checked(CHANGES[change](value[4:]))
+                changed = checked(CHANGES[change](value[4:]))
             tx.lmdb.put(key, changed, db=database or engine.state)
 
     engine.commit(operation)
@@ -305,10 +307,10 @@ def test_verify_reports_each_and_goes_on(store, clock):
     topic, group, _ = everything(store, clock)
     plant(topic, 4, RECORDS["no head"])
     plant(topic, 6, RECORDS["headers that end early"])
-    plant_held(group, codec.LIVE, 0, RECORDS["a key that is no text"])
-    plant_held(group, codec.DEAD, 1, RECORDS["nothing"])
-    store.engine.commit(lambda tx: tx.put(codec.ID_KEY.pack(b"G", 99), b"short"))
-    store.engine.commit(lambda tx: tx.put(b"N\xff", codec.U32.pack(7)))
+    plant_held(group, LIVE, 0, RECORDS["a key that is no text"])
+    plant_held(group, DEAD, 1, RECORDS["nothing"])
+    store.engine.commit(lambda tx: tx.put(ID_KEY.pack(b"G", 99), b"short"))
+    store.engine.commit(lambda tx: tx.put(b"N\xff", U32.pack(7)))
     found = problems(store)
     assert found.count("cannot be decoded") >= 6
     for wanted in ("offset 4: a message", "offset 6: a message", "of held: a message", "of state"):
@@ -320,8 +322,8 @@ def test_salvage_makes_purged_messages_of_those_that_cannot_be_decoded(
 ):
     topic, group, consumer = everything(store, clock)
     plant(topic, 4, record)
-    plant_held(group, codec.LIVE, 0, record)
-    plant_held(group, codec.DEAD, 1, record)
+    plant_held(group, LIVE, 0, record)
+    plant_held(group, DEAD, 1, record)
     consumer.close()
     store.close()
     outcome = salvage(tmp_path / "store", tmp_path / "saved")
@@ -348,7 +350,7 @@ def test_a_segment_whose_ends_lie_is_corrupt(store):
     log = store.engine.log(topic.id)
     key = segment.LOG_KEY.pack(topic.id, 0)
     for ends in (3, 3), (2, 1), (9, 3), (1, 2), (0, 4):
-        content = codec.U32.pack(ends[0]) + codec.U32.pack(ends[1]) + b"abc"
+        content = U32.pack(ends[0]) + U32.pack(ends[1]) + b"abc"
         run = segment.Packed(2, 0, content, segment.crc32(content))
         value = segment.encode_segment(key, run, 1)
         store.engine.commit(lambda tx: tx.lmdb.put(key, value, db=log))  # noqa: B023

@@ -9,7 +9,9 @@ import pytest
 from helpers import bodies
 
 import diskq
-from diskq import Outgoing, dedup, limits
+from diskq import Outgoing
+from diskq.base import limits
+from diskq.tables import dedup
 
 MIB = 2**20
 

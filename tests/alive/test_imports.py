@@ -11,17 +11,19 @@ from helpers import run_python
 # At each instruction of a first use, a thread is interrupted; then another one does the same.
 INTERRUPTED = """
 import itertools, os, sys, threading, diskq
-from diskq import ondemand
+from diskq import api
+from diskq.base import ondemand
+
+LAZY = ondemand.lazy("api.transaction")
 
 class Stop(Exception):
     pass
 
 def load():
     if sys.argv[1] == "import":
-        from diskq import transaction
-    else:
-        transaction = ondemand.transaction
-    return transaction.Transaction
+        from diskq.api import transaction
+        return transaction.Transaction
+    return LAZY.Transaction
 
 def interrupted(at):
     seen = 0
@@ -55,9 +57,9 @@ def interrupted(at):
     return seen >= at
 
 for at in itertools.count(1):
-    for module in ondemand, diskq:
-        vars(module).pop("transaction", None)
-    sys.modules.pop("diskq.transaction", None)
+    LAZY._loaded = None
+    vars(api).pop("transaction", None)
+    sys.modules.pop("diskq.api.transaction", None)
     checked = threading.Event()
     was = interrupted(at)
     found = []
@@ -92,13 +94,13 @@ def test_control_a_plain_import_that_is_cut_short_hangs_others():
 # finalizer wants the same.
 FINALIZED = """
 import importlib.abc, sys, threading, time, diskq
-from diskq import ondemand
+from diskq.base import ondemand
 
 found = []
 
 class Garbage:
     def __del__(self):
-        for call in use, lambda: getattr(ondemand, module):
+        for call in use, lambda: ondemand.lazy(module).load():
             try:
                 call()
             except diskq.Reentered:
@@ -119,12 +121,12 @@ with diskq.open(sys.argv[1]) as store:
     )
     loaded, module = 0, ""
     sys.meta_path.insert(0, finder := Finder())
-    for module in ondemand.MODULES:
+    for module in list(ondemand.LAZY):
         if "diskq." + module in sys.modules:
             continue
         began = time.monotonic()
         inside, use = ways[loaded % 2]
-        inside(lambda tx: getattr(ondemand, module))
+        inside(lambda tx: ondemand.lazy(module).load())
         assert finder.thread != threading.get_ident()
         loaded += 1
         assert time.monotonic() - began < 5, module

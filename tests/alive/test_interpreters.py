@@ -13,7 +13,8 @@ import pytest
 from helpers import run_python
 
 import diskq
-from diskq import apart, files, verify
+from diskq.host import child, files
+from diskq.repair import verify
 
 PYTHON = sys.executable
 
@@ -40,7 +41,7 @@ def only(monkeypatch):
     """Let there be no other interpreter than those."""
 
     def choose(*programs):
-        monkeypatch.setattr(apart, "_interpreters", lambda: iter(programs))
+        monkeypatch.setattr(child, "_interpreters", lambda: iter(programs))
 
     return choose
 
@@ -127,8 +128,8 @@ def test_a_program_that_is_started_in_place_of_python_and_does_the_same_does_not
     script.write_text(
         "import os, sys, diskq\n"
         f"open({str(tmp_path / 'started')!r}, 'a').write('x')\n"
-        "from diskq import apart\n"
-        f"apart._interpreters = lambda: iter([{str(tmp_path / 'program')!r}])\n"
+        "from diskq.host import child\n"
+        f"child._interpreters = lambda: iter([{str(tmp_path / 'program')!r}])\n"
         f"diskq.open({str(tmp_path / 'store')!r}).backup({str(tmp_path / 'copy')!r})\n"
     )
     start = f"#!/bin/sh\nexec {shlex.quote(PYTHON)} {shlex.quote(str(script))}\n"
@@ -142,7 +143,7 @@ def test_a_program_that_is_started_in_place_of_python_and_does_the_same_does_not
 
 def test_a_program_that_never_ends_is_given_up(store, tmp_path, only, monkeypatch):
     only(program(tmp_path, f"echo $$ > {tmp_path}/pid; exec sleep 1000"), PYTHON)
-    monkeypatch.setattr(apart, "_START_SECONDS", 5)
+    monkeypatch.setattr(child, "_START_SECONDS", 5)
     store.backup(tmp_path / "copy")
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
@@ -157,7 +158,7 @@ def test_ctrl_c_ends_the_child(store, tmp_path, only, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         sleep(seconds)
 
-    monkeypatch.setattr(apart.time, "sleep", interrupt_when_it_runs)
+    monkeypatch.setattr(child.time, "sleep", interrupt_when_it_runs)
     with pytest.raises(KeyboardInterrupt):
         store.backup(tmp_path / "copy")
     monkeypatch.undo()
@@ -169,7 +170,7 @@ def test_ctrl_c_ends_the_child(store, tmp_path, only, monkeypatch):
 @pytest.mark.parametrize("missing", ["data.mdb", "some of data.mdb", "nothing"])
 def test_a_copy_that_is_none_is_an_error_and_leaves_nothing(store, tmp_path, monkeypatch, missing):
     """Even if the child says that it made it."""
-    run = apart.run
+    run = child.run
 
     def run_and_spoil(call, *arguments):
         lines = run(call, *arguments)
@@ -180,7 +181,7 @@ def test_a_copy_that_is_none_is_an_error_and_leaves_nothing(store, tmp_path, mon
             os.truncate(place / "data.mdb", 8192)
         return lines
 
-    monkeypatch.setattr(apart, "run", run_and_spoil)
+    monkeypatch.setattr(child, "run", run_and_spoil)
     if missing == "nothing":
         store.backup(tmp_path / "copy")
         return
@@ -195,9 +196,9 @@ def test_a_child_that_dies_while_it_checks_is_a_finding_and_one_that_is_killed_i
     codes = iter((-signal.SIGBUS, -signal.SIGKILL, 0, 1, None))
 
     def run(call, *arguments):
-        raise apart.Died("it ended", code=next(codes))
+        raise child.Died("it ended", code=next(codes))
 
-    monkeypatch.setattr(apart, "run", run)
+    monkeypatch.setattr(child, "run", run)
     assert list(store.verify()) == [("store", "checking it ended with SIGBUS")]
     for _ in range(4):
         with pytest.raises(diskq.DiskqError, match="could not be checked"):
@@ -210,7 +211,7 @@ def test_another_store_at_the_path_is_neither_copied_nor_checked(
     store, tmp_path, monkeypatch, when, verb
 ):
     diskq.open(tmp_path / "other").close()
-    run = apart.run
+    run = child.run
 
     def move(*_):
         (tmp_path / "store").rename(tmp_path / "moved")
@@ -223,7 +224,7 @@ def test_another_store_at_the_path_is_neither_copied_nor_checked(
     if when == "before":
         move()
     else:
-        monkeypatch.setattr(apart, "run", move_and_run)
+        monkeypatch.setattr(child, "run", move_and_run)
     with pytest.raises(diskq.StoreMoved, match="open the path again"):
         store.backup(tmp_path / "copy") if verb == "backup" else list(store.verify())
     assert sorted(os.listdir(tmp_path)) == ["moved", "store"]
@@ -231,4 +232,4 @@ def test_another_store_at_the_path_is_neither_copied_nor_checked(
 
 def test_the_error_of_a_child_is_that_of_its_parent(store, tmp_path, monkeypatch):
     with pytest.raises(diskq.NotFound, match="is not there any more"):
-        apart.run("verify:main", str(tmp_path / "nowhere"))
+        child.run("verify:main", str(tmp_path / "nowhere"))

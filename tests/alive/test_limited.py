@@ -12,7 +12,7 @@ import diskq
 NO_FILE_LEFT = """
 import os, resource, sys, datetime
 import diskq
-from diskq import ondemand
+from diskq.base import ondemand
 path, loaded = sys.argv[1:]
 store = diskq.open(path, durability="process")
 topic = store.topic("t")

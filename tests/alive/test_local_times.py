@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from helpers import ROOT
 
-from diskq import check
+from diskq.base import check
 
 BERLIN = ZoneInfo("Europe/Berlin")
 # As asked for in Berlin, and what it is.

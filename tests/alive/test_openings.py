@@ -12,7 +12,7 @@ from collections import Counter
 import pytest
 
 import diskq
-from diskq import creation
+from diskq.storage import creation
 
 LOCKS = """
 import fcntl, sys

@@ -10,7 +10,8 @@ import pytest
 from helpers import offsets, run_python
 from hypothesis import HealthCheck, given, settings
 
-from diskq import Backoff, limits
+from diskq import Backoff
+from diskq.base import limits
 
 HOLD = """
 import os, sys, diskq

@@ -10,7 +10,7 @@ import pytest
 from helpers import run_python
 
 import diskq
-from diskq import process
+from diskq.host import process
 
 HOLDS = """
 import sys
@@ -109,7 +109,7 @@ def test_a_process_that_lives_is_never_taken_for_one_that_ended(child):
 FORKED_IN_C = """
 import ctypes, os, signal, sys
 import diskq
-from diskq import engine, process
+from diskq.storage import engine; from diskq.host import process
 if sys.argv[2] == "without the page":  # Linux before 4.14
     engine.HERE = process._Pid()
 queue = diskq.open(sys.argv[1]).queue("q")

@@ -11,7 +11,8 @@ import pytest
 from helpers import ROOT, verified
 
 import diskq
-from diskq import apart, creation
+from diskq.host import child
+from diskq.storage import creation
 
 from . import users
 from .users import MEMBER, OWNER, STRANGER, TEAM, run_as
@@ -180,7 +181,7 @@ def test_at_no_moment_of_a_backup_can_another_user_enter_it(public, monkeypatch,
     try:
         with diskq.open(public / "store", durability="process") as store:
             store.queue("q").put(b"secret")
-            run = apart.run
+            run = child.run
 
             def run_and_look(call, *arguments):
                 lines = run(call, *arguments)
@@ -189,7 +190,7 @@ def test_at_no_moment_of_a_backup_can_another_user_enter_it(public, monkeypatch,
                 return lines
 
             seen = []
-            monkeypatch.setattr(apart, "run", run_and_look)
+            monkeypatch.setattr(child, "run", run_and_look)
             store.backup(public / "copy")
     finally:
         os.umask(before)

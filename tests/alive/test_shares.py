@@ -12,7 +12,7 @@ import pytest
 from helpers import ROOT
 
 import diskq
-from diskq.consumer import Consumer
+from diskq.api.consumer import Consumer
 
 DEADLINE_SECONDS = 60
 MEMBER = """

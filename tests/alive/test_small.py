@@ -10,7 +10,8 @@ import pytest
 from helpers import bodies, commits, offsets, run_python
 
 import diskq
-from diskq import Backoff, limits
+from diskq import Backoff
+from diskq.base import limits
 
 DEADLINE_SECONDS = 60
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from diskq import limits
+from diskq.base import limits
 
 PURGE = ["purge", "mail"]
 RM = ["dead", "rm", "mail", "-g", "workers"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import diskq
-from diskq import limits
+from diskq.base import limits
 from diskq.cli import VERBS
 
 FAMILIES = {place.partition(".")[0] for place, _ in VERBS.values()}

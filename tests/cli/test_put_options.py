@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from diskq import limits
+from diskq.base import limits
 
 
 def lines(*records: Any) -> bytes:

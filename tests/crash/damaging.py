@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import diskq
-from diskq import codec, segment
-from diskq.verify import main as check_suspect
+from diskq.format import layout, segment
+from diskq.repair.verify import main as check_suspect
 
 PAGE, SECTOR = 4096, 512
 OUTCOMES = ("ok", "refused", "wrong data", "another error", "others of its messages")
@@ -118,7 +118,7 @@ def in_child(action: Callable[[], str]) -> str:
 def main(directory: str, count: str, seed: str, plant: str = "") -> None:
     """Make the store, then damage it so many times."""
     if plant == "no checksums":
-        segment.crc32 = codec.crc32 = lambda *_: 0
+        segment.crc32 = layout.crc32 = lambda *_: 0
     path = Path(directory) / "store"
     expected, put, old = build(path)
     whole = bytearray((path / "data.mdb").read_bytes().rstrip(b"\0"))  # without the room behind it

@@ -23,7 +23,9 @@ from typing import Any
 from drills import LEASE_SECONDS, MIB, Drill, Ledger, ManualClock
 
 import diskq
-from diskq import DiskFailed, DiskqError, Full, limits, room
+from diskq import DiskFailed, DiskqError, Full
+from diskq.base import limits
+from diskq.storage import reserve
 
 COPYING = ("get", "nack", "reject", "redrive", "release")  # need room for a body
 ANY_VERB = (*COPYING, "put", "ack", "extend", "trim", "stats")
@@ -76,7 +78,7 @@ def fill_small_disks(disk: str, seeds: list[int], fault: bool = False) -> None:
     then whatever copies no message must work, down to the last one, and puts again after that.
     With the planted `fault` nothing is reserved."""
     if fault:
-        room.Room.need = lambda *_: None
+        reserve.Room.need = lambda *_: None
     for seed in seeds:
         chance = random.Random(seed)
         with small_disk(disk, chance.randrange(1500, 3000) * limits.PAGE_BYTES):

@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from clock import ManualClock
 
 import diskq
-from diskq import Backoff, DiskqError, Full, Message, Store, limits
+from diskq import Backoff, DiskqError, Full, Message, Store
+from diskq.base import limits
 
 Errors = type[DiskqError] | tuple[type[DiskqError], ...]
 KIB, MIB = limits.KIB, limits.MIB

@@ -21,7 +21,7 @@ from drills import MIB, Drill
 from helpers import ROOT
 
 import diskq
-from diskq import limits
+from diskq.base import limits
 
 FULL = bool(os.environ.get("DISKQ_TEST_FULL"))
 DEADLINE_SECONDS = 600 if FULL else 100

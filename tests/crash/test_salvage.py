@@ -13,8 +13,8 @@ import pytest
 from helpers import ROOT, dump
 
 import diskq
-from diskq import files
-from diskq.pages import check_pages
+from diskq.format.lmdb_pages import check_pages
+from diskq.host import files
 
 PAGE = 4096
 

@@ -12,19 +12,10 @@ from typing import Any, NamedTuple
 import pytest
 
 import diskq
-from diskq import (
-    Backoff,
-    ConfigConflict,
-    GroupSettings,
-    MessageTooLarge,
-    Outgoing,
-    TopicSettings,
-    check,
-    limits,
-    options,
-)
+from diskq import Backoff, ConfigConflict, GroupSettings, MessageTooLarge, Outgoing, TopicSettings
+from diskq.base import check, limits, options
+from diskq.base.options import GroupChanges, PutOptions, TopicChanges
 from diskq.cli import groups, putting, topics, units
-from diskq.options import GroupChanges, PutOptions, TopicChanges
 
 PAGE = (Path(__file__).parents[2] / "docs/reference/settings.md").read_text()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from diskq import limits
+from diskq.base import limits
 
 
 @pytest.fixture(autouse=True, scope="package")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import takewhile
 
 from diskq import GroupStats
-from diskq.limits import LOOK_SECONDS
+from diskq.base.limits import LOOK_SECONDS
 
 NS = 1_000_000_000
 LANE = 2**56

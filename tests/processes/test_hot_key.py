@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 import diskq
-from diskq import Backoff, Outgoing, keys, limits
-from diskq.delivery import Delivery
+from diskq import Backoff, Outgoing
+from diskq.base import limits
+from diskq.delivery.take import Delivery
+from diskq.tables import key_owners
 
 from .life_roles import LIFE
 from .support import Worker
@@ -63,8 +65,8 @@ def careless(monkeypatch):
     take = Delivery.take
 
     def look_again(self, member, limit):
-        for key, _, _ in keys.parked(self.tx, self.id):
-            keys.holder(self.tx, self.id, key)
+        for key, _, _ in key_owners.parked(self.tx, self.id):
+            key_owners.holder(self.tx, self.id, key)
         return take(self, member, limit)
 
     monkeypatch.setattr(Delivery, "take", look_again)
@@ -132,14 +134,14 @@ def count_looks(
     """How often gets ask whether the key of a message is free: until the messages of the hot key
     are parked, and then to take cold ones."""
     asked = 0
-    ask = keys.holder
+    ask = key_owners.holder
 
     def count(tx, group_id, key):
         nonlocal asked
         asked += 1
         return ask(tx, group_id, key)
 
-    monkeypatch.setattr(keys, "holder", count)
+    monkeypatch.setattr(key_owners, "holder", count)
     with store.topic("hot").group("g").consumer() as consumer:
         park_all(store, consumer, hot)
         parking, asked = asked, 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import diskq
-from diskq.delivery import Delivery
+from diskq.delivery.take import Delivery
 
 from .roles import END
 from .support import jain, wait_for_blocked, wait_until

@@ -26,7 +26,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from clock import ManualClock
 
 import diskq
-from diskq import Backoff, Outgoing, changes, codec
+from diskq import Backoff, Outgoing
+from diskq.format.layout import FORMAT_VERSION
+from diskq.operate import changes
 
 GOLDEN = Path(__file__).with_name("golden")
 AN_HOUR = 3600.0
@@ -249,7 +251,7 @@ def clock_of(contents: dict[str, Any]) -> ManualClock:
 
 def main() -> None:
     """Make the golden store of the present format, unless there is one."""
-    golden = GOLDEN / f"format-{codec.FORMAT_VERSION}"
+    golden = GOLDEN / f"format-{FORMAT_VERSION}"
     if golden.exists():
         sys.exit(f"{golden} exists; what was released stays as it is")
     clock = ManualClock()

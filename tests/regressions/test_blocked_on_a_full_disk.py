@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 import pytest
 
 import diskq
-from diskq import consumer as consumers
-from diskq import limits
-from diskq.room import Room
+from diskq.api import consumer as consumers
+from diskq.base import limits
+from diskq.storage.reserve import Room
 
 DEADLINE_SECONDS = 20
 HOLD = """

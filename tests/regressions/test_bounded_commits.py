@@ -9,7 +9,8 @@ import pytest
 from helpers import offsets
 
 import diskq
-from diskq import leases, limits
+from diskq.base import limits
+from diskq.tables import leases
 
 LARGE = bytes(50_000)
 AT_ONCE_BYTES = 200_000  # what a store of the smallest size may copy in one commit, and one more

@@ -10,8 +10,9 @@ import signal
 import pytest
 
 import diskq
-from diskq import apart, verify
-from diskq.codec import ID_KEY
+from diskq.format.layout import ID_KEY
+from diskq.host import child as children
+from diskq.repair import verify
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_a_copy_that_cannot_be_made_fails_though_the_exit_code_of_a_child_is_los
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho 'this Python is broken' >&2\nexit 1\n")
     broken.chmod(0o755)
-    monkeypatch.setattr(apart, "_interpreters", lambda: iter([str(broken)]))
+    monkeypatch.setattr(children, "_interpreters", lambda: iter([str(broken)]))
     with pytest.raises(diskq.DiskqError, match="is broken"):
         sound.backup(tmp_path / "copy")
     assert sorted(os.listdir(tmp_path)) == ["python", "sound"]

@@ -11,7 +11,7 @@ import pytest
 from helpers import ROOT, run_python, verified
 
 import diskq
-from diskq import limits
+from diskq.base import limits
 
 PREPARE = """
 import os, signal, sys, diskq

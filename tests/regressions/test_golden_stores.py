@@ -18,7 +18,10 @@ from golden_stores import clock_of, consume, describe, formats, unpack
 from helpers import digest
 
 import diskq
-from diskq import codec, held, limits
+from diskq.base import limits
+from diskq.format.layout import DEAD, FORMAT_VERSION, ID_KEY, META_KEY
+from diskq.format.rows import GroupRow
+from diskq.tables import held
 
 golden_stores = pytest.mark.parametrize("golden", formats(), ids=lambda golden: golden.name)
 
@@ -67,7 +70,7 @@ def use_up(contents, path):
 
 
 def test_the_present_format_has_a_golden_store():
-    assert f"format-{codec.FORMAT_VERSION}" in [golden.name for golden in formats()]
+    assert f"format-{FORMAT_VERSION}" in [golden.name for golden in formats()]
 
 
 @golden_stores
@@ -80,8 +83,8 @@ def count_one_delivery(store: diskq.Store) -> None:
     group = store.topic("work").group("workers")
 
     def operation(tx: Any) -> None:
-        name = codec.ID_KEY.pack(b"G", group.id)
-        row = codec.GroupRow(tx.get(name))
+        name = ID_KEY.pack(b"G", group.id)
+        row = GroupRow(tx.get(name))
         row.delivered += 1
         tx.put(name, row.encode())
 
@@ -93,9 +96,9 @@ def change_a_letter(store: diskq.Store) -> None:
     group = store.topic("work").group("workers")
 
     def operation(tx: Any) -> None:
-        offset, row = next(held.rows(tx, group.id, codec.DEAD))
+        offset, row = next(held.rows(tx, group.id, DEAD))
         row.record = row.record[:-1] + bytes([row.record[-1] ^ 1])
-        held.put(tx, group.id, codec.DEAD, offset, row)
+        held.put(tx, group.id, DEAD, offset, row)
 
     store.commit(operation)
 
@@ -194,12 +197,12 @@ def test_a_store_of_an_unknown_format_is_refused_and_not_touched(
             with pytest.raises(diskq.WrongFormat) as refused:
                 diskq.open(tmp_path / "store", clock=ManualClock(), readonly=readonly)
             assert refused.value.found == version
-            assert refused.value.supported == codec.FORMAT_VERSION
+            assert refused.value.supported == FORMAT_VERSION
             assert f"version {version}," in str(refused.value)
 
 
 def set_format(path: Path, version: int) -> None:
     with lmdb.open(str(path), max_dbs=8, lib_version=0) as env, env.begin(write=True) as txn:
         state = env.open_db(b"state", txn)
-        row = txn.get(codec.META_KEY, db=state)
-        txn.put(codec.META_KEY, version.to_bytes(2, "big") + row[2:], db=state)
+        row = txn.get(META_KEY, db=state)
+        txn.put(META_KEY, version.to_bytes(2, "big") + row[2:], db=state)

@@ -8,7 +8,7 @@ import time
 from types import SimpleNamespace
 
 import diskq
-from diskq import heartbeat
+from diskq.api import heartbeat
 
 LEASE_SECONDS = 300
 DEADLINE_SECONDS = 30

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 import diskq
-from diskq import creation, sites
-from diskq.codec import new_meta
-from diskq.files import MARKER, UNFINISHED
+from diskq.format.rows import new_meta
+from diskq.host import sites
+from diskq.host.files import MARKER, UNFINISHED
+from diskq.storage import creation
 
 NAME = f"{UNFINISHED}-0123456789abcdef"
 

@@ -15,7 +15,7 @@ import pytest
 from helpers import ROOT
 
 import diskq
-from diskq import limits
+from diskq.base import limits
 
 DEADLINE_SECONDS = 30
 MOUNTED = ["unshare", "--map-root-user", "--mount", "sh", "-c"]

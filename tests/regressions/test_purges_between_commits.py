@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 from helpers import bodies
 
-from diskq import Outgoing, limits
+from diskq import Outgoing
+from diskq.base import limits
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 import diskq
-from diskq import limits
+from diskq.base import limits
 
 
 def fill(topic):

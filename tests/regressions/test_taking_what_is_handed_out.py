@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from diskq import leases
+from diskq.tables import leases
 
 
 def test_a_prefetched_message_is_not_taken_while_it_is_handed_out(topic, group, monkeypatch):

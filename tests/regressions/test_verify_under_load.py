@@ -9,11 +9,11 @@ import pytest
 from helpers import run_python
 
 import diskq
-from diskq import verify
+from diskq.repair import verify
 
 FIRST_LOOK_MISLEADS = """
 import sys
-from diskq import verify
+from diskq.repair import verify
 check = verify.check_pages
 def mislead(path):
     verify.check_pages = check

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from helpers import offsets
 
-from diskq import gaps
+from diskq.tables import gaps
 
 STORED = (0, 7, 8, 13)  # of 20 messages, in the topics with gaps
 

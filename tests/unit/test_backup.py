@@ -10,7 +10,7 @@ import pytest
 from helpers import bodies, dump, offsets
 
 import diskq
-from diskq import creation
+from diskq.storage import creation
 
 NEW = "copy"
 

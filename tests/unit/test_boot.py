@@ -8,7 +8,8 @@ import pytest
 from helpers import digest, dump
 
 import diskq
-from diskq import apart, files, verify
+from diskq.host import child, files
+from diskq.repair import verify
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_without_the_note_of_the_boot_it_is_not_opened_and_an_empty_one_means_a_
 def test_a_store_that_cannot_be_checked_is_not_called_damaged(place, clock, monkeypatch):
     fill(place, clock)
     clock.reboot()
-    monkeypatch.setattr(apart, "_interpreters", lambda: iter(["/bin/false"]))
+    monkeypatch.setattr(child, "_interpreters", lambda: iter(["/bin/false"]))
     with pytest.raises(diskq.DiskqError, match="could not be checked") as error:
         diskq.open(place, clock=clock)
     assert not isinstance(error.value, diskq.Corrupt)

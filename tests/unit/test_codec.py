@@ -7,9 +7,35 @@ import pytest
 from hypothesis import given
 
 import diskq
-from diskq import codec, limits, puts, segment
-from diskq.clock import Stamp
-from diskq.model import Failure, GroupSettings, TopicSettings
+from diskq.base import limits
+from diskq.base.clock import Stamp
+from diskq.base.model import (
+    DISCARDS,
+    DURABILITIES,
+    ORDERINGS,
+    RETENTIONS,
+    Failure,
+    GroupSettings,
+    TopicSettings,
+)
+from diskq.delivery import put
+from diskq.format import segment
+from diskq.format.held_row import HeldRow, decode_held
+from diskq.format.layout import CAUSES, FORMAT_VERSION, SOLO, TIME_KEY, WAITING
+from diskq.format.lease_row import LeaseRow, decode_lease
+from diskq.format.rows import (
+    GroupConfig,
+    GroupRow,
+    Meta,
+    TopicConfig,
+    TopicRow,
+    decode_group,
+    decode_topic,
+    format_version,
+    new_group,
+    new_meta,
+    new_topic,
+)
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
 BODIES = st.binary(max_size=300)
@@ -22,12 +48,12 @@ OUTGOING = st.builds(
 U32 = st.integers(0, 2**32 - 1)
 U64 = st.integers(0, 2**64 - 1)
 SECONDS = st.floats(0, 1e9)
-FAILURES = st.builds(Failure, U64, st.sampled_from(codec.CAUSES[1:]), TEXT, TEXT)
+FAILURES = st.builds(Failure, U64, st.sampled_from(CAUSES[1:]), TEXT, TEXT)
 
 
 def pack(messages):
     """A batch of messages as a put packs it."""
-    return puts.prepare(messages).runs
+    return put.prepare(messages).runs
 
 
 def read_back(packed, first=0, put_at_ns=7):
@@ -117,11 +143,11 @@ def test_a_segment_at_another_place_is_noticed():
 
 SETTINGS = st.builds(
     TopicSettings,
-    st.sampled_from(codec.RETENTIONS),
+    st.sampled_from(RETENTIONS),
     st.none() | st.integers(1, 10**9),
     st.none() | st.integers(1, 2**40),
     st.none() | st.integers(1, 2**40),
-    st.sampled_from(codec.DISCARDS),
+    st.sampled_from(DISCARDS),
     st.integers(1, 10**6),
     st.integers(1, 10),
 )
@@ -129,13 +155,13 @@ SETTINGS = st.builds(
 
 @given(TEXT.filter(bool), SETTINGS, st.lists(U32, max_size=20), U64, U64)
 def test_a_topics_row_comes_back(name, settings, groups, last_put_ns, end):
-    row = codec.TopicRow(codec.new_topic(name, settings))
-    row.config = codec.TopicConfig(name, settings, tuple(groups)).encode()
+    row = TopicRow(new_topic(name, settings))
+    row.config = TopicConfig(name, settings, tuple(groups)).encode()
     end %= 2**56
     row.last_put_ns, row.next = last_put_ns, [end, 0]
     row.stored, row.segments, row.bytes = 3, 2, 1
-    again = codec.TopicRow(row.encode())
-    found = codec.decode_topic(again.config)
+    again = TopicRow(row.encode())
+    found = decode_topic(again.config)
     assert found == (name, settings, tuple(groups))
     assert again.encode() == row.encode()
     assert (again.last_put_ns, again.next) == (last_put_ns, [end, 0])
@@ -150,18 +176,18 @@ def test_a_topics_row_comes_back(name, settings, groups, last_put_ns, end):
         SECONDS,
         U32,
         st.builds(diskq.Backoff, SECONDS, SECONDS, SECONDS),
-        st.sampled_from(codec.ORDERINGS),
+        st.sampled_from(ORDERINGS),
         st.none() | st.integers(1, 2**32 - 1),
         st.booleans(),
     ),
     st.lists(st.integers(0, 2**50), min_size=1, max_size=10),
 )
 def test_a_groups_row_comes_back(name, topic_id, settings, cursor):
-    config = codec.GroupConfig(topic_id, name, settings)
-    row = codec.GroupRow(codec.new_group(config, cursor, ahead=7))
+    config = GroupConfig(topic_id, name, settings)
+    row = GroupRow(new_group(config, cursor, ahead=7))
     row.acked, row.leased, row.dead = 1, 2, 3
-    again = codec.GroupRow(row.encode())
-    assert codec.decode_group(again.config) == config
+    again = GroupRow(row.encode())
+    assert decode_group(again.config) == config
     assert (again.next, again.skipped) == (cursor, sum(cursor))
     assert (again.acked, again.leased, again.dead) == (1, 2, 3)
 
@@ -172,18 +198,18 @@ def test_a_lease_row_comes_back(first, count, data, deadline_ns, token, owner):
     first = min(first, 2**64 - count)  # a run is in one lane
     if first >> 56 != (first + count - 1) >> 56:
         first -= count
-    row = codec.LeaseRow(first, count, settled, codec.SOLO)
+    row = LeaseRow(first, count, settled, SOLO)
     row.deadline_ns, row.token, row.owner, row.slot = deadline_ns, token, owner, 77
-    again = codec.decode_lease(codec.TIME_KEY.pack(b"L", 9, deadline_ns, first), row.encode())
+    again = decode_lease(TIME_KEY.pack(b"L", 9, deadline_ns, first), row.encode())
     assert (again.first, again.count, again.settled) == (first, count, settled)
     assert (again.deadline_ns, again.token, again.owner) == (deadline_ns, token, owner)
-    assert (again.slot, again.flags) == (77, codec.SOLO)
+    assert (again.slot, again.flags) == (77, SOLO)
 
 
 @given(st.integers(0, 1000), st.integers(1, 70), st.data())
 def test_a_lease_row_knows_which_of_its_messages_are_unsettled(first, count, data):
     settled = data.draw(st.sets(st.integers(0, count - 1)))
-    row = codec.LeaseRow(first, count, sum(1 << at for at in settled))
+    row = LeaseRow(first, count, sum(1 << at for at in settled))
     left = [first + at for at in range(count) if at not in settled]
     assert row.offsets() == left
     assert row.unsettled == len(left)
@@ -195,36 +221,36 @@ def test_a_lease_row_knows_which_of_its_messages_are_unsettled(first, count, dat
 @given(st.binary(max_size=100), st.lists(FAILURES, max_size=limits.MAX_HISTORY), U64, U64)
 def test_a_held_row_comes_back_with_its_history(record, history, due_ns, put_at_ns):
     put = Stamp(put_at_ns, due_ns, 5, 6)
-    row = codec.HeldRow(record, segment.RICH, *put)
-    row.state, row.failures, row.due_ns = codec.WAITING, 3, due_ns
+    row = HeldRow(record, segment.RICH, *put)
+    row.state, row.failures, row.due_ns = WAITING, 3, due_ns
     row.history = tuple(history)
-    again = codec.decode_held(row.encode())
+    again = decode_held(row.encode())
     assert (again.record, again.flags, again.put) == (record, segment.RICH, put)
-    assert (again.state, again.failures, again.due_ns) == (codec.WAITING, 3, due_ns)
+    assert (again.state, again.failures, again.due_ns) == (WAITING, 3, due_ns)
     assert again.history == tuple(history)
 
 
 def test_a_held_row_keeps_only_the_latest_history():
-    row = codec.HeldRow(b"", 0, 0)
-    row.state = codec.WAITING
+    row = HeldRow(b"", 0, 0)
+    row.state = WAITING
     for at in range(40):
         row.note(Failure(at, "nack", "c", ""))
-    kept = codec.decode_held(row.encode()).history
+    kept = decode_held(row.encode()).history
     assert [failure.at_ns for failure in kept] == list(range(8, 40))
 
 
 @given(
-    st.sampled_from(codec.DURABILITIES),
+    st.sampled_from(DURABILITIES),
     st.binary(min_size=16, max_size=16),
     st.binary(min_size=16, max_size=16),
     U64,
     U64,
 )
 def test_the_stores_row_comes_back(durability, store_id, boot_id, max_bytes, now):
-    data = codec.new_meta(durability, max_bytes, store_id, boot_id, now)
-    row = codec.Meta(data)
-    assert codec.format_version(data) == codec.FORMAT_VERSION
-    assert codec.DURABILITIES[row.durability] == durability
+    data = new_meta(durability, max_bytes, store_id, boot_id, now)
+    row = Meta(data)
+    assert format_version(data) == FORMAT_VERSION
+    assert DURABILITIES[row.durability] == durability
     assert (row.store_id, row.boot_id) == (store_id, boot_id)
     assert (row.max_bytes, row.created_ns) == (max_bytes, now)
     assert row.pack() == data
@@ -232,7 +258,7 @@ def test_the_stores_row_comes_back(durability, store_id, boot_id, max_bytes, now
 
 @given(U32, U64, U64, U32, U64, U64)
 def test_keys_sort_as_their_numbers(group, time, offset, other_group, other_time, other_offset):
-    this = codec.TIME_KEY.pack(b"L", group, time, offset)
-    other = codec.TIME_KEY.pack(b"L", other_group, other_time, other_offset)
+    this = TIME_KEY.pack(b"L", group, time, offset)
+    other = TIME_KEY.pack(b"L", other_group, other_time, other_offset)
     numbers = (group, time, offset), (other_group, other_time, other_offset)
     assert (this < other) == (numbers[0] < numbers[1])

@@ -9,7 +9,8 @@ from clock import NS
 from helpers import bodies, commits, nothing_changes
 
 import diskq
-from diskq import Outgoing, limits
+from diskq import Outgoing
+from diskq.base import limits
 
 
 def remembered(store):

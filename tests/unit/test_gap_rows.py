@@ -11,9 +11,12 @@ from gappy import STORED, gaps_of, make_gaps, put_each, ready
 from helpers import offsets
 
 import diskq
-from diskq import codec, log
-from diskq.salvaging import salvage
-from diskq.segment import LOG_KEY
+from diskq.format.layout import GAP_KEY, ID_KEY
+from diskq.format.lease_row import LeaseRow
+from diskq.format.rows import GroupRow
+from diskq.format.segment import LOG_KEY
+from diskq.repair.salvage import salvage
+from diskq.tables import log
 
 
 @pytest.fixture
@@ -32,7 +35,7 @@ def changed(topic, *rows, **counts):
 
     def change(tx):
         for first, stop in rows:
-            key = codec.GAP_KEY.pack(b"O", topic.id, first)
+            key = GAP_KEY.pack(b"O", topic.id, first)
             tx.put(key, struct.pack(">Q", stop)) if stop is not None else tx.delete(key)
         topic_row = log.load(tx, topic.id, topic.name)
         for name, value in counts.items():
@@ -106,9 +109,9 @@ def test_verify_finds_a_lost_segment_beside_gaps(topic, gappy, offset):
 )
 def test_verify_finds_a_group_that_does_not_fit_the_gaps(topic, gappy, name, value, problem):
     late = topic.group("late")
-    key = codec.ID_KEY.pack(b"G", late.id)
+    key = ID_KEY.pack(b"G", late.id)
     right = topic.store.engine.read(lambda tx: tx.get(key))
-    row = codec.GroupRow(right)
+    row = GroupRow(right)
     setattr(row, name, value)
     topic.store.commit(lambda tx: tx.put(key, row.encode()))
     found = [finding.problem for finding in topic.store.verify()]
@@ -117,7 +120,7 @@ def test_verify_finds_a_group_that_does_not_fit_the_gaps(topic, gappy, name, val
 
 
 def test_verify_finds_the_gap_of_a_topic_that_is_not_there(topic):
-    key = codec.GAP_KEY.pack(b"O", 99, 1)
+    key = GAP_KEY.pack(b"O", 99, 1)
     topic.store.commit(lambda tx: tx.put(key, struct.pack(">Q", 2)))
     assert any("belongs to nothing" in finding.problem for finding in topic.store.verify())
     topic.store.commit(lambda tx: tx.delete(key))
@@ -128,7 +131,7 @@ def test_a_trim_that_overlooks_a_lease_is_found_out(topic, gappy, monkeypatch):
     database = topic.store.engine.log(topic.id)
     before = topic.store.engine.read(lambda tx: dict(tx.scan(b"")))
     segments = topic.store.engine.read(lambda tx: dict(tx.scan(b"", database=database)))
-    monkeypatch.setattr(codec.LeaseRow, "runs", lambda lease: [(0, 1)])
+    monkeypatch.setattr(LeaseRow, "runs", lambda lease: [(0, 1)])
     topic.trim()
     monkeypatch.undo()
     found = [finding.problem for finding in topic.store.verify()]
@@ -180,7 +183,7 @@ def break_rows(topic, rows):
 
     def change(tx):
         for first, stop in rows:
-            key = codec.GAP_KEY.pack(b"O", topic.id, first)
+            key = GAP_KEY.pack(b"O", topic.id, first)
             tx.put(key, struct.pack(">Q", stop)) if stop is not None else tx.delete(key)
 
     topic.store.commit(change)
@@ -237,8 +240,8 @@ def test_a_group_that_starts_again_keeps_what_waits_though_its_segment_is_gone(d
     for message, verb in zip(consumer.get_many(3), ("nack", "reject", "ack"), strict=True):
         getattr(message, verb)()
     damaged.trim()
-    key = codec.ID_KEY.pack(b"G", group.id)
-    row = codec.GroupRow(damaged.store.engine.read(lambda tx: tx.get(key)))
+    key = ID_KEY.pack(b"G", group.id)
+    row = GroupRow(damaged.store.engine.read(lambda tx: tx.get(key)))
     row.acked += 1
     damaged.store.commit(lambda tx: tx.put(key, row.encode()))
     outcome, found, _, _ = saved(damaged, tmp_path)

@@ -11,8 +11,14 @@ from gappy import STORED, gaps_of, make_gaps, put_each, ready, settle_all_but
 from helpers import offsets
 
 import diskq
-from diskq import Outgoing, changes, codec, gaps, limits, log, retention
-from diskq.model import LANE_BITS
+from diskq import Outgoing
+from diskq.base import limits
+from diskq.base.model import LANE_BITS
+from diskq.delivery import retention
+from diskq.format.layout import ID_KEY
+from diskq.format.rows import GroupRow
+from diskq.operate import changes
+from diskq.tables import gaps, log
 
 
 def row_of(topic):
@@ -302,9 +308,7 @@ def test_a_late_group_counts_gaps_as_skipped(topic, group, gappy, limit):
         consumer.ack_many(messages)
         assert late.stats().unread == 4 - len(found)
     assert found == [*STORED]
-    row = topic.store.engine.read(
-        lambda tx: codec.GroupRow(tx.get(codec.ID_KEY.pack(b"G", late.id)))
-    )
+    row = topic.store.engine.read(lambda tx: GroupRow(tx.get(ID_KEY.pack(b"G", late.id))))
     assert (row.acked, row.skipped, row.ahead, row.next) == (4, 16, 0, [20])
 
 

@@ -9,7 +9,8 @@ from clock import NS
 from helpers import bodies, dump, nothing_changes, offsets
 
 import diskq
-from diskq import changes, limits
+from diskq.base import limits
+from diskq.operate import changes
 
 
 def taken(group):

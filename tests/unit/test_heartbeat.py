@@ -11,7 +11,7 @@ import pytest
 from helpers import bodies
 
 import diskq
-from diskq import heartbeat
+from diskq.api import heartbeat
 
 LEASE_SECONDS = 1.0
 

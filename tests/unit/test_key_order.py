@@ -8,7 +8,8 @@ import pytest
 from helpers import bodies, nothing_changes, offsets
 
 import diskq
-from diskq import Outgoing, limits
+from diskq import Outgoing
+from diskq.base import limits
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 from helpers import bodies, dump, nothing_changes, offsets
 
 import diskq
-from diskq import limits
-from diskq.delivery import Delivery
+from diskq.base import limits
+from diskq.delivery.take import Delivery
 
 
 def in_child(call):

@@ -13,7 +13,7 @@ import pytest
 from helpers import nothing_changes
 
 import diskq
-from diskq import errors, limits
+from diskq.base import errors, limits
 
 NAN, INFINITY = math.nan, math.inf
 

@@ -13,7 +13,8 @@ import pytest
 from helpers import ROOT, digest, run_python, verified
 
 import diskq
-from diskq import codec
+from diskq.format.layout import FORMAT_VERSION
+from diskq.format.rows import format_version
 
 OPEN = """
 import sys, diskq
@@ -131,19 +132,19 @@ def test_a_store_made_leaves_nothing_else_behind(path):
 def test_another_format_version_is_refused(path):
     with diskq.open(path) as store:
         row = store.engine.read(lambda tx: tx.get(b"M"))
-        assert codec.format_version(row) == codec.FORMAT_VERSION
+        assert format_version(row) == FORMAT_VERSION
         store.commit(lambda tx: tx.put(b"M", (99).to_bytes(2, "big") + b"what version 99 has"))
     data = digest(path / "data.mdb")
     for _ in range(2):
         with pytest.raises(diskq.WrongFormat, match="version 99") as wrong:
             diskq.open(path)
-        assert (wrong.value.found, wrong.value.supported) == (99, codec.FORMAT_VERSION)
+        assert (wrong.value.found, wrong.value.supported) == (99, FORMAT_VERSION)
     assert digest(path / "data.mdb") == data
 
 
 def test_a_store_whose_own_row_is_damaged_is_corrupt(path):
     with diskq.open(path) as store:
-        store.commit(lambda tx: tx.put(b"M", codec.FORMAT_VERSION.to_bytes(2, "big")))
+        store.commit(lambda tx: tx.put(b"M", FORMAT_VERSION.to_bytes(2, "big")))
     with pytest.raises(diskq.DiskqError):
         diskq.open(path)
 

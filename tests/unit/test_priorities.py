@@ -9,8 +9,9 @@ from clock import NS
 from helpers import bodies, nothing_changes
 
 import diskq
-from diskq import Outgoing, limits
-from diskq.model import LANE_BITS
+from diskq import Outgoing
+from diskq.base import limits
+from diskq.base.model import LANE_BITS
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from clock import NS
 from helpers import bodies, nothing_changes
 
 import diskq
-from diskq import Outgoing, limits
+from diskq import Outgoing
+from diskq.base import limits
 
 NEW = {"max_messages": 3}
 OLD = {"max_messages": 3, "discard": "old"}

@@ -10,7 +10,7 @@ import pytest
 from helpers import ROOT, nothing_changes, run_python, verified
 
 import diskq
-from diskq import limits
+from diskq.base import limits
 
 MIB = limits.MIB
 MAX = limits.MIN_STORE_BYTES
@@ -216,7 +216,7 @@ def test_threads_may_read_while_the_map_grows(monkeypatch, open_store):
 
 GROW = """
 import sys, diskq
-from diskq import limits
+from diskq.base import limits
 limits.MAP_BYTES = (1024 * 1024,)
 with diskq.open(sys.argv[1]) as store:
     topic = store.topic("t")

@@ -10,7 +10,8 @@ from clock import NS
 from helpers import bodies, nothing_changes, offsets
 
 import diskq
-from diskq import Outgoing, limits
+from diskq import Outgoing
+from diskq.base import limits
 
 
 def in_seconds(clock, seconds):

@@ -12,7 +12,7 @@ from clock import NS
 from helpers import bodies, nothing_changes, offsets
 
 import diskq
-from diskq import limits
+from diskq.base import limits
 
 
 def ready(consumer):

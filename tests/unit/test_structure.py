@@ -7,7 +7,7 @@ import ast
 import pytest
 from helpers import ROOT, run_python
 
-from diskq.ondemand import MODULES
+from diskq.base.ondemand import MODULES
 
 CORE = ROOT / "diskq"
 

@@ -1,0 +1,1 @@
+"""The objects that users hold: store, topic, group, consumer, message, queue, transaction."""

@@ -1,0 +1,92 @@
+"""Heartbeat: extends the leases of a consumer's messages for as long as the process holds them.
+
+It shows that the process lives, not that its work goes on: a handler that hangs keeps its message.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ..base.clock import nanoseconds
+from ..base.errors import DiskqError, LeaseLost, Unsupported
+from ..delivery.settle import Settling
+
+if TYPE_CHECKING:
+    from .consumer import Consumer
+    from .message import Message
+
+_PER_LEASE = 3  # extensions in the time that a lease lasts
+_LEAST_SECONDS = 0.001
+
+
+class Heartbeat:
+    """A thread of a consumer. It ends with it, closed or forgotten."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self._messages: weakref.WeakSet[Message] = weakref.WeakSet()
+        self._lock = threading.RLock()  # a signal handler may get a message, too
+        self._changes: queue.SimpleQueue[None] = queue.SimpleQueue()  # its put is reentrant
+        self._stopped = False
+        self._seconds = consumer.group.settings.lease_seconds / _PER_LEASE
+        name = f"diskq heartbeat of {consumer.name}"
+        target = weakref.ref(consumer)
+        thread = threading.Thread(target=self._run, args=(target,), name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise Unsupported(
+                f"no thread is to be had for the heartbeat of {consumer.name!r} ({error}); raise"
+                " the limit (ulimit -u), or go without"
+            ) from error
+
+    def watch(self, messages: Iterable[Message]) -> None:
+        """Extend the leases of these messages, until they are settled or nobody has them."""
+        with self._lock:
+            self._messages.update(messages)
+            for message in messages:  # the group's lease_seconds may have changed
+                seconds = (message.deadline - time.monotonic()) / _PER_LEASE
+                if seconds < self._seconds:
+                    self._seconds = max(seconds, _LEAST_SECONDS)
+                    self._changes.put(None)
+
+    def stop(self) -> None:
+        """Extend nothing any more. May be called from `__del__`."""
+        self._stopped = True
+        self._changes.put(None)
+
+    def _run(self, consumer: weakref.ref[Consumer]) -> None:
+        while not self._stopped:
+            with suppress(queue.Empty):
+                self._changes.get(timeout=self._seconds)
+                continue
+            living = consumer()
+            if living is None or not living.usable:
+                return
+            with self._lock:
+                self._messages -= {message for message in self._messages if message.settled}
+                messages = list(self._messages)
+            with suppress(DiskqError):  # the next settle says so
+                if messages:
+                    seconds = living.in_group(partial(_extend, messages))
+                    self._seconds = seconds / _PER_LEASE
+            del living, messages
+
+
+def _extend(messages: Iterable[Message], at: Settling) -> float:
+    """Each lease once, though several messages may share it, and some of them be lost; and none
+    that somebody extended for longer. Returns the group's lease_seconds, which may have changed."""
+    until_ns = at.clock.monotonic_ns() + nanoseconds(at.settings.lease_seconds)
+    extended = set()
+    for message in messages:
+        if message.lease not in extended and message.lease.deadline_ns < until_ns:
+            with suppress(LeaseLost):
+                at.extend(message.lease, message.offset, None)
+                extended.add(message.lease)
+    return at.settings.lease_seconds

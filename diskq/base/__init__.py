@@ -1,0 +1,1 @@
+"""What every layer uses: errors, limits, clocks, checks, the values that users see."""

@@ -1,0 +1,1 @@
+"""The rules: what a put, a get and a settle do to the rows."""

@@ -1,0 +1,1 @@
+"""Bytes to values and back: rows, segments, pages of LMDB. Pure."""

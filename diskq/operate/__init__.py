@@ -1,0 +1,1 @@
+"""What operators do: settings, positions, dead letters, schedules, purges, numbers."""

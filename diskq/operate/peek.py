@@ -1,0 +1,103 @@
+"""The messages a group would deliver next, and those that wait there for later.
+Imported on demand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from heapq import merge
+from itertools import chain, islice, takewhile
+from typing import TYPE_CHECKING
+
+from ..base import check, limits
+from ..base.model import NextMessage, WaitingMessage
+from ..delivery.take import Delivery
+from ..format.held_row import HeldRow
+from ..format.segment import decode_record
+from ..storage.tx import Tx
+from ..tables import held, key_owners, leases
+from ..tables.log import Stored, cut
+
+if TYPE_CHECKING:
+    from ..api.group import Group
+
+_PAGE = 100  # fetched per read transaction
+
+
+def peek(group: Group, limit: int) -> list[NextMessage]:
+    """See Group.peek."""
+    most = check.count("limit", limit, 1, limits.MAX_GET_MESSAGES)
+    place = group.place
+
+    def look(tx: Tx) -> list[NextMessage]:
+        at = Delivery(tx, place)
+        at.topic = at.load_topic()
+        return list(islice(chain(_retries(at), _from_log(at)), most))
+
+    return group.topic.store.engine.read(look)
+
+
+def _retries(at: Delivery) -> Iterator[NextMessage]:
+    now = at.clock.wall_ns()
+    for due in takewhile(lambda due: due.due_ns <= now, held.due_rows(at.tx, at.id)):
+        row = held.load(at.tx, at.id, due.offset)
+        if not at.would_end(Stored(due.offset, row.record, row.flags, row.put), row):
+            yield _next(due.offset, row)
+
+
+def _from_log(at: Delivery) -> Iterator[NextMessage]:
+    """Messages that were given back, then unread ones; of each key that is free the first."""
+    taken: set[int] = set()
+    for lane in range(len(at.topic.next) - 1, -1, -1):
+        given_back = merge(*(run.offsets() for run in leases.ready_rows(at.tx, at.id, lane)))
+        ready = (at.log.read(offset, offset + 1)[0] for offset in given_back)
+        for message in chain(ready, _unread(at, lane)):
+            if at.would_end(message, None):
+                continue
+            key = key_owners.hash_of(message.record, message.flags) if at.keyed else None
+            if key is None or (
+                key not in taken and key_owners.holder(at.tx, at.id, key) in (None, message.offset)
+            ):
+                taken |= set() if key is None else {key}
+                yield _next(message.offset, HeldRow(message.record, message.flags, *message.put))
+
+
+def _unread(at: Delivery, lane: int) -> Iterator[Stored]:
+    first, stop = at.row.offset(lane), at.topic.offset(lane)
+    for segment in at.log.segments(first) if first < stop else ():
+        if segment.first >= stop:
+            return
+        yield from cut(segment, first, stop)
+
+
+def _next(offset: int, row: HeldRow) -> NextMessage:
+    body, key, headers, _ = decode_record(row.record, row.flags)
+    return NextMessage(offset, body, key, headers, row.put_at_ns, row.failures + 1)
+
+
+def waiting(group: Group) -> Iterator[WaitingMessage]:
+    """See Group.waiting."""
+    start = (0, 0)
+
+    def page(tx: Tx) -> list[WaitingMessage]:
+        leases.load(tx, group.id, group.name)
+        found = islice(held.due_rows(tx, group.id, *start), _PAGE)
+        return [_waiting(due, held.load(tx, group.id, due.offset)) for due in found]
+
+    while found := group.topic.store.engine.read(page):
+        yield from found
+        start = found[-1].due_ns, found[-1].offset + 1
+
+
+def _waiting(due: held.Due, row: HeldRow) -> WaitingMessage:
+    body, key, headers, _ = decode_record(row.record, row.flags)
+    return WaitingMessage(
+        offset=due.offset,
+        due_ns=due.due_ns,
+        body=body,
+        key=key,
+        headers=headers,
+        put_at_ns=row.put_at_ns,
+        failures=row.failures,
+        history=row.history,
+    )

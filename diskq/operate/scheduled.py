@@ -1,0 +1,60 @@
+"""Scheduled messages: list and cancel them. Imported on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from ..base import check
+from ..base.errors import NotFound
+from ..base.model import Receipt, ScheduledMessage
+from ..format.segment import decode_record
+from ..storage.tx import Tx
+from ..tables import log, schedule
+from ..tables.log import Log
+
+if TYPE_CHECKING:
+    from ..api.topic import Topic
+
+_ID_LENGTH = 2 * 20 + 2  # more than two numbers of 64 bits have
+_PAGE = 100  # fetched per read transaction
+
+
+def scheduled(topic: Topic) -> Iterator[ScheduledMessage]:
+    """See Topic.scheduled."""
+
+    def page(tx: Tx) -> list[schedule.Planned]:
+        log.load(tx, topic.id, topic.name)
+        return list(islice(schedule.rows(tx, topic.id, *start), _PAGE))
+
+    start = (0, 0)
+    while found := topic.store.engine.read(page):
+        for due_ns, number, lane, flags, record in found:
+            name = schedule.schedule_id(due_ns, number)
+            body, key, headers, _ = decode_record(record, flags, f"scheduled message {name}")
+            yield ScheduledMessage(name, due_ns, body, key, headers, lane)
+        start = found[-1].due_ns, found[-1].number + 1
+
+
+def cancel(topic: Topic, schedule_id: object) -> None:
+    """See Topic.cancel."""
+    if isinstance(schedule_id, Receipt):
+        raise TypeError("schedule_id must be str, not Receipt; pass receipt.schedule_id")
+    schedule_id = check.text("schedule_id", schedule_id)
+    due, _, number = schedule_id.partition("-")
+    known = due.isdecimal() and number.isdecimal() and len(schedule_id) < _ID_LENGTH
+    known = known and max(int(due), int(number)) < 2**64
+
+    def operation(tx: Tx) -> None:
+        source, row = Log(tx, topic.id), log.load(tx, topic.id, topic.name)
+        if not known or not schedule.remove(source, row, int(due), int(number)):
+            raise NotFound(
+                f"no message is scheduled as {schedule_id!r}; it fell due or was cancelled, see"
+                " topic.scheduled() or 'diskq schedule ls'",
+                schedule_id=schedule_id,
+            )
+        log.store(tx, topic.id, row)
+        tx.announced.add(topic.id)
+
+    topic.store.commit(operation)

@@ -1,0 +1,48 @@
+"""A group whose rows are damaged starts again; for salvage. Imported on demand."""
+
+from __future__ import annotations
+
+from ..base.clock import Clock
+from ..base.model import LANE_BITS
+from ..format.held_row import HeldRow, decode_held
+from ..format.layout import DEAD, HELD_KEY, ID_KEY, PARK, PARK_KEY, U32
+from ..format.rows import GroupRow, TopicRow, decode_group, new_group
+from ..tables import catalog, gaps, held, key_owners
+from ..tables.log import Log
+
+
+def restart_group(source: Log, topic: TopicRow, group_id: int, group: GroupRow) -> None:
+    """Let a group read all that is stored. Its messages that are not stored any more stay dead, or
+    wait."""
+    tx = source.tx
+    for kind in (b"L", b"D", b"K"):
+        for key in [key for key, _ in tx.scan(ID_KEY.pack(kind, group_id))]:
+            tx.delete(key)
+    cursor = catalog.positions(source, topic, "earliest", "")
+    position = catalog.position(source, topic, cursor)
+    row = GroupRow(new_group(decode_group(group.config), *position))
+    keyed = decode_group(group.config).settings.ordering == "key"
+    alive: dict[int, HeldRow] = {}
+    for key, value in list(tx.scan(U32.pack(group_id), database=tx.engine.held)):
+        _, kind, offset = HELD_KEY.unpack_from(key)
+        if kind == PARK and len(key) == PARK_KEY.size:
+            offset = PARK_KEY.unpack(key)[3]
+        gone = offset < (cursor + [0] * 256)[offset >> LANE_BITS]
+        gone = gone or gaps.past(tx, source.topic_id, topic, offset) > offset
+        if kind == DEAD and gone:
+            row.dead += 1
+            continue
+        tx.lmdb.delete(key, db=tx.engine.held)
+        if gone:
+            alive[offset] = decode_held(value)
+    now_ns = Clock.wall_ns()
+    for offset, message in sorted(alive.items()):
+        hashed = key_owners.hash_of(message.record, message.flags) if keyed else None
+        if hashed is not None and key_owners.holder(tx, group_id, hashed) is not None:
+            key_owners.park(tx, group_id, row, hashed, offset, message)
+            continue
+        held.wait(tx, group_id, row, offset, message, max(message.due_ns, now_ns))
+        if hashed is not None:
+            key_owners.take(tx, group_id, hashed, offset)
+    row.skipped -= row.dead + row.waiting + row.parked
+    tx.put(ID_KEY.pack(b"G", group_id), row.encode())

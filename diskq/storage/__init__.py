@@ -1,0 +1,1 @@
+"""One LMDB environment for each store and process: opening, reading, committing, forking."""
