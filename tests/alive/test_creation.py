@@ -230,7 +230,11 @@ def test_control_a_creation_that_removes_nothing_is_found_by_kills(tmp_path, sha
 INTERRUPT = """
 import gc, os, shutil, sys
 import diskq
-from diskq.storage import creation; from diskq.base import options; from diskq.host import sites; from diskq.operate import stats; from diskq.repair import verify
+from diskq.storage import creation
+from diskq.base import options
+from diskq.host import sites
+from diskq.operate import stats
+from diskq.repair import verify
 shape, folder = sys.argv[1:]
 path = os.path.join(folder, "store")
 creation._WAIT_SECONDS = 1

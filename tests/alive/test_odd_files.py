@@ -216,7 +216,12 @@ def test_a_copy_is_not_made_inside_of_its_store(path, tmp_path):
 FEW_FILES = """
 import os, resource, sys
 import diskq
-from diskq.host import child; from diskq.repair import backup, salvage, verify; from diskq.storage import creation; from diskq.api import heartbeat; from diskq.base import options; from diskq.operate import stats
+from diskq.host import child
+from diskq.repair import backup, salvage, verify
+from diskq.storage import creation
+from diskq.api import heartbeat
+from diskq.base import options
+from diskq.operate import stats
 from diskq.cli import recovery
 verb, folder = sys.argv[1:]
 verify._LARGE_BYTES = 0
