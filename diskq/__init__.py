@@ -28,7 +28,7 @@ from .api.message import Message
 from .api.queue import Queue
 from .api.store import Store, open  # noqa: A004 - diskq.open is to diskq what open is to files
 from .api.topic import Topic
-from .base import errors, model, ondemand
+from .base import errors, limits, model, ondemand  # noqa: F401 - limits are public
 from .base.clock import Clock
 from .base.errors import *  # noqa: F403 - every error is public
 from .base.model import *  # noqa: F403 - every value is public

@@ -24,7 +24,7 @@ import diskq
 from diskq.base import limits
 from diskq.host import files
 from diskq.storage import creation, reserve
-from diskq.storage.engine import Engine
+from diskq.storage.writes import Writes
 
 KEPT_BYTES = 8 * 4096  # for settling
 MAP_BYTES = 48 * 4096  # so small that the map grows several times
@@ -54,13 +54,13 @@ class Ledger:
 
     def watch(self) -> None:
         """Note the state after each commit of this process."""
-        transact = Engine._transact
+        transact = Writes._transact
 
-        def watched(engine: Engine, *calls: Any) -> None:
-            transact(engine, *calls)
+        def watched(writes: Writes, *calls: Any) -> None:
+            transact(writes, *calls)
             self.committed()
 
-        Engine._transact = watched  # type: ignore
+        Writes._transact = watched  # type: ignore
 
 
 class Life:

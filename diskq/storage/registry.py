@@ -70,7 +70,7 @@ def open_engine(
         if engine.readonly and not readonly:
             raise errors.Unsupported(f"{path} is open read-only in this process; close that first")
         engine.users.add(user)
-        engine.paths[path] = True
+        engine.location.paths[path] = True
         if not engine.is_open:
             engine.open(time.monotonic() + max(busy_seconds, limits.NOWAIT_SECONDS))
         engine.check_place()

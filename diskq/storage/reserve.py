@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ..base import limits
 from ..base.ondemand import lazy
 from ..host import files
+from .connection import Connection
 from .environment import TREE, full, is_out_of_room, translating
 from .tx import Tx
 
@@ -30,9 +31,6 @@ else:
     lmdb_pages = lazy("format.lmdb_pages")
     readers = lazy("storage.readers")
 
-
-if TYPE_CHECKING:
-    from .engine import Engine
 
 _ENDLESS = 2**63
 _FOR_ROWS = 16  # free pages that a commit takes one by one
@@ -254,7 +252,7 @@ def _allocate(name: str, size: int, least: int, spare: int) -> tuple[int, bool]:
     return size, True
 
 
-def used_bytes(engine: Engine, txn: Any) -> int:
+def used_bytes(engine: Connection, txn: Any) -> int:
     """Bytes in use, but for LMDB's list of free pages and what an open reader pins."""
     pages, handles = 2, engine.handles()
     for name, row in txn.cursor(engine.main):

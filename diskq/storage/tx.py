@@ -6,16 +6,14 @@ import struct
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lmdb
 
 from ..base.errors import DiskqError
 from .commits import Call
+from .connection import Connection, LogIsClosed
 from .environment import Database
-
-if TYPE_CHECKING:
-    from .engine import Engine
 
 TOKEN_BITS = 24  # of a token that number the deliveries of one commit
 _HERE = str(Path(__file__).parent.parent)
@@ -25,21 +23,13 @@ _OF_OPERATIONS = (
 )
 
 
-class LogIsClosed(Exception):
-    """An operation needs a log that is not open yet: open it, and run the operation again."""
-
-    def __init__(self, topic_id: int) -> None:
-        super().__init__(topic_id)
-        self.topic_id = topic_id
-
-
 _OF_THE_DOOR = (LogIsClosed, lmdb.MapFullError, lmdb.MapResizedError)
 
 
 class Tx:
     """One transaction: get, put and delete of `state`, and what goes with the commit."""
 
-    def __init__(self, engine: Engine, txn: lmdb.Transaction[bytes]) -> None:
+    def __init__(self, engine: Connection, txn: lmdb.Transaction[bytes]) -> None:
         self.engine = engine
         self.lmdb = txn
         self.get = txn.get
@@ -85,7 +75,7 @@ class Tx:
         """The log database of a topic: its own, or behind the first topics a shared one. None if it
         is not there, in a read transaction. In a write transaction it is made if need be."""
         database = self.engine.logs.get(topic_id)
-        return self.engine.open_log(self, topic_id) if database is None else database
+        return self.engine.open_log(self.lmdb, topic_id) if database is None else database
 
     def at_commit(self, target: object, name: str, value: object) -> None:
         """Set an attribute in the moment in which this is committed, if it is."""

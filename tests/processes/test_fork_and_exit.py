@@ -18,7 +18,7 @@ import concurrent.futures, logging, os, random, runpy, sys, threading  # they ha
 
 register_at_fork, os.register_at_fork = os.register_at_fork, lambda **_: None
 import diskq
-from diskq.engine import Engine
+from diskq.storage.engine import Engine
 os.register_at_fork = register_at_fork
 Engine.after_fork_in_child = lambda engine: setattr(engine, "_pid", os.getpid())  # noticed, no more
 sys.argv[:] = sys.argv[2:]

@@ -84,16 +84,16 @@ def test_consumers_that_do_nothing_else_do_not_starve_each_other(path, start):
 
 UNFAIR_LOCK = """
 import runpy, sys, time
-from diskq.engine import Engine
+from diskq.storage.writes import Writes
 
-transact = Engine._transact
+transact = Writes._transact
 
 def unfair(self, *calls):
-    if min(self.slots._mine, default=0) > 0:
+    if min(self._engine.slots._mine, default=0) > 0:
         time.sleep(0.02)
     transact(self, *calls)
 
-Engine._transact = unfair
+Writes._transact = unfair
 sys.argv[:] = sys.argv[2:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

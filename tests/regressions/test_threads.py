@@ -23,7 +23,7 @@ def in_one_commit(store, *calls):
 
     threads = [threading.Thread(target=run, args=[call]) for call in calls]
     # The first operation of all waits for the lock; those behind it queue up and go together.
-    with store.engine._writer:
+    with store.engine.writes.lock:
         blocker = threading.Thread(target=lambda: store.commit(lambda tx: None))
         for count, thread in enumerate([blocker, *threads], 1):
             thread.start()
