@@ -40,7 +40,7 @@ def lost_ack(chance: random.Random) -> None:
 
     def careless(self: Consumer, messages: Iterable[Message]) -> None:
         if chance.random() < 0.1:
-            self.count_acked(list(messages))
+            self.member.count_acked(list(messages))
         else:
             ack_many(self, messages)
 

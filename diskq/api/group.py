@@ -16,27 +16,26 @@ from ..base.model import (
     GroupStats,
     NextMessage,
     PendingMessage,
+    SeekPreview,
     WaitingMessage,
 )
 from ..base.ondemand import lazy
 from ..delivery.settle import Place
-from ..format.rows import decode_group
-from ..tables import leases
+from ..storage.handle import Handle
 from .consumer import Consumer
 
 if TYPE_CHECKING:
-    from ..operate import changes, dead_letters, peek, stats
+    from ..base.options import GroupChanges
+    from ..operate import configure, dead_letters, deletion, peek, seek, stats
+    from ..tables.catalog import Start
+    from .topic import Topic
 else:
-    changes = lazy("operate.changes")
+    deletion = lazy("operate.deletion")
+    seek = lazy("operate.seek")
+    configure = lazy("operate.configure")
     dead_letters = lazy("operate.dead_letters")
     stats = lazy("operate.stats")
     peek = lazy("operate.peek")
-
-
-if TYPE_CHECKING:
-    from ..base.options import GroupChanges
-    from ..tables.catalog import Start
-    from .topic import Topic
 
 
 class Group:
@@ -47,7 +46,8 @@ class Group:
         self.topic = topic
         self.name = name
         self.id = group_id
-        self.place = Place(topic.id, topic.name, group_id, name)
+        self.handle: Handle = topic.handle  # for diskq's own use
+        self.place: Place = Place(topic.id, topic.name, group_id, name)
 
     def consumer(
         self, name: str | None = None, *, prefetch: int = 1, heartbeat: bool = False
@@ -60,7 +60,7 @@ class Group:
         Raises: Unsupported if 1024 consumers of the store are alive, or no thread is to be had for
         the heartbeat; Busy, StoreMoved, ReadOnly, Closed.
         """
-        self.topic.store.check_writable()
+        self.handle.check_writable()
         if name is None:
             name = f"pid-{os.getpid()}"
         check.name("consumer", name)
@@ -80,16 +80,15 @@ class Group:
     @property
     def settings(self) -> GroupSettings:
         """The stored settings."""
-        row = self.topic.store.engine.read(lambda tx: leases.load(tx, self.id, self.name))
-        return decode_group(row.config).settings
+        return configure.of_group(self.handle, self.place)
 
     def stats(self) -> GroupStats:
         """The group in numbers, from one snapshot; the same cost with any backlog."""
-        return self.topic.store.engine.read(lambda tx: stats.group_stats(tx, self.id, self.name))
+        return self.handle.read(lambda tx: stats.group_stats(tx, self.id, self.name))
 
     def pending(self) -> list[PendingMessage]:
         """The leased messages, by the end of their leases, from one snapshot."""
-        return self.topic.store.engine.read(lambda tx: list(stats.pending(tx, self.id, self.name)))
+        return self.handle.read(lambda tx: list(stats.pending(tx, self.id, self.name)))
 
     def peek(self, limit: int) -> list[NextMessage]:
         """The messages that gets would return next, at most `limit` (10,000), without taking them,
@@ -98,19 +97,19 @@ class Group:
 
         Raises: NotFound, Corrupt, Closed, TypeError, ValueError.
         """
-        return peek.peek(self, limit)
+        return peek.peek(self.handle, self.place, limit)
 
     def waiting(self) -> Iterator[WaitingMessage]:
         """The messages that wait for another delivery, in the order in which they are due.
         Messages that fail or are taken meanwhile may or may not appear."""
-        return peek.waiting(self)
+        return peek.waiting(self.handle, self.place)
 
     # Dead letters
 
     def dead(self, start: int = 0) -> Iterator[DeadLetter]:
         """The dead letters with offset `start` and above, by offset. Messages that die or are
         redriven meanwhile may or may not appear."""
-        return dead_letters.dead(self, start)
+        return dead_letters.dead(self.handle, self.place, start)
 
     def redrive(self, limit: int | None = None, offsets: Sequence[int] | None = None) -> int:
         """Give dead letters back to this group, to be delivered at once with all deliveries anew:
@@ -119,14 +118,14 @@ class Group:
 
         Raises: NotFound if one of `offsets` is not dead; then none is given back.
         """
-        return dead_letters.redrive(self, limit, offsets)
+        return dead_letters.redrive(self.handle, self.place, limit, offsets)
 
     def forget_dead(self, offsets: Sequence[int]) -> None:
         """Remove these dead letters for good (at most 1,000).
 
         Raises: NotFound if one of them is not dead; then none is removed.
         """
-        dead_letters.forget(self, offsets)
+        dead_letters.forget(self.handle, self.place, offsets)
 
     # Changes
 
@@ -143,7 +142,15 @@ class Group:
         Raises: NotFound, ReadOnly, Closed, TypeError, ValueError.
         """
         place = self.place
-        self.topic.store.commit(lambda tx: changes.seek_group(tx, place, to))
+        self.handle.commit(lambda tx: seek.seek_group(tx, place, to))
+
+    def preview_seek(self, to: Start) -> SeekPreview:
+        """Look at a seek without doing it: how many messages it would deliver, and whether the
+        target may lie before messages that are not stored any more.
+
+        Raises: NotFound, Closed, TypeError, ValueError.
+        """
+        return seek.preview(self.handle, self.place, to)
 
     def fork(self, name: str) -> Group:
         """A new group that is where this one is, with the same settings: it has the cursor, and a
@@ -154,7 +161,7 @@ class Group:
         """
         check.name("group", name)
         place = self.place
-        group_id = self.topic.store.commit(lambda tx: changes.fork_group(tx, place, name))
+        group_id = self.handle.commit(lambda tx: seek.fork_group(tx, place, name))
         return Group(self.topic, name, group_id)
 
     def pause(self) -> None:
@@ -166,7 +173,7 @@ class Group:
         self._set_paused(False)
 
     def _set_paused(self, paused: bool) -> None:
-        self.topic.store.commit(lambda tx: changes.set_paused(tx, self.place, paused))
+        self.handle.commit(lambda tx: configure.set_paused(tx, self.place, paused))
 
     def update(self, **settings: Unpack[GroupChanges]) -> GroupSettings:
         """Change settings, for what is delivered from now on; None takes `max_in_flight` away.
@@ -174,7 +181,7 @@ class Group:
 
         Raises: ConfigConflict, NotFound, ReadOnly, TypeError, ValueError.
         """
-        return self.topic.store.commit(lambda tx: changes.update_group(tx, self.place, settings))
+        return self.handle.commit(lambda tx: configure.update_group(tx, self.place, settings))
 
     def delete(self) -> None:
         """Remove the group with its position, waiting messages and dead letters. Its consumers get
@@ -182,9 +189,8 @@ class Group:
 
         Raises: NotFound.
         """
-        self.topic.store.check_writable()
-        store = self.topic.store
-        changes.delete_group(store.engine, self.place, store.busy_seconds)
+        self.handle.check_writable()
+        deletion.delete_group(self.handle, self.place)
 
     def __repr__(self) -> str:
         return f"<Group {self.topic.name}/{self.name}>"

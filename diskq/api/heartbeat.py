@@ -12,15 +12,12 @@ import weakref
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
 
 from ..base.clock import nanoseconds
 from ..base.errors import DiskqError, LeaseLost, Unsupported
 from ..delivery.settle import Settling
-
-if TYPE_CHECKING:
-    from .consumer import Consumer
-    from .message import Message
+from .membership import Membership
+from .message import Message
 
 _PER_LEASE = 3  # extensions in the time that a lease lasts
 _LEAST_SECONDS = 0.001
@@ -29,22 +26,23 @@ _LEAST_SECONDS = 0.001
 class Heartbeat:
     """A thread of a consumer. It ends with it, closed or forgotten."""
 
-    def __init__(self, consumer: Consumer) -> None:
+    def __init__(self, member: Membership, lease_seconds: float) -> None:
         self._messages: weakref.WeakSet[Message] = weakref.WeakSet()
         self._lock = threading.RLock()  # a signal handler may get a message, too
         self._changes: queue.SimpleQueue[None] = queue.SimpleQueue()  # its put is reentrant
         self._stopped = False
-        self._seconds = consumer.group.settings.lease_seconds / _PER_LEASE
-        name = f"diskq heartbeat of {consumer.name}"
-        target = weakref.ref(consumer)
+        self._seconds = lease_seconds / _PER_LEASE
+        name = f"diskq heartbeat of {member.name}"
+        target = weakref.ref(member)
         thread = threading.Thread(target=self._run, args=(target,), name=name, daemon=True)
         try:
             thread.start()
         except RuntimeError as error:
             raise Unsupported(
-                f"no thread is to be had for the heartbeat of {consumer.name!r} ({error}); raise"
+                f"no thread is to be had for the heartbeat of {member.name!r} ({error}); raise"
                 " the limit (ulimit -u), or go without"
             ) from error
+        member.at_close.append(self.stop)
 
     def watch(self, messages: Iterable[Message]) -> None:
         """Extend the leases of these messages, until they are settled or nobody has them."""
@@ -61,12 +59,12 @@ class Heartbeat:
         self._stopped = True
         self._changes.put(None)
 
-    def _run(self, consumer: weakref.ref[Consumer]) -> None:
+    def _run(self, member: weakref.ref[Membership]) -> None:
         while not self._stopped:
             with suppress(queue.Empty):
                 self._changes.get(timeout=self._seconds)
                 continue
-            living = consumer()
+            living = member()
             if living is None or not living.usable:
                 return
             with self._lock:

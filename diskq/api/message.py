@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from ..base import check, limits
 from ..base.clock import NS, nanoseconds
@@ -14,9 +14,7 @@ from ..delivery.settle import Settling
 from ..format.lease_row import LeaseRow
 from ..format.segment import Parts
 from ..tables.log import Stored
-
-if TYPE_CHECKING:
-    from .consumer import Consumer
+from .membership import Membership
 
 Action: TypeAlias = Callable[[Settling], None]
 
@@ -33,18 +31,18 @@ class Message:
 
     __slots__ = (
         *("attempt", "body", "headers", "key", "offset"),
-        *("_put", "consumer", "failed", "lease", "settled", "__weakref__"),
+        *("_put", "failed", "lease", "member", "settled", "__weakref__"),
     )
 
     def __init__(
         self,
-        consumer: Consumer,
+        member: Membership,
         lease: LeaseRow,
         stored: Stored,
         failures: int,
         parts: Parts | None = None,
     ) -> None:
-        self.consumer = consumer
+        self.member = member
         self.lease = lease
         self.settled = False
         self.failed = False  # to be settled: an iteration that goes on leaves it alone
@@ -58,12 +56,12 @@ class Message:
     @property
     def topic(self) -> str:
         """Name of the topic."""
-        return self.consumer.group.topic.name
+        return self.member.place.topic
 
     @property
     def group(self) -> str:
         """Name of the group."""
-        return self.consumer.group.name
+        return self.member.place.group
 
     @property
     def put_at_ns(self) -> int:
@@ -89,21 +87,21 @@ class Message:
 
     def ack(self) -> None:
         """The message is done and leaves the group."""
-        self.consumer.ack_many([self])
+        self.member.ack_many([self])
 
     def nack(self, delay_seconds: float | None = None, *, error: str | None = None) -> None:
         """The delivery failed: the message comes back after `delay_seconds` (default: the group's
         backoff), or is a dead letter after the last delivery. `error` goes to its history."""
-        self.consumer.settle(self, self.nacking(delay_seconds, error), True)
+        self.member.settle(self, self.nacking(delay_seconds, error), ends=True)
 
     def reject(self, reason: str = "") -> None:
         """The message can never succeed: it is a dead letter at once."""
-        self.consumer.settle(self, self.rejecting(reason), True)
+        self.member.settle(self, self.rejecting(reason), ends=True)
 
     def release(self, delay_seconds: float | None = None) -> None:
         """Give the message back, uncharged: to its old place, for the next get of any consumer; or
         with `delay_seconds` it waits that long, and others come first."""
-        self.consumer.settle(self, self.releasing(delay_seconds), True)
+        self.member.settle(self, self.releasing(delay_seconds), ends=True)
 
     def extend(self, seconds: float | None = None) -> None:
         """Let the lease end `seconds` from now (default: the group's `lease_seconds`). Messages
@@ -111,7 +109,7 @@ class Message:
         if seconds is not None:
             bounds = limits.MIN_LEASE_SECONDS, limits.MAX_LEASE_SECONDS
             seconds = check.seconds("seconds", seconds, *bounds)
-        self.consumer.settle(self, lambda at: at.extend(self.lease, self.offset, seconds), False)
+        self.member.settle(self, lambda at: at.extend(self.lease, self.offset, seconds), ends=False)
 
     # What a transaction does with it, to be run inside of a commit.
 
@@ -134,21 +132,21 @@ class Message:
         return lambda at: at.release(self.lease, self.offset, delay_ns)
 
     def _failing(self, cause: str, error: str, delay_ns: int | None) -> Action:
-        name = self.consumer.name
+        name = self.member.name
         return lambda at: at.fail(self.lease, self.offset, cause, name, error, delay_ns)
 
     def __enter__(self) -> Message:
-        self.consumer.name_handled(self)
+        self.member.name_handled(self)
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if self.consumer.inherited:  # a child that was forked in the block leaves it
+        if self.member.inherited:  # a child that was forked in the block leaves it
             return
         try:
             if not self.settled:
                 self._settle_after(error)
         finally:
-            self.consumer.unname([self])
+            self.member.unname([self])
 
     def _settle_after(self, error: BaseException | None) -> None:
         if error is None:

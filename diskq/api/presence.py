@@ -6,14 +6,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from ..host.slots import NOTHING, SEVERAL
 from ..storage.engine import Engine
 from ..storage.hands import Hands
-
-if TYPE_CHECKING:
-    from .message import Message
 
 
 class Presence:
@@ -42,16 +38,16 @@ class Presence:
         """Whether it is open and of this process."""
         return not self.closed and not self.inherited
 
-    def name(self, message: Message) -> None:
-        """The message is handled from now on: should the process die, it is to blame."""
-        self.named[message.token] = message.offset
+    def name(self, token: int, offset: int) -> None:
+        """A delivery is handled from now on: should the process die, its message is to blame."""
+        self.named[token] = offset
         self._show_named()
 
-    def unname(self, messages: Iterable[Message]) -> None:
-        """These are not handled any more."""
+    def unname(self, tokens: Iterable[int]) -> None:
+        """These deliveries are not handled any more."""
         if self.named:
-            for message in messages:
-                self.named.pop(message.token, None)
+            for token in tokens:
+                self.named.pop(token, None)
             self._show_named()
 
     def name_nothing(self) -> None:

@@ -6,32 +6,34 @@ import math
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn, TypeVar, Unpack
 
 from ..base import check, guard, limits
 from ..base.clock import Clock
-from ..base.errors import Busy, Closed, ConfigConflict, ReadOnly
+from ..base.errors import Busy, Closed, ConfigConflict
 from ..base.model import DURABILITIES, Finding, StoreStats
 from ..base.ondemand import lazy
 from ..format.layout import COPY
 from ..host import files
 from ..storage.engine import Engine
+from ..storage.handle import Handle
 from ..storage.registry import close_engine, open_engine
-from ..storage.tx import Tx
 from ..tables import catalog
 from .consumer import Consumer
+from .membership import Membership
 from .queue import DEFAULT_GROUP, Queue
 from .topic import Topic
 
 if TYPE_CHECKING:
-    from ..operate import changes, stats
+    from ..operate import boots, deletion, stats
     from ..repair import backup, verify
     from . import transaction
 else:
     backup = lazy("repair.backup")
-    changes = lazy("operate.changes")
+    boots = lazy("operate.boots")
+    deletion = lazy("operate.deletion")
     stats = lazy("operate.stats")
     transaction = lazy("api.transaction")
     verify = lazy("repair.verify")
@@ -103,7 +105,7 @@ def open(  # noqa: A001 - diskq.open is to diskq what open is to files
         if not engine.readonly:
             _catch_up(engine, time.monotonic() + busy)
         engine.join()
-        return Store(engine, user, readonly=readonly, busy_seconds=busy)
+        return Store(Handle(engine, user, readonly=readonly, busy_seconds=busy))
     except BaseException:
         close_engine(user)
         raise
@@ -116,9 +118,9 @@ def _catch_up(engine: Engine, until: float) -> None:
     other = boot_id != noted and (any(boot_id) or noted == COPY) and not engine.used_elsewhere()
     if other or engine.read(lambda tx: any(tx.scan(b"X"))):
         if other:
-            engine.commit(lambda tx: changes.note_boot(tx, boot_id), until)
+            engine.commit(lambda tx: boots.note_boot(tx, boot_id), until)
         with suppress(Busy):  # the next opening goes on
-            changes.sweep(engine, max(until - time.monotonic(), 0))
+            deletion.sweep(engine, max(until - time.monotonic(), 0))
 
 
 def _check_equal(engine: Engine, what: str, wanted: object, stored: object) -> None:
@@ -133,41 +135,24 @@ class Store:
     """One directory with topics; made by `diskq.open`. A context manager. Safe across threads, and
     in a child after fork."""
 
-    def __init__(
-        self, engine: Engine, user: object, *, readonly: bool, busy_seconds: float
-    ) -> None:
-        self._engine = engine
-        self._user = user  # of the engine
-        self._closed = False
-        self._readonly = readonly
-        self.busy_seconds = busy_seconds
-        self._consumers: weakref.WeakSet[Consumer] = weakref.WeakSet()
+    def __init__(self, handle: Handle) -> None:
+        self.handle = handle  # for diskq's own use
+        self._consumers: weakref.WeakSet[Membership] = weakref.WeakSet()
         self._adopting = guard.new_lock()
 
     @property
     def engine(self) -> Engine:
-        """For diskq's own use.
+        """For diskq's own use. Raises: Closed."""
+        return self.handle.engine
 
-        Raises: Closed.
-        """
-        if self._closed:
-            raise Closed("the store is closed; open it again")
-        return self._engine
+    @property
+    def busy_seconds(self) -> float:
+        """How long a call that changes something waits for other writers; may be set."""
+        return self.handle.busy_seconds
 
-    def commit(self, operation: Callable[[Tx], T], until: float | None = None) -> T:
-        """The one door for writing, see engine.py; for diskq's own use. Waits for others until a
-        time of `time.monotonic()`, by default for `busy_seconds`.
-
-        Raises: ReadOnly, Closed, Busy, and what the operation raises.
-        """
-        self.check_writable()
-        return self.engine.commit(operation, until, self.busy_seconds)
-
-    def check_writable(self) -> None:
-        """Raises: ReadOnly, Closed."""
-        path = self.engine.path
-        if self._readonly:
-            raise ReadOnly(f"store {path} is open read-only; open it for writing")
+    @busy_seconds.setter
+    def busy_seconds(self, seconds: float) -> None:
+        self.handle.busy_seconds = seconds
 
     @property
     def path(self) -> str:
@@ -190,9 +175,9 @@ class Store:
         be made; ValueError, TypeError, Closed.
         """
         check.name("topic", name)
-        topic_id = self.engine.read(lambda tx: catalog.find_topic(tx, name, settings))
+        topic_id = self.handle.read(lambda tx: catalog.find_topic(tx, name, settings))
         if topic_id is None:
-            topic_id = self.commit(lambda tx: catalog.make_topic(tx, name, settings))
+            topic_id = self.handle.commit(lambda tx: catalog.make_topic(tx, name, settings))
         return Topic(self, name, topic_id)
 
     def queue(self, name: str, **settings: Unpack[TopicChanges]) -> Queue:
@@ -205,12 +190,12 @@ class Store:
 
     def transaction(self) -> Transaction:
         """Settles and puts on any topics of the store, all in one commit; see there."""
-        self.check_writable()
-        return transaction.Transaction(self)
+        self.handle.check_writable()
+        return transaction.Transaction(self.handle)
 
     def topics(self) -> list[Topic]:
         """All topics, by name."""
-        found = self.engine.read(lambda tx: list(catalog.topic_ids(tx)))
+        found = self.handle.read(lambda tx: list(catalog.topic_ids(tx)))
         return [Topic(self, name, topic_id) for name, topic_id in found]
 
     def delete_topic(self, name: str) -> None:
@@ -218,8 +203,8 @@ class Store:
 
         Raises: NotFound, Closed.
         """
-        self.check_writable()
-        changes.delete_topic(self.engine, check.name("topic", name), self.busy_seconds)
+        self.handle.check_writable()
+        deletion.delete_topic(self.handle, check.name("topic", name))
 
     def stats(self) -> StoreStats:
         """The store in numbers, from one snapshot; the same cost with any backlog."""
@@ -254,12 +239,12 @@ class Store:
     def adopt(self, consumer: Consumer) -> None:
         """For diskq's own use: close this consumer with the store."""
         with self._adopting:
-            self._consumers.add(consumer)
+            self._consumers.add(consumer.member)
 
     def close(self) -> None:
         """Close the store's consumers, then the store. May be called twice, and by a signal
         handler; never waits for long."""
-        self._closed = True
+        self.handle.mark_closed()
         try:
             with self._adopting:
                 consumers = list(self._consumers)
@@ -267,7 +252,7 @@ class Store:
                 with suppress(Closed):
                     consumer.close()
         finally:
-            close_engine(self._user)
+            self.handle.close()
 
     def __enter__(self) -> Store:
         return self
@@ -282,4 +267,4 @@ class Store:
         )
 
     def __repr__(self) -> str:
-        return f"<Store {'closed' if self._closed else self._engine.path}>"
+        return f"<Store {'closed' if self.handle.closed else self.path}>"

@@ -11,30 +11,25 @@ from ..base.errors import Full
 from ..base.model import LogMessage, Outgoing, Receipt, ScheduledMessage, TopicSettings, TopicStats
 from ..base.ondemand import lazy
 from ..delivery import put, retention
-from ..format.rows import decode_topic
+from ..storage.handle import Handle
 from ..storage.tx import Tx
-from ..tables import catalog, log
+from ..tables import catalog
 from ..tables.catalog import Start
-from ..tables.log import Log
+from ..tables.refs import TopicRef
 from .group import Group
-
-if TYPE_CHECKING:
-    from ..operate import changes, purge, reading, scheduled, stats
-    from ..tables import dedup
-else:
-    changes = lazy("operate.changes")
-    dedup = lazy("tables.dedup")
-    reading = lazy("operate.reading")
-    scheduled = lazy("operate.scheduled")
-    purge = lazy("operate.purge")
-    stats = lazy("operate.stats")
-
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from ..base.options import GroupChanges, PutOptions, TopicChanges
+    from ..operate import configure, purge, reading, scheduled, stats
     from .store import Store
+else:
+    purge = lazy("operate.purge")
+    reading = lazy("operate.reading")
+    scheduled = lazy("operate.scheduled")
+    configure = lazy("operate.configure")
+    stats = lazy("operate.stats")
 
 
 class Topic:
@@ -44,6 +39,8 @@ class Topic:
         self.store = store
         self.name = name
         self.id = topic_id
+        self.handle: Handle = store.handle  # for diskq's own use
+        self.ref = TopicRef(topic_id, name)
 
     def put(
         self,
@@ -97,10 +94,10 @@ class Topic:
         prepared = put.prepare(messages)
 
         def operation(tx: Tx) -> Sequence[Receipt]:
-            return put.store(Log(tx, self.id), self.name, prepared)
+            return put.store(tx, self.ref, prepared)
 
         try:
-            return put.commit(self.store, operation, until)
+            return put.commit(self.handle, operation, until)
         except Full as error:
             if timeout == 0 or not hasattr(error, "topic"):
                 raise
@@ -110,15 +107,15 @@ class Topic:
         self, operation: Callable[[Tx], Sequence[Receipt]], until: float | None
     ) -> Sequence[Receipt]:
         while True:
-            seen = self.store.engine.slots.watch(self.id, room=True)
+            seen = self.handle.engine.slots.watch(self.id, room=True)
             try:
-                return put.commit(self.store, operation, until)
+                return put.commit(self.handle, operation, until)
             except Full as error:
                 left = limits.WAIT_SECONDS if until is None else until - time.monotonic()
                 if left <= 0 or not hasattr(error, "topic"):
                     raise
             seconds = min(left, limits.WAIT_SECONDS)
-            self.store.engine.slots.wait_for_topic(self.id, seen, seconds)
+            self.handle.engine.slots.wait_for_topic(self.id, seen, seconds)
 
     # What is to come, and what is to go
 
@@ -126,14 +123,14 @@ class Topic:
         """The messages that are not due yet, in order of time, or due and not yet taken note of.
         Those that are scheduled or fall due meanwhile may or may not appear."""
 
-        return scheduled.scheduled(self)
+        return scheduled.scheduled(self.handle, self.ref)
 
     def cancel(self, schedule_id: str) -> None:
         """Forget a scheduled message. Its `dedup_id` stays in use.
 
         Raises: NotFound if it got its offset already, was cancelled, or never was.
         """
-        scheduled.cancel(self, schedule_id)
+        scheduled.cancel(self.handle, self.ref, schedule_id)
 
     def trim(self) -> int:
         """Delete the segments of which no group needs a message any more, wherever they stand, what
@@ -142,17 +139,7 @@ class Topic:
 
         Raises: NotFound, ReadOnly, Closed.
         """
-        total = at = 0
-        while True:
-            count, at = self.store.commit(
-                lambda tx: retention.trim(Log(tx, self.id), self.name, at)  # noqa: B023
-            )
-            total += count
-            if not count and not at:
-                break
-        while self.store.commit(lambda tx: dedup.forget_of(tx, self.id, self.name)):
-            pass
-        return total
+        return retention.trim_all(self.handle, self.ref)
 
     def purge(self, *, before: Start | None = None, key: str | None = None) -> int:
         """Delete messages, whether groups are done with them or not: all, those `before` an offset
@@ -165,13 +152,14 @@ class Topic:
 
         Raises: NotFound, ReadOnly, Closed, TypeError, ValueError.
         """
-        return purge.purge(self, before, None if key is None else check.utf8("key", key))
+        return purge.purge(
+            self.handle, self.ref, before, None if key is None else check.utf8("key", key)
+        )
 
     @property
     def settings(self) -> TopicSettings:
         """The stored settings."""
-        row = self.store.engine.read(lambda tx: log.load(tx, self.id, self.name))
-        return decode_topic(row.config).settings
+        return configure.of_topic(self.handle, self.ref)
 
     def update(self, **settings: Unpack[TopicChanges]) -> TopicSettings:
         """Change settings; None takes a bound away. Returns all settings. `priorities` can only
@@ -180,7 +168,7 @@ class Topic:
 
         Raises: ConfigConflict, NotFound, ReadOnly, TypeError, ValueError.
         """
-        return changes.update_topic(self, settings)
+        return configure.update_topic(self.handle, self.ref, settings)
 
     # Groups
 
@@ -201,19 +189,16 @@ class Topic:
         Raises: ConfigConflict if the group has other settings, NotFound, Full, ReadOnly, Closed.
         """
         check.name("group", name)
-        engine = self.store.engine
-        found = engine.read(lambda tx: catalog.find_group(tx, self.id, name, settings))
+        found = self.handle.read(lambda tx: catalog.find_group(tx, self.id, name, settings))
         if found is None:
-            found = self.store.commit(
-                lambda tx: catalog.make_group(
-                    tx, Log(tx, self.id), self.name, name, start, settings
-                )
+            found = self.handle.commit(
+                lambda tx: catalog.make_group(tx, self.ref, name, start, settings)
             )
         return Group(self, name, found)
 
     def groups(self) -> list[Group]:
         """The topic's groups, by name."""
-        found = self.store.engine.read(lambda tx: list(catalog.group_ids(tx, self.id)))
+        found = self.handle.read(lambda tx: list(catalog.group_ids(tx, self.id)))
         return [Group(self, name, group_id) for name, group_id in found]
 
     # Looking
@@ -234,7 +219,7 @@ class Topic:
 
         Raises: Corrupt, NotFound, Closed, TypeError, ValueError.
         """
-        return reading.read(self, start, stop, limit, reverse)
+        return reading.read(self.handle, self.ref, start, stop, limit, reverse)
 
     def offset_at(self, when: datetime) -> int:
         """The offset of the first message of the lowest priority put at `when` or later, or the
@@ -242,7 +227,7 @@ class Topic:
 
         Raises: NotFound, Closed, TypeError, ValueError.
         """
-        return reading.offset_at(self, check.wall_ns("when", when))
+        return reading.offset_at(self.handle, self.ref, check.wall_ns("when", when))
 
     def follow(
         self, start: Start = "latest", *, timeout: float | None = None
@@ -254,15 +239,15 @@ class Topic:
         Raises: ReadOnly (waiting needs the store's shared memory), StoreMoved, Corrupt, NotFound,
         Closed.
         """
-        self.store.check_writable()
-        return reading.follow(self, start, check.timeout(timeout))
+        self.handle.check_writable()
+        return reading.follow(self.handle, self.ref, start, check.timeout(timeout))
 
     def stats(self) -> TopicStats:
         """The topic and its groups in numbers, from one snapshot; the same cost with any backlog.
 
         Raises: NotFound, Closed.
         """
-        return self.store.engine.read(lambda tx: stats.topic_stats(tx, self.id, self.name))
+        return self.handle.read(lambda tx: stats.topic_stats(tx, *self.ref))
 
     def __repr__(self) -> str:
         return f"<Topic {self.name}>"

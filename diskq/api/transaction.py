@@ -11,15 +11,14 @@ from ..base.errors import Closed, WrongProcess
 from ..base.model import Outgoing, Receipt
 from ..delivery import put
 from ..delivery.take import Delivery
+from ..storage.handle import Handle
 from ..storage.tx import Tx
-from ..tables.log import Log
 from .message import Action, Message
 from .queue import Queue
 from .topic import Topic
 
 if TYPE_CHECKING:
     from ..base.options import PutOptions
-    from .store import Store
 
 
 class Transaction:
@@ -37,13 +36,13 @@ class Transaction:
     dies in between. For one thread at a time.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
         self._settled: list[tuple[Message, Action]] = []
         self._puts: list[tuple[Topic, put.Prepared]] = []
         self._over = False
         self.receipts: Sequence[Receipt] = ()  # of all puts in order, once it is committed
-        self._generation = store.engine.generation
+        self._generation = handle.engine.generation
 
     def put(self, topic: Topic | Queue, body: bytes, **options: Unpack[PutOptions]) -> None:
         """Append a message when this commits; see `Topic.put`."""
@@ -55,7 +54,7 @@ class Transaction:
         target = topic.topic if isinstance(topic, Queue) else topic
         if not isinstance(target, Topic):
             raise TypeError(f"expected a Topic or Queue, not {type(topic).__name__}")
-        if target.store.engine is not self._store.engine:
+        if target.handle.engine is not self._handle.engine:
             raise ValueError(f"topic {target.name!r} is in another store than the transaction")
         if found := check.messages(messages):
             self._puts.append((target, put.prepare(found)))
@@ -82,9 +81,9 @@ class Transaction:
         self._check_open()
         if not isinstance(message, Message):
             raise TypeError(f"expected a Message, not {type(message).__name__}")
-        message.consumer.check_open()
-        message.consumer.check_unsettled(message)
-        if message.consumer.group.topic.store.engine is not self._store.engine:
+        message.member.check_open()
+        message.member.check_unsettled(message)
+        if message.member.handle.engine is not self._handle.engine:
             raise ValueError(f"message {message.offset} is in another store than the transaction")
         self._settled.append((message, action(message)))
         message.settled = True
@@ -114,7 +113,7 @@ class Transaction:
     def _check_open(self) -> None:
         if self._over:
             raise Closed("the transaction is over; begin another")
-        if self._generation != self._store.engine.generation:
+        if self._generation != self._handle.engine.generation:
             raise WrongProcess(
                 "the transaction belongs to the process that forked this one; begin another"
             )
@@ -124,14 +123,14 @@ class Transaction:
 
         def operation(tx: Tx) -> None:
             _settle_all(tx, settled)
-            found = ((Log(tx, topic.id), topic.name, put) for topic, put in parts)
+            found = ((tx, topic.ref, prepared) for topic, prepared in parts)
             receipts = [receipt for each in found for receipt in put.store(*each)]
             tx.at_commit(self, "receipts", receipts)
             tx.at_commit(self, "_over", True)
 
-        put.commit(self._store, operation)
+        put.commit(self._handle, operation)
         for message, _ in settled:
-            message.consumer.count_acked([message])
+            message.member.count_acked([message])
 
     def __enter__(self) -> Transaction:
         self._check_open()
@@ -152,12 +151,12 @@ class Transaction:
 def _settle_all(tx: Tx, settled: Sequence[tuple[Message, Action]]) -> None:
     groups: dict[int, Delivery] = {}
     for message, action in settled:
-        consumer = message.consumer
-        at = groups.get(consumer.group.id)
+        place = message.member.place
+        at = groups.get(place.group_id)
         if at is None:
-            at = groups[consumer.group.id] = Delivery(tx, consumer.place)
+            at = groups[place.group_id] = Delivery(tx, place)
         action(at)
     for at in groups.values():
         at.store()
-    for consumer in {message.consumer for message, _ in settled}:
-        consumer.trim(tx)
+    for member in {message.member for message, _ in settled}:
+        member.trim(tx)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Backoff", "ConsumerInfo", "DeadLetter", "Failure", "Finding", "GroupSettings", "GroupStats",
     "LogMessage", "NextMessage", "Outgoing", "PendingMessage", "Receipt", "Receipts", "Salvaged",
-    "SalvagedTopic", "ScheduledMessage", "StoreStats", "TopicSettings", "TopicStats",
+    "SalvagedTopic", "ScheduledMessage", "SeekPreview", "StoreStats", "TopicSettings", "TopicStats",
     "WaitingMessage",
 ]  # fmt: skip
 
@@ -141,6 +141,14 @@ class ScheduledMessage(NamedTuple):
     key: str | None
     headers: dict[str, str]
     priority: int
+
+
+class SeekPreview(NamedTuple):
+    """A look at a seek: how many messages it would deliver; `incomplete`: the target lies before
+    messages that are not stored any more, or, if it is a time, may do so."""
+
+    messages: int
+    incomplete: bool
 
 
 class NextMessage(NamedTuple):

@@ -11,7 +11,6 @@ import click
 from diskq import Backoff, Clock, Group, GroupStats, Topic
 from diskq.base import limits
 from diskq.base.model import ORDERINGS
-from diskq.operate import changes
 
 from . import output, units
 from .common import (
@@ -248,7 +247,7 @@ def group_seek(
 
 def _to_come(group: Group, to: int | str | datetime) -> str:
     """How many messages a seek would bring, and why not more if it asked for more."""
-    count, less = changes.messages_from(group, to)
+    count, less = group.preview_seek(to)
     text = f"{plural(count, 'message')} to come"
     if not less:
         return text
@@ -283,7 +282,7 @@ def _lost_by_seek(group: Group, to: int | str | datetime) -> str:
             target = to
         case _:
             target = topic.offset_at(cast("datetime", to))
-    unread, _ = changes.messages_from(group, to)
+    unread, _ = group.preview_seek(to)
     if unread < stats.unread:  # it goes forward, over all that is not settled before
         return listed({"unsettled message": stats.lag - unread})
     return listed(

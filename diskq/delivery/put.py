@@ -13,9 +13,11 @@ from ..base.errors import Full
 from ..base.model import Outgoing, Receipt, Receipts
 from ..base.ondemand import lazy
 from ..format.segment import Packed, pack_messages
+from ..storage.handle import Handle
 from ..storage.tx import Tx
 from ..tables import log, schedule
 from ..tables.log import Log
+from ..tables.refs import TopicRef
 from . import retention
 
 if TYPE_CHECKING:
@@ -27,7 +29,6 @@ else:
 
 
 if TYPE_CHECKING:
-    from ..api.store import Store
     from .drafts import Draft
 
 T = TypeVar("T")
@@ -58,9 +59,10 @@ def _is_special(message: Outgoing) -> bool:
     return bool(priority or delay_seconds) or at is not None or dedup_id is not None
 
 
-def store(source: Log, name: str, put: Prepared) -> Sequence[Receipt]:
+def store(tx: Tx, topic: TopicRef, put: Prepared) -> Sequence[Receipt]:
     """Store messages, all or none. Raises: Full, MessageTooLarge, ValueError, NotFound."""
-    row = log.load(source.tx, source.topic_id, name)
+    source, name = Log(tx, topic.id), topic.name
+    row = log.load(tx, *topic)
     if row.scheduled:
         schedule.promote(source, row)
     if put.drafts:
@@ -73,12 +75,12 @@ def store(source: Log, name: str, put: Prepared) -> Sequence[Receipt]:
     return Receipts(range(first, first + put.messages), source.tx.commit_id)
 
 
-def commit(store: Store, operation: Callable[[Tx], T], until: float | None = None) -> T:
-    """Commit puts as `store.commit` does. If the store is full, dedup ids of the past make room, in
-    small commits, as many as it takes. Raises: as `operation`."""
+def commit(handle: Handle, operation: Callable[[Tx], T], until: float | None = None) -> T:
+    """Commit puts. If the store is full, dedup ids whose window is over make room, in small
+    commits, as many as it takes. Raises: as `operation`."""
     while True:
         try:
-            return store.commit(operation, until)
+            return handle.commit(operation, until)
         except Full as error:
-            if hasattr(error, "topic") or not store.commit(dedup.forget, until):
+            if hasattr(error, "topic") or not handle.commit(dedup.forget, until):
                 raise

@@ -25,9 +25,11 @@ from ..format.decoding import unpacked
 from ..format.lease_row import decode_lease
 from ..format.rows import TopicRow, decode_group, decode_topic
 from ..format.segment import LOG_KEY, head_of
+from ..storage.handle import Handle
 from ..storage.reserve import need_room
 from ..tables import ages, leases, log
 from ..tables.log import Log
+from ..tables.refs import TopicRef
 from .settle import Place, Settling
 
 if TYPE_CHECKING:
@@ -57,6 +59,19 @@ def trim(source: Log, name: str, at: int | None = None) -> tuple[int, int]:
         source.tx.announced.add(source.topic_id)
     dedup.Ids(source.tx, source.topic_id, row).forget(limits.MAX_FORGOTTEN_IDS)
     return gone + settled, at
+
+
+def trim_all(handle: Handle, topic: TopicRef) -> int:
+    """See Topic.trim."""
+    total = at = 0
+    while True:
+        count, at = handle.commit(lambda tx: trim(Log(tx, topic.id), topic.name, at))  # noqa: B023
+        total += count
+        if not count and not at:
+            break
+    while handle.commit(lambda tx: dedup.forget_of(tx, *topic)):
+        pass
+    return total
 
 
 def make_room(source: Log, name: str, row: TopicRow, count: int, size: int, *more: int) -> None:

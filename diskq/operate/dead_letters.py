@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from ..base import check, limits
 from ..base.errors import NotFound
@@ -14,52 +13,47 @@ from ..format.decoding import damaged
 from ..format.held_row import HeldRow
 from ..format.layout import DEAD
 from ..format.segment import TTL, decode_record
+from ..storage.handle import Handle
 from ..storage.reserve import room_of
 from ..storage.tx import Tx
 from ..tables import held, key_owners, leases
 
-if TYPE_CHECKING:
-    from ..api.group import Group
-
 _PAGE = 100  # fetched per read transaction
 
 
-def dead(group: Group, start: int) -> Iterator[DeadLetter]:
+def dead(handle: Handle, place: Place, start: int) -> Iterator[DeadLetter]:
     """See Group.dead."""
     start = check.count("start", start, 0, 2**64 - 1)
 
     def page(tx: Tx) -> list[tuple[int, HeldRow]]:
-        leases.load(tx, group.id, group.name)
-        return list(islice(held.rows(tx, group.id, DEAD, start), _PAGE))
+        leases.load(tx, place.group_id, place.group)
+        return list(islice(held.rows(tx, place.group_id, DEAD, start), _PAGE))
 
-    while found := group.topic.store.engine.read(page):
+    while found := handle.read(page):
         for offset, row in found:
             yield _dead_letter(offset, row)
         start = found[-1][0] + 1
 
 
-def redrive(group: Group, limit: int | None, offsets: Sequence[int] | None) -> int:
+def redrive(handle: Handle, place: Place, limit: int | None, offsets: Sequence[int] | None) -> int:
     """See Group.redrive."""
     if offsets is not None:
         if limit is not None:
             raise ValueError("redrive takes a limit or offsets, not both")
         chosen = _offsets(offsets)
-        place = group.place
-        return group.topic.store.commit(lambda tx: _revive(tx, place, chosen))
-    left = group.stats().dead
+        return handle.commit(lambda tx: _revive(tx, place, chosen))
+    left = handle.read(lambda tx: leases.load(tx, place.group_id, place.group).dead)
     if limit is not None:
         left = min(left, check.count("limit", limit, 0, 2**63))
     count = 0
-    while count < left and (done := _redrive_some(group, left - count)):
+    while count < left and (done := _redrive_some(handle, place, left - count)):
         count += done
     return count
 
 
-def forget(group: Group, offsets: Sequence[int]) -> None:
+def forget(handle: Handle, place: Place, offsets: Sequence[int]) -> None:
     """See Group.forget_dead."""
     chosen = _offsets(offsets)
-
-    place = group.place
 
     def operation(tx: Tx) -> None:
         at = Settling(tx, place)
@@ -69,7 +63,7 @@ def forget(group: Group, offsets: Sequence[int]) -> None:
             at.row.purged += 1
         at.store()
 
-    group.topic.store.commit(operation)
+    handle.commit(operation)
 
 
 def _offsets(offsets: Sequence[int]) -> list[int]:
@@ -79,15 +73,14 @@ def _offsets(offsets: Sequence[int]) -> list[int]:
     return [check.count("offset", offset, 0, 2**64 - 1) for offset in offsets]
 
 
-def _redrive_some(group: Group, limit: int) -> int:
-    place = group.place
+def _redrive_some(handle: Handle, place: Place, limit: int) -> int:
 
     def operation(tx: Tx) -> int:
         most = min(limit, limits.MAX_REDRIVE_MESSAGES)
-        chosen = list(islice(held.offsets(tx, group.id, DEAD), most))
+        chosen = list(islice(held.offsets(tx, place.group_id, DEAD), most))
         return _revive(tx, place, chosen, part=True)
 
-    return group.topic.store.commit(operation)
+    return handle.commit(operation)
 
 
 def _revive(tx: Tx, place: Place, offsets: Sequence[int], *, part: bool = False) -> int:

@@ -7,34 +7,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 from heapq import merge
 from itertools import chain, islice, takewhile
-from typing import TYPE_CHECKING
 
 from ..base import check, limits
 from ..base.model import NextMessage, WaitingMessage
+from ..delivery.settle import Place
 from ..delivery.take import Delivery
 from ..format.held_row import HeldRow
 from ..format.segment import decode_record
+from ..storage.handle import Handle
 from ..storage.tx import Tx
 from ..tables import held, key_owners, leases
 from ..tables.log import Stored, cut
 
-if TYPE_CHECKING:
-    from ..api.group import Group
-
 _PAGE = 100  # fetched per read transaction
 
 
-def peek(group: Group, limit: int) -> list[NextMessage]:
+def peek(handle: Handle, place: Place, limit: int) -> list[NextMessage]:
     """See Group.peek."""
     most = check.count("limit", limit, 1, limits.MAX_GET_MESSAGES)
-    place = group.place
 
     def look(tx: Tx) -> list[NextMessage]:
         at = Delivery(tx, place)
         at.topic = at.load_topic()
         return list(islice(chain(_retries(at), _from_log(at)), most))
 
-    return group.topic.store.engine.read(look)
+    return handle.read(look)
 
 
 def _retries(at: Delivery) -> Iterator[NextMessage]:
@@ -75,16 +72,16 @@ def _next(offset: int, row: HeldRow) -> NextMessage:
     return NextMessage(offset, body, key, headers, row.put_at_ns, row.failures + 1)
 
 
-def waiting(group: Group) -> Iterator[WaitingMessage]:
+def waiting(handle: Handle, place: Place) -> Iterator[WaitingMessage]:
     """See Group.waiting."""
     start = (0, 0)
 
     def page(tx: Tx) -> list[WaitingMessage]:
-        leases.load(tx, group.id, group.name)
-        found = islice(held.due_rows(tx, group.id, *start), _PAGE)
-        return [_waiting(due, held.load(tx, group.id, due.offset)) for due in found]
+        leases.load(tx, place.group_id, place.group)
+        found = islice(held.due_rows(tx, place.group_id, *start), _PAGE)
+        return [_waiting(due, held.load(tx, place.group_id, due.offset)) for due in found]
 
-    while found := group.topic.store.engine.read(page):
+    while found := handle.read(page):
         yield from found
         start = found[-1].due_ns, found[-1].offset + 1
 

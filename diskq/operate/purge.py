@@ -31,16 +31,17 @@ from ..format.segment import (
     pack_run,
     purged_record,
 )
+from ..storage.handle import Handle
 from ..storage.tx import Tx
 from ..tables import catalog, held, key_owners, leases, log, schedule
 from ..tables.log import Log
+from ..tables.refs import TopicRef
 
 if TYPE_CHECKING:
-    from ..api.topic import Topic
     from ..tables.catalog import Start
 
 
-def purge(topic: Topic, before: Start | None, key: bytes | None) -> int:
+def purge(handle: Handle, topic: TopicRef, before: Start | None, key: bytes | None) -> int:
     """See Topic.purge."""
 
     def find(tx: Tx) -> list[int]:
@@ -57,15 +58,15 @@ def purge(topic: Topic, before: Start | None, key: bytes | None) -> int:
     total = 0
     more = before is None and key is None
     while more:  # the schedule first: what falls due meanwhile is below the floors read after it
-        count = topic.store.commit(lambda tx: _purge_scheduled(Log(tx, topic.id), topic.name))
+        count = handle.commit(lambda tx: _purge_scheduled(Log(tx, topic.id), topic.name))
         total += count
         more = count == limits.MAX_TRIM_SEGMENTS
-    floors = topic.store.engine.read(find)
+    floors = handle.read(find)
     if before is None and key is not None:
         floors = [2**64] * len(floors)  # what is scheduled may get its offset meanwhile
     at: int | None = 0
     while at is not None:
-        count, at = topic.store.commit(step)
+        count, at = handle.commit(step)
         total += count
     return total
 

@@ -14,12 +14,13 @@ from ..base import check, limits
 from ..base.clock import NS
 from ..base.model import LANE_BITS, LogMessage
 from ..format.segment import is_purged
+from ..storage.handle import Handle
 from ..storage.tx import Tx
 from ..tables import catalog, log, schedule
 from ..tables.log import Log, Stored, cut, parts_of
+from ..tables.refs import TopicRef
 
 if TYPE_CHECKING:
-    from ..api.topic import Topic
     from ..tables.catalog import Start
 
 
@@ -27,21 +28,28 @@ _END = 2**64  # behind every offset
 
 
 def read(
-    topic: Topic, start: Start, stop: Start | None, limit: int | None, reverse: bool
+    handle: Handle,
+    topic: TopicRef,
+    start: Start,
+    stop: Start | None,
+    limit: int | None,
+    reverse: bool,
 ) -> Iterator[LogMessage]:
     """See Topic.read."""
     left = _END if limit is None else check.count("limit", limit, 0, _END)
-    ranges = _ranges(topic, start, stop)
+    ranges = _ranges(handle, topic, start, stop)
     for low, high in ranges[::-1] if reverse else ranges:
         at = high if reverse else low
-        while left and (found := _page(topic, at, low, high, reverse)):
+        while left and (found := _page(handle, topic, at, low, high, reverse)):
             kept = [_log_message(each) for each in found if not is_purged(each.record, each.flags)]
             yield from kept[:left]
             left -= min(left, len(kept))
             at = found[-1].offset + (not reverse)
 
 
-def _ranges(topic: Topic, start: Start, stop: Start | None) -> list[tuple[int, int]]:
+def _ranges(
+    handle: Handle, topic: TopicRef, start: Start, stop: Start | None
+) -> list[tuple[int, int]]:
     """First offsets, and those behind the last, of what is between two places: of all lanes
     together between offsets, else of each lane."""
     offsets = [
@@ -64,10 +72,12 @@ def _ranges(topic: Topic, start: Start, stop: Start | None) -> list[tuple[int, i
                 ends.append(catalog.positions(source, row, place, what))
         return list(zip(*ends, strict=True))
 
-    return topic.store.engine.read(find)
+    return handle.read(find)
 
 
-def _page(topic: Topic, at: int, low: int, high: int, reverse: bool) -> list[Stored]:
+def _page(
+    handle: Handle, topic: TopicRef, at: int, low: int, high: int, reverse: bool
+) -> list[Stored]:
     """The messages of one segment, of those between two offsets that are before or behind `at`."""
     low, high = (low, at) if reverse else (at, high)
 
@@ -78,7 +88,7 @@ def _page(topic: Topic, at: int, low: int, high: int, reverse: bool) -> list[Sto
         found = cut(segment, low, high) if segment else []
         return found[::-1] if reverse else found
 
-    return topic.store.engine.read(page) if low < high else []
+    return handle.read(page) if low < high else []
 
 
 def _log_message(stored: Stored) -> LogMessage:
@@ -86,37 +96,41 @@ def _log_message(stored: Stored) -> LogMessage:
     return LogMessage(stored.offset, body, key, headers, stored.put.put_at_ns)
 
 
-def offset_at(topic: Topic, when_ns: int) -> int:
+def offset_at(handle: Handle, topic: TopicRef, when_ns: int) -> int:
     """See Topic.offset_at."""
 
     def find(tx: Tx) -> int:
         row = log.load(tx, topic.id, topic.name)
         return Log(tx, topic.id).offset_at(row, 0, when_ns)
 
-    return topic.store.engine.read(find)
+    return handle.read(find)
 
 
-def follow(topic: Topic, start: Start, timeout: float | None) -> Iterator[LogMessage]:
+def follow(
+    handle: Handle, topic: TopicRef, start: Start, timeout: float | None
+) -> Iterator[LogMessage]:
     """See Topic.follow."""
 
     def begin(tx: Tx) -> list[int]:
         row = log.load(tx, topic.id, topic.name)
         return catalog.places(Log(tx, topic.id), row, start, "start")
 
-    return _follow(topic, topic.store.engine.read(begin), timeout)
+    return _follow(handle, topic, handle.read(begin), timeout)
 
 
-def _follow(topic: Topic, cursor: list[int], timeout: float | None) -> Iterator[LogMessage]:
+def _follow(
+    handle: Handle, topic: TopicRef, cursor: list[int], timeout: float | None
+) -> Iterator[LogMessage]:
     last = time.monotonic()
     while True:
-        slots = topic.store.engine.own_slots()
+        slots = handle.engine.own_slots()
         seen = slots.watch(topic.id, room=False)
-        topic.store.engine.check_place()
-        wait = _promote(topic)
-        lanes = topic.store.engine.read(lambda tx: len(log.load(tx, topic.id, topic.name).next))
+        handle.engine.check_place()
+        wait = _promote(handle, topic)
+        lanes = handle.read(lambda tx: len(log.load(tx, topic.id, topic.name).next))
         cursor += [lane << LANE_BITS for lane in range(len(cursor), lanes)]
         for lane, at in enumerate(cursor):
-            for message in topic.read(at, (lane + 1) << LANE_BITS):
+            for message in read(handle, topic, at, (lane + 1) << LANE_BITS, None, False):
                 yield message
                 cursor[lane] = message.offset + 1
                 last = time.monotonic()
@@ -127,9 +141,9 @@ def _follow(topic: Topic, cursor: list[int], timeout: float | None) -> Iterator[
         slots.wait_for_topic(topic.id, seen, wait)
 
 
-def _promote(topic: Topic) -> float:
+def _promote(handle: Handle, topic: TopicRef) -> float:
     """Give offsets to what is due; seconds until there is more to do, at most WAIT_SECONDS."""
-    engine = topic.store.engine
+    engine = handle.engine
 
     def seconds(tx: Tx) -> float:
         if not log.load(tx, topic.id, topic.name).scheduled:
@@ -143,5 +157,5 @@ def _promote(topic: Topic) -> float:
             schedule.promote(Log(tx, topic.id), row)
 
     while (wait := engine.read(seconds)) <= 0:
-        topic.store.commit(promote)
+        handle.commit(promote)
     return wait

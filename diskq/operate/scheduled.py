@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from ..base import check
 from ..base.errors import NotFound
 from ..base.model import Receipt, ScheduledMessage
 from ..format.segment import decode_record
+from ..storage.handle import Handle
 from ..storage.tx import Tx
 from ..tables import log, schedule
 from ..tables.log import Log
-
-if TYPE_CHECKING:
-    from ..api.topic import Topic
+from ..tables.refs import TopicRef
 
 _ID_LENGTH = 2 * 20 + 2  # more than two numbers of 64 bits have
 _PAGE = 100  # fetched per read transaction
 
 
-def scheduled(topic: Topic) -> Iterator[ScheduledMessage]:
+def scheduled(handle: Handle, topic: TopicRef) -> Iterator[ScheduledMessage]:
     """See Topic.scheduled."""
 
     def page(tx: Tx) -> list[schedule.Planned]:
@@ -29,7 +27,7 @@ def scheduled(topic: Topic) -> Iterator[ScheduledMessage]:
         return list(islice(schedule.rows(tx, topic.id, *start), _PAGE))
 
     start = (0, 0)
-    while found := topic.store.engine.read(page):
+    while found := handle.read(page):
         for due_ns, number, lane, flags, record in found:
             name = schedule.schedule_id(due_ns, number)
             body, key, headers, _ = decode_record(record, flags, f"scheduled message {name}")
@@ -37,7 +35,7 @@ def scheduled(topic: Topic) -> Iterator[ScheduledMessage]:
         start = found[-1].due_ns, found[-1].number + 1
 
 
-def cancel(topic: Topic, schedule_id: object) -> None:
+def cancel(handle: Handle, topic: TopicRef, schedule_id: object) -> None:
     """See Topic.cancel."""
     if isinstance(schedule_id, Receipt):
         raise TypeError("schedule_id must be str, not Receipt; pass receipt.schedule_id")
@@ -57,4 +55,4 @@ def cancel(topic: Topic, schedule_id: object) -> None:
         log.store(tx, topic.id, row)
         tx.announced.add(topic.id)
 
-    topic.store.commit(operation)
+    handle.commit(operation)

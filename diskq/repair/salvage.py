@@ -40,7 +40,7 @@ from ..format.lmdb_pages import Snapshot, snapshots
 from ..format.rows import GroupRow, Meta, TopicRow, decode_group, decode_topic, new_meta, new_topic
 from ..format.segment import LOG_KEY, Segment
 from ..host import files
-from ..operate.changes import DELETED_TOPIC
+from ..operate.deletion import DELETED_TOPIC
 from ..storage.creation import COPIED, building, create_in, later
 from ..storage.engine import Engine
 from ..storage.environment import Database, translating

@@ -26,7 +26,7 @@ from ..format.lmdb_pages import check_pages
 from ..format.rows import GroupRow, Meta, TopicRow, decode_group, decode_topic
 from ..format.segment import LOG_KEY, Segment, head_of
 from ..host import files
-from ..operate.changes import DELETED_GROUP
+from ..operate.deletion import DELETED_GROUP
 from ..storage.engine import Engine
 from ..storage.environment import translating
 from ..storage.readers import is_used

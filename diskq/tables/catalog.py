@@ -28,6 +28,7 @@ from ..storage.reserve import room_of
 from ..storage.tx import Tx
 from . import gaps, leases, log
 from .log import Log
+from .refs import TopicRef
 
 if TYPE_CHECKING:
     from ..base import options
@@ -130,9 +131,9 @@ def _checked(settings: Settings, given: Given) -> Settings:
     return options.settings(settings, given)
 
 
-def make_group(tx: Tx, source: Log, topic_name: str, name: str, start: Start, given: Given) -> int:
+def make_group(tx: Tx, ref: TopicRef, name: str, start: Start, given: Given) -> int:
     """Id of the group, which is made if need be. Raises: Full, and as find_group."""
-    topic = log.load(tx, source.topic_id, topic_name)
+    source, topic = Log(tx, ref.id), log.load(tx, *ref)
     found = find_group(tx, source.topic_id, name, given)
     if found is not None:
         return found

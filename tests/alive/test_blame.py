@@ -14,6 +14,7 @@ from helpers import ROOT, offsets
 
 import diskq
 from diskq import Backoff, Outgoing
+from diskq.api import waiting as waits
 from diskq.base import limits
 from diskq.host.slots import SEVERAL
 
@@ -309,7 +310,9 @@ def test_two_threads_that_have_something_and_wait_for_more_do_not_wait_for_each_
 
 
 @pytest.mark.parametrize("end", ["ack", "nack", "release", "reject", "lost", "dropped", "expired"])
-def test_a_thread_that_waits_for_a_suspect_goes_on_when_that_is_over(topic, group, end):
+def test_a_thread_that_waits_for_a_suspect_goes_on_when_that_is_over(
+    topic, group, monkeypatch, end
+):
     group.update(lease_seconds=1.0 if end == "expired" else 600.0, backoff=Backoff(0))
     put(topic, 0, 3)
     suspects(group, 2)
@@ -317,13 +320,13 @@ def test_a_thread_that_waits_for_a_suspect_goes_on_when_that_is_over(topic, grou
     suspect = in_thread(consumer.get_nowait)
     assert suspect.offset == 0
     found, waiting = [], threading.Event()
-    look = consumer._look
+    look = waits.look
 
     def tell_and_look(*arguments):
         waiting.set()
         return look(*arguments)
 
-    consumer._look = tell_and_look
+    monkeypatch.setattr(waits, "look", tell_and_look)
     thread = threading.Thread(target=lambda: found.append(consumer.get(timeout=DEADLINE_SECONDS)))
     thread.start()
     assert waiting.wait(DEADLINE_SECONDS)
@@ -353,7 +356,7 @@ def test_two_threads_in_with_blocks_do_not_clear_each_others_names(topic, group)
         assert handling() == 0
         with second:
             assert handling() is None
-            assert slots.read(consumer._member.slot).handling == SEVERAL
+            assert slots.read(consumer.member.leaser.slot).handling == SEVERAL
             first.ack()
             assert handling() == 1
         assert handling() is None

@@ -91,7 +91,7 @@ def test_a_put_that_is_refused(full, call):
         lambda message: message.reject("why"),
         lambda message: message.release(),
         lambda message: message.extend(5),
-        lambda message: message.consumer.ack_many([message]),
+        lambda message: message.member.ack_many([message]),
         lambda message: message.__enter__().__exit__(None, None, None),
         lambda message: message.__enter__().__exit__(OSError, OSError(), None),
     ],

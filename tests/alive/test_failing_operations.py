@@ -52,7 +52,7 @@ def fail(tx):
 
 
 CALLS = {
-    "its own": lambda store: store.commit(fail),
+    "its own": lambda store: store.handle.commit(fail),
     "a lost lease": lambda store: store.lost.ack(),
 }
 

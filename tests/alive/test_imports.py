@@ -116,7 +116,7 @@ with diskq.open(sys.argv[1]) as store:
     topic = store.topic("t")
     topic.put(b"before")
     ways = (
-        (store.commit, lambda: topic.put(b"finalizer")),
+        (store.handle.commit, lambda: topic.put(b"finalizer")),
         (store.engine.read, topic.stats),
     )
     loaded, module = 0, ""

@@ -127,6 +127,6 @@ def test_an_opening_inside_of_a_call_whose_store_is_closed_raises(path):
         with pytest.raises(diskq.Reentered):
             diskq.open(path)
 
-    store.commit(operation)
+    store.handle.commit(operation)
     with diskq.open(path) as again:
         again.topic("t").put(b"")

@@ -12,7 +12,7 @@ import pytest
 from helpers import ROOT
 
 import diskq
-from diskq.api.consumer import Consumer
+from diskq.api import consumer as consumers
 
 DEADLINE_SECONDS = 60
 MEMBER = """
@@ -73,7 +73,7 @@ def test_three_processes_that_wait_get_three_of_nine_each(store, topic, group):
         for each in members:
             each.communicate("\n")
         while messages := group.consumer().get_many(9, timeout=0):
-            messages[0].consumer.ack_many(messages)
+            messages[0].member.ack_many(messages)
 
 
 @pytest.mark.parametrize("members", [(0, 1, 2), (0, 0, 1), (0, 0, 0)])
@@ -107,16 +107,16 @@ def test_one_whose_time_is_over_when_messages_come_takes_the_share_that_others_l
 ):
     """It has looked for the last time, but not said yet that it gives up."""
     late, others = group.consumer("late"), [group.consumer(), group.consumer()]
-    wait, gives_up, go_on = Consumer._wait, threading.Event(), threading.Event()
+    wait, gives_up, go_on = consumers.wait_for_message, threading.Event(), threading.Event()
 
-    def give_up_late(self, *arguments):
-        came = wait(self, *arguments)
-        if self is late and not came:
+    def give_up_late(member, *arguments, **options):
+        came = wait(member, *arguments, **options)
+        if member is late.member and not came:
             gives_up.set()
             go_on.wait(DEADLINE_SECONDS)
         return came
 
-    monkeypatch.setattr(Consumer, "_wait", give_up_late)
+    monkeypatch.setattr(consumers, "wait_for_message", give_up_late)
     last = Blocked(store, [late], timeout=0.1)
     assert gives_up.wait(DEADLINE_SECONDS)
     rest = Blocked(store, others)

@@ -25,7 +25,7 @@ def stop(tx):
     print("stopping", flush=True)
     os.kill(os.getpid(), signal.SIGSTOP)
 
-store.commit(stop)
+store.handle.commit(stop)
 print("went on", flush=True)
 """
 LOOKS = """
@@ -118,7 +118,7 @@ def stop_again(store, _process):
         inside.set()
         assert go.wait(60)
 
-    thread = threading.Thread(target=store.commit, args=[hold])
+    thread = threading.Thread(target=store.handle.commit, args=[hold])
     thread.start()
     inside.wait(60)
     try:

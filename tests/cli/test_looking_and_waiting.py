@@ -183,7 +183,7 @@ def test_looking_answers_beside_a_writer_that_was_stopped(shell: Any, eventually
     script = f"""if True:
         import diskq, os, signal
         with diskq.open({str(shell.store)!r}) as store:
-            store.commit(lambda tx: os.kill(os.getpid(), signal.SIGSTOP))
+            store.handle.commit(lambda tx: os.kill(os.getpid(), signal.SIGSTOP))
     """
     writer = subprocess.Popen([sys.executable, "-c", script])
     shell.processes.append(writer)

@@ -22,8 +22,8 @@ ERRORS = [name for name in diskq.errors.__all__ if name != "DiskqError"]
 
 # For diskq's own use, though no docstring of theirs can say so, or none does.
 INTERNAL = {
-    *(("Store", "check_writable"), ("Group", "place"), ("Consumer", "place")),
-    *(("Message", "consumer"), ("Message", "lease"), ("Message", "failed")),
+    *(("Store", "handle"), ("Topic", "handle"), ("Group", "handle"), ("Topic", "ref")),
+    *(("Group", "place"), ("Message", "member"), ("Message", "lease"), ("Message", "failed")),
 }
 
 

@@ -33,7 +33,6 @@ from reference import LANE, Full, ModelGroup, ModelTopic, Put, TooLarge
 
 import diskq
 from diskq.delivery.settle import Settling
-from diskq.operate import changes
 from diskq.tables import ages, dedup, gaps, held, key_owners, leases
 
 MEMORY = Path("/dev/shm")
@@ -234,7 +233,7 @@ class QueueMachine(RuleBasedStateMachine):
         member.held.clear()
         member.fetched.clear()
         member.current = None
-        gone = weakref.ref(member.handle)
+        gone = weakref.ref(member.handle.member)
         member.handle = member.loop = None
         if gone() is not None:
             gc.collect()
@@ -425,7 +424,7 @@ class QueueMachine(RuleBasedStateMachine):
         name = sorted(self.models)[pick % len(self.models)]
         to = self.within(to, self.group(name).seek)
         cursor = self.topic_model.floors(self.place(to))
-        come, _ = changes.messages_from(self.group(name), self.when(to))
+        come, _ = self.group(name).preview_seek(self.when(to))
         assert come == self.topic_model.stored_from(cursor)
         self.group(name).seek(self.when(to))
         self.models[name].seek(cursor)

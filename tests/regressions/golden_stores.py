@@ -28,7 +28,7 @@ from clock import ManualClock
 import diskq
 from diskq import Backoff, Outgoing
 from diskq.format.layout import FORMAT_VERSION
-from diskq.operate import changes
+from diskq.operate import deletion
 
 GOLDEN = Path(__file__).with_name("golden")
 AN_HOUR = 3600.0
@@ -175,11 +175,11 @@ def _make_deleted(store: diskq.Store) -> None:
     topic.put_many([b"x"] * 10)
     with group.consumer() as consumer:
         consumer.get_nowait().nack()
-    sweep, changes.sweep = changes.sweep, lambda *_: None
+    sweep, deletion.sweep = deletion.sweep, lambda *_: None
     try:
         store.delete_topic("doomed")
     finally:
-        changes.sweep = sweep
+        deletion.sweep = sweep
 
 
 def describe(store: diskq.Store) -> dict[str, Any]:

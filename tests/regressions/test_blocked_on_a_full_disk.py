@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 import diskq
-from diskq.api import consumer as consumers
+from diskq.api import waiting
 from diskq.base import limits
 from diskq.storage.reserve import Room
 
@@ -53,7 +53,7 @@ def fill_the_disk(monkeypatch):
 def blocked_get(group, monkeypatch):
     """A get that sleeps; gives the list to which it adds the body that it got in the end."""
     found, sleeping = [], threading.Event()
-    sleep = consumers.Consumer._sleep
+    sleep = waiting.sleep
 
     def tell_and_sleep(*arguments):
         sleeping.set()
@@ -63,7 +63,7 @@ def blocked_get(group, monkeypatch):
         with suppress(diskq.Closed):  # it looks again when its time is over, so that is long
             found.extend(group.consumer("blocked").get_many(1, timeout=10 * DEADLINE_SECONDS))
 
-    monkeypatch.setattr(consumers.Consumer, "_sleep", tell_and_sleep)
+    monkeypatch.setattr(waiting, "sleep", tell_and_sleep)
     thread = threading.Thread(target=get, daemon=True)
     thread.start()
     assert sleeping.wait(DEADLINE_SECONDS)

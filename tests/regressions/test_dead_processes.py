@@ -11,6 +11,7 @@ import pytest
 from helpers import ROOT, run_python, verified
 
 import diskq
+from diskq.api import waiting
 from diskq.base import limits
 
 PREPARE = """
@@ -35,7 +36,7 @@ with messages[2]:
     os.kill(os.getpid(), signal.SIGKILL)
 """
 DIE_IDLE = """
-member = group.consumer("dead")._member
+member = group.consumer("dead").member.leaser
 tell(member.slot, member.owner)
 os._exit(9)
 """
@@ -177,7 +178,7 @@ def test_what_a_dead_consumer_of_a_paused_group_handled_is_charged(path, monkeyp
         consumer = group.consumer()
         group.pause()
         other.kill()
-        looks, look = [], consumer._look
+        looks, look = [], waiting.look
 
         def look_thrice(*arguments):
             looks.append(arguments)
@@ -186,7 +187,7 @@ def test_what_a_dead_consumer_of_a_paused_group_handled_is_charged(path, monkeyp
                 raise diskq.Closed("enough")
             return look(*arguments)
 
-        monkeypatch.setattr(consumer, "_look", look_thrice)
+        monkeypatch.setattr(waiting, "look", look_thrice)
         with pytest.raises(diskq.Closed):
             consumer.get(timeout=30)
         group.resume()

@@ -88,7 +88,7 @@ def count_one_delivery(store: diskq.Store) -> None:
         row.delivered += 1
         tx.put(name, row.encode())
 
-    store.commit(operation)
+    store.handle.commit(operation)
 
 
 def change_a_letter(store: diskq.Store) -> None:
@@ -100,7 +100,7 @@ def change_a_letter(store: diskq.Store) -> None:
         row.record = row.record[:-1] + bytes([row.record[-1] ^ 1])
         held.put(tx, group.id, DEAD, offset, row)
 
-    store.commit(operation)
+    store.handle.commit(operation)
 
 
 def put_one_more(store: diskq.Store) -> None:

@@ -90,7 +90,7 @@ def test_a_write_cut_short_for_want_of_room_is_full_and_goes_on_when_there_is_ro
 
     topic.put(b"x")
     message = consumer.get_nowait()
-    monkeypatch.setattr(topic.store.engine, "_run", run)
+    monkeypatch.setattr(topic.store.engine.writes, "_run", run)
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=2, f_frsize=4096))
     with pytest.raises(diskq.Full):
         message.ack()

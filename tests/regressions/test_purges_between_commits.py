@@ -15,7 +15,7 @@ def before_commit(monkeypatch, topic):
     """Calls an action just before the commit of this number that the topic begins."""
 
     def register(number, action):
-        commit = topic.store.commit
+        commit = topic.handle.commit
         begun = []
 
         def count(operation, *until):
@@ -24,7 +24,7 @@ def before_commit(monkeypatch, topic):
                 action()
             return commit(operation, *until)
 
-        monkeypatch.setattr(topic.store, "commit", count)
+        monkeypatch.setattr(topic.handle, "commit", count)
 
     monkeypatch.setattr(limits, "MAX_PURGE_SEGMENTS", 1)
     return register

@@ -24,7 +24,7 @@ def in_one_commit(store, *calls):
     threads = [threading.Thread(target=run, args=[call]) for call in calls]
     # The first operation of all waits for the lock; those behind it queue up and go together.
     with store.engine.writes.lock:
-        blocker = threading.Thread(target=lambda: store.commit(lambda tx: None))
+        blocker = threading.Thread(target=lambda: store.handle.commit(lambda tx: None))
         for count, thread in enumerate([blocker, *threads], 1):
             thread.start()
             until = time.monotonic() + DEADLINE_SECONDS
@@ -57,7 +57,7 @@ def test_an_extension_that_was_undone_with_its_commit_leaves_the_lease_as_it_was
     topic.put_many([b"a", b"b"])
     first, second = consumer.get_many(2, timeout=0)
     errors = in_one_commit(
-        topic.store, lambda: first.extend(100), lambda: topic.store.commit(fail), second.ack
+        topic.store, lambda: first.extend(100), lambda: topic.store.handle.commit(fail), second.ack
     )
     assert [str(error) for error in errors] == ["no"]
     first.ack()
@@ -104,16 +104,16 @@ def test_two_threads_that_close_a_store_do_not_close_it_for_others(tmp_path):
 def test_a_store_closed_while_another_thread_closes_its_consumer_raises_only_closed(group):
     """The consumer's slot was unlocked in a file that was closed already: ValueError was raised."""
     consumer, store = group.consumer("closing"), group.topic.store
-    in_group = consumer.in_group
+    in_group = consumer.member.in_group
 
     def close_the_store_first(*arguments, **options):
-        consumer.in_group = in_group  # closing the store closes the consumer, too
+        consumer.member.in_group = in_group  # closing the store closes the consumer, too
         thread = threading.Thread(target=store.close)
         thread.start()
         thread.join(DEADLINE_SECONDS)
         return in_group(*arguments, **options)
 
-    consumer.in_group = close_the_store_first
+    consumer.member.in_group = close_the_store_first
     with suppress(diskq.Closed):
         consumer.close()
     assert not consumer.usable

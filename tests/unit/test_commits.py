@@ -17,7 +17,7 @@ class Gate:
         self.store = store
         self.inside, self.go = threading.Event(), threading.Event()
         self.threads = []
-        self.run(lambda: store.commit(self.wait))
+        self.run(lambda: store.handle.commit(self.wait))
         assert self.inside.wait(30)
 
     def wait(self, tx):
@@ -65,7 +65,7 @@ def test_an_operation_that_raises_does_not_disturb_those_it_shares_a_commit_with
 
     def try_it():
         with pytest.raises(RuntimeError, match="refused") as refused:
-            store.commit(refuse)
+            store.handle.commit(refuse)
         failed.append(refused.value)
 
     for number in range(8):
@@ -82,7 +82,7 @@ def test_an_operation_that_raises_does_not_disturb_those_it_shares_a_commit_with
 def test_an_operation_that_raises_leaves_no_commit(store):
     before = commits(store)
     with pytest.raises(ZeroDivisionError):
-        store.commit(lambda tx: 1 / 0)
+        store.handle.commit(lambda tx: 1 / 0)
     assert commits(store) == before
 
 
@@ -110,7 +110,7 @@ def test_what_an_undone_commit_read_is_not_delivered_later(store, topic, consume
         raise RuntimeError("and a third one fails")
 
     with pytest.raises(RuntimeError, match="third"):
-        store.commit(undone)
+        store.handle.commit(undone)
     topic.put_many([b"stored", b"stored"])
     assert consumer.get_nowait().body == b"stored"
 

@@ -16,7 +16,7 @@ VERBS = {
     "reject": lambda message: message.reject(),
     "release": lambda message: message.release(),
     "extend": lambda message: message.extend(),
-    "ack_many": lambda message: message.consumer.ack_many([message]),
+    "ack_many": lambda message: message.member.ack_many([message]),
 }
 every_verb = pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS.keys())
 SETTLING = {name: verb for name, verb in VERBS.items() if name != "extend"}

@@ -42,11 +42,11 @@ def changed(topic, *rows, **counts):
             setattr(topic_row, name, value)
         log.store(tx, topic.id, topic_row)
 
-    topic.store.commit(change)
+    topic.store.handle.commit(change)
     try:
         yield [finding.problem for finding in topic.store.verify()]
     finally:
-        topic.store.commit(lambda tx: restore(tx, before))
+        topic.store.handle.commit(lambda tx: restore(tx, before))
 
 
 def restore(tx, rows):
@@ -113,17 +113,17 @@ def test_verify_finds_a_group_that_does_not_fit_the_gaps(topic, gappy, name, val
     right = topic.store.engine.read(lambda tx: tx.get(key))
     row = GroupRow(right)
     setattr(row, name, value)
-    topic.store.commit(lambda tx: tx.put(key, row.encode()))
+    topic.store.handle.commit(lambda tx: tx.put(key, row.encode()))
     found = [finding.problem for finding in topic.store.verify()]
     assert any(problem in each for each in found), found
-    topic.store.commit(lambda tx: tx.put(key, right))
+    topic.store.handle.commit(lambda tx: tx.put(key, right))
 
 
 def test_verify_finds_the_gap_of_a_topic_that_is_not_there(topic):
     key = GAP_KEY.pack(b"O", 99, 1)
-    topic.store.commit(lambda tx: tx.put(key, struct.pack(">Q", 2)))
+    topic.store.handle.commit(lambda tx: tx.put(key, struct.pack(">Q", 2)))
     assert any("belongs to nothing" in finding.problem for finding in topic.store.verify())
-    topic.store.commit(lambda tx: tx.delete(key))
+    topic.store.handle.commit(lambda tx: tx.delete(key))
 
 
 def test_a_trim_that_overlooks_a_lease_is_found_out(topic, gappy, monkeypatch):
@@ -142,7 +142,7 @@ def test_a_trim_that_overlooks_a_lease_is_found_out(topic, gappy, monkeypatch):
         for key, value in segments.items():
             tx.lmdb.put(key, value, db=database)
 
-    topic.store.commit(undo)
+    topic.store.handle.commit(undo)
 
 
 # Salvage
@@ -186,7 +186,7 @@ def break_rows(topic, rows):
             key = GAP_KEY.pack(b"O", topic.id, first)
             tx.put(key, struct.pack(">Q", stop)) if stop is not None else tx.delete(key)
 
-    topic.store.commit(change)
+    topic.store.handle.commit(change)
 
 
 def test_salvage_takes_a_hole_without_a_row_for_loss(damaged, tmp_path):
@@ -243,7 +243,7 @@ def test_a_group_that_starts_again_keeps_what_waits_though_its_segment_is_gone(d
     key = ID_KEY.pack(b"G", group.id)
     row = GroupRow(damaged.store.engine.read(lambda tx: tx.get(key)))
     row.acked += 1
-    damaged.store.commit(lambda tx: tx.put(key, row.encode()))
+    damaged.store.handle.commit(lambda tx: tx.put(key, row.encode()))
     outcome, found, _, _ = saved(damaged, tmp_path)
     assert outcome.restarted == ("g",)
     assert found[-1] == (14, 23)

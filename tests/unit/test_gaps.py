@@ -17,7 +17,6 @@ from diskq.base.model import LANE_BITS
 from diskq.delivery import retention
 from diskq.format.layout import ID_KEY
 from diskq.format.rows import GroupRow
-from diskq.operate import changes
 from diskq.tables import gaps, log
 
 
@@ -28,7 +27,9 @@ def row_of(topic):
 
 def trim_once(topic, at=None):
     """One commit of a trim: how many messages went, and where it would go on."""
-    return topic.store.commit(lambda tx: retention.trim(log.Log(tx, topic.id), topic.name, at))
+    return topic.store.handle.commit(
+        lambda tx: retention.trim(log.Log(tx, topic.id), topic.name, at)
+    )
 
 
 @pytest.fixture
@@ -260,7 +261,7 @@ def test_a_group_begins_and_seeks_at_what_is_stored(topic, group, gappy, start):
     assert ready(consumer) == expected
     assert late.stats().unread == 0
     late.seek("latest")
-    assert changes.messages_from(late, start)[0] == len(expected)
+    assert late.preview_seek(start)[0] == len(expected)
     late.seek(start)
     assert late.stats().unread == len(expected)
     fork = late.fork("fork")
@@ -290,12 +291,12 @@ def test_a_read_passes_over_gaps_both_ways(topic, group, gappy, low, high):
 
 
 def test_a_seek_says_that_some_are_gone(topic, group, gappy):
-    assert changes.messages_from(group, "earliest") == (4, True)
-    assert changes.messages_from(group, 13) == (1, True)
-    assert changes.messages_from(group, 15) == (0, True)
-    assert changes.messages_from(group, "latest") == (0, False)
+    assert group.preview_seek("earliest") == (4, True)
+    assert group.preview_seek(13) == (1, True)
+    assert group.preview_seek(15) == (0, True)
+    assert group.preview_seek("latest") == (0, False)
     put_each(topic, 2)
-    assert changes.messages_from(group, 20) == (2, False)
+    assert group.preview_seek(20) == (2, False)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 100])

@@ -10,7 +10,7 @@ from helpers import bodies, dump, nothing_changes, offsets
 
 import diskq
 from diskq.base import limits
-from diskq.operate import changes
+from diskq.operate import deletion
 
 
 def taken(group):
@@ -412,7 +412,7 @@ def test_an_interrupted_deletion_is_finished_at_the_next_open(open_store, monkey
         topic.put_many([bytes(5000)] * 100)
         kill(topic.group("g"), *range(50))
         topic.put_many([bytes(5000)] * 100)
-        monkeypatch.setattr(changes, "sweep", lambda *_: None)
+        monkeypatch.setattr(deletion, "sweep", lambda *_: None)
         store.delete_topic("mail")
         assert rows_of(store, b"X")
         assert list(store.verify()) == []

@@ -407,7 +407,7 @@ def test_a_new_boot_voids_all_leases_and_charges_nobody(open_store, clock):
     consumer.get_nowait().nack()
     consumer.get_many(4, timeout=0)[2].ack()
     before = dump(store)
-    consumer.close = lambda: None  # it dies with the machine
+    consumer.member.close = lambda: None  # it dies with the machine
     store.close()
     clock.reboot()
     store = open_store()
@@ -425,7 +425,7 @@ def test_the_same_boot_keeps_leases(open_store):
     topic.put_many([b"a", b"b"])
     consumer = topic.group("g").consumer()
     consumer.get_many(2, timeout=0)
-    consumer.close = lambda: None  # its process dies, or so it seems
+    consumer.member.close = lambda: None  # its process dies, or so it seems
     store.close()
     assert open_store().topic("t").group("g").stats().leased == 2
 
@@ -468,7 +468,7 @@ def test_a_store_opened_read_only_cannot_be_changed(written, open_store):
                 group.delete,
                 group.consumer,
                 lambda: store.delete_topic("t"),
-                lambda: store.commit(lambda tx: None),
+                lambda: store.handle.commit(lambda tx: None),
                 lambda: store.topic("new"),
             ):
                 with pytest.raises(diskq.ReadOnly):

@@ -133,7 +133,9 @@ def test_another_format_version_is_refused(path):
     with diskq.open(path) as store:
         row = store.engine.read(lambda tx: tx.get(b"M"))
         assert format_version(row) == FORMAT_VERSION
-        store.commit(lambda tx: tx.put(b"M", (99).to_bytes(2, "big") + b"what version 99 has"))
+        store.handle.commit(
+            lambda tx: tx.put(b"M", (99).to_bytes(2, "big") + b"what version 99 has")
+        )
     data = digest(path / "data.mdb")
     for _ in range(2):
         with pytest.raises(diskq.WrongFormat, match="version 99") as wrong:
@@ -144,7 +146,7 @@ def test_another_format_version_is_refused(path):
 
 def test_a_store_whose_own_row_is_damaged_is_corrupt(path):
     with diskq.open(path) as store:
-        store.commit(lambda tx: tx.put(b"M", FORMAT_VERSION.to_bytes(2, "big")))
+        store.handle.commit(lambda tx: tx.put(b"M", FORMAT_VERSION.to_bytes(2, "big")))
     with pytest.raises(diskq.DiskqError):
         diskq.open(path)
 
@@ -232,7 +234,7 @@ def test_a_damaged_segment_is_found_and_not_delivered(path):
             key, value = list(tx.scan(b"", database=log))[-1]
             tx.lmdb.put(key, value[:-1] + b"x", db=log)
 
-        store.commit(damage)
+        store.handle.commit(damage)
         (finding,) = store.verify()
         assert "topic t" in finding.where
         assert "49" in finding.problem

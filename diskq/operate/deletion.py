@@ -1,0 +1,115 @@
+"""Deletion of topics and groups.
+
+A deletion first takes the names away in one commit, so that everybody sees it at once, and leaves a
+row 'X'; then it removes the rest in bounded commits. If it is cut off, `sweep` goes on at the next
+open.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+from itertools import islice
+from struct import Struct
+
+from ..base import limits
+from ..base.errors import Busy, NotFound
+from ..delivery import retention
+from ..delivery.settle import Place
+from ..format.decoding import unpacked
+from ..format.layout import ID_KEY, U32
+from ..format.rows import decode_group, decode_topic
+from ..storage.engine import Engine
+from ..storage.environment import Database
+from ..storage.handle import Handle
+from ..storage.tx import Tx
+from ..tables import catalog, leases, log
+from ..tables.log import Log
+
+DELETED_TOPIC, DELETED_GROUP = 0, 1  # kinds of 'X' rows
+_DELETED = Struct(">cBI")  # their keys
+
+
+def delete_topic(handle: Handle, name: str) -> None:
+    """Remove a topic, its groups and its messages.
+
+    Raises: NotFound.
+    """
+
+    def operation(tx: Tx) -> None:
+        topic_id = catalog.find_topic(tx, name)
+        if topic_id is None:
+            raise NotFound(
+                f"there is no topic {name!r}; see store.topics() or 'diskq topic ls'", topic=name
+            )
+        topic = log.load(tx, topic_id, name)
+        for group_id in decode_topic(topic.config).groups:
+            _take_away(tx, topic_id, group_id, "")
+        tx.delete(b"N" + name.encode())
+        tx.delete(ID_KEY.pack(b"T", topic_id))
+        tx.announced.add(topic_id)
+        tx.put(_deleted(DELETED_TOPIC, topic_id), b"")
+
+    handle.commit(operation)
+    with suppress(Busy):  # it is deleted; the next opening goes on
+        sweep(handle.engine, handle.busy_seconds)
+
+
+def delete_group(handle: Handle, at: Place) -> None:
+    """Remove a group, its leases and held messages.
+
+    Raises: NotFound.
+    """
+
+    def operation(tx: Tx) -> None:
+        topic = log.load(tx, at.topic_id, at.topic)
+        known = decode_topic(topic.config)
+        _take_away(tx, at.topic_id, at.group_id, at.group)
+        left = tuple(group for group in known.groups if group != at.group_id)
+        topic.config = known._replace(groups=left).encode()
+        log.store(tx, at.topic_id, topic)
+        retention.trim(Log(tx, at.topic_id), at.topic)
+
+    handle.commit(operation)
+    with suppress(Busy):  # it is deleted; the next opening goes on
+        sweep(handle.engine, handle.busy_seconds)
+
+
+def _take_away(tx: Tx, topic_id: int, group_id: int, known_as: str) -> None:
+    name = decode_group(leases.load(tx, group_id, known_as).config).name
+    tx.delete(catalog.group_name(topic_id, name))
+    tx.delete(ID_KEY.pack(b"G", group_id))
+    tx.put(_deleted(DELETED_GROUP, group_id), b"")
+    tx.wake(group_id, limits.MAX_CONSUMERS)  # its consumers learn that it is gone
+
+
+def sweep(engine: Engine, busy_seconds: float) -> None:
+    """Remove what deleted topics and groups left behind, in bounded commits."""
+    for key, _ in engine.read(lambda tx: list(tx.scan(b"X"))):
+        while engine.commit(partial(_sweep_some, key), None, busy_seconds):
+            pass
+
+
+def _sweep_some(key: bytes, tx: Tx) -> bool:
+    number = int(unpacked(_DELETED, key)[2])
+    if key[1] == DELETED_TOPIC:
+        places = tx.log(number), tx.engine.schedule, tx.engine.dedup
+        more = any(_erase(tx, U32.pack(number), place) for place in places)
+        more = more or _erase(tx, ID_KEY.pack(b"O", number))
+    else:
+        more = any(_erase(tx, ID_KEY.pack(kind, number)) for kind in (b"L", b"D", b"K"))
+        more = more or _erase(tx, U32.pack(number), tx.engine.held)
+    if not more:
+        tx.delete(key)
+    return more
+
+
+def _erase(tx: Tx, prefix: bytes, database: Database = None) -> bool:
+    keys = [key for key, _ in islice(tx.scan(prefix, database=database), limits.MAX_TRIM_SEGMENTS)]
+    for key in keys:
+        tx.lmdb.delete(key, db=database or tx.engine.state)
+    return bool(keys)
+
+
+def _deleted(kind: int, number: int) -> bytes:
+    return _DELETED.pack(b"X", kind, number)
