@@ -1,48 +1,28 @@
-"""The file `slots`: who is alive, what it is handling, and the words to wake it by.
+"""Slots: which consumers are alive, and what each one handles, in the shared file.
 
-Nothing in it must last. It has a fixed size and is never truncated or unlinked:
+A slot has 184 bytes: owner u64 (odd; 0: free), group u32, pid u32, PID namespace u64, start time of
+the process u64, handling u64 (offset + 1; 0: none named), handed u64 (token of the last prefetched
+message that was handed out), waiting u8 (threads blocked in a get), length of the name u8, name.
 
-    0       magic and version, 8 bytes
-    8       u32: how many slots were ever used
-    12      u8: 1 once groups or topics may share a wake word
-    16      u64: bytes put by all processes since one of them looked at the room left
-    13, 24  turns to write, see turns.py
-    4096    WAKE_WORDS times u32, see wake.py
-    20480   MAX_CONSUMERS slots of 184 bytes: owner u64 (odd; 0: free), group u32, pid u32, PID
-            namespace u64, start time of the process u64, handling u64 (offset + 1; 0: none named),
-            handed u64 (token of the last prefetched message that was handed out), waiting u8
-            (threads blocked in a get), length of the name u8, name
-
-The bytes that are locked lie far behind its end; see locks.py. A process that has the store open
-shares the first; a process that opens it locks the second. A live consumer holds its slot's: the
-kernel frees it at any death. A process sees its own locks as free, so it remembers
-its slots. A child that was forked in C may keep the lock of its dead parent: then the process that
-the slot names is asked for. From 2**62 on, `diskq run` locks the places of its commands; see
-cli/keeper.py.
+A live consumer holds a lock on its slot's byte: the kernel frees it at any death. A process sees
+its own locks as free, so it remembers its slots. A child that was forked in C may keep the lock of
+its dead parent: then the process that the slot names is looked at.
 """
 
 from __future__ import annotations
 
-import errno
 import itertools
-import mmap
-import os
 import struct
-import time
 from typing import NamedTuple
 
 from ..base import guard
-from ..base.errors import Busy, Closed, Unsupported, WrongFormat
-from ..base.limits import MAX_CONSUMERS, WAKE_WORDS
-from . import files, locks
-from .process import Process, Watch, this_process
-from .turns import Turns
-from .wake import ALL, Words
+from ..base.errors import Unsupported
+from ..base.limits import MAX_CONSUMERS
+from . import locks
+from .process import Process
+from .shared_file import SLOT_LOCKS, SLOTS_AT, SharedFile
 
-_MAGIC = b"diskq\0\0\2"
-_USED_AT, _SHARED_AT, _PUT_BYTES_AT = 8, 12, 16
-_WORDS = 4096
-_SLOTS = _WORDS + 4 * WAKE_WORDS
+_USED_AT = 8
 _SLOT = struct.Struct("=QIIQQQQBB128s6x")
 _USED = struct.Struct("=I")
 _OWNER = struct.Struct("=QI")
@@ -50,13 +30,7 @@ _U64 = struct.Struct("=Q")
 _HANDLING, _HANDED, _WAITING = 32, 40, 48  # in a slot
 SEVERAL = 2**64 - 2  # in the place of an offset: several are handled, and nobody knows which
 NOTHING = 2**64 - 3  # none is: nobody is to be charged
-_WATCHED, _ROOM = 1 << 31, 1 << 30  # in a topic's word
-_END = _SLOTS + MAX_CONSUMERS * _SLOT.size
 _FREE = bytes(_SLOT.size)
-_LOCKS = 1 << 40
-_OPEN_BYTE, _OPENING_BYTE = _LOCKS, _LOCKS + 1
-_TURN_BYTES, _SLOT_BYTES = _LOCKS + 256, _LOCKS + 4096
-_NAP_SECONDS = 0.001
 
 
 class Slot(NamedTuple):
@@ -76,126 +50,13 @@ class Slot(NamedTuple):
         return self.process.pid
 
 
-class Slots:
-    """This process's view of the file. Safe across threads."""
+class Slots(SharedFile):
+    """The slots of the shared file, and the consumers of this process. Safe across threads."""
 
     def __init__(self, path: str, *, readonly: bool = False) -> None:
-        self._path = path
-        self._file_or_none = -1
-        self._watch = Watch(this_process())
         self._mine: dict[int, int] = {}  # slot -> owner, or a mark while it is cleared
         self._marks = itertools.count(1)
-        try:
-            self._file_or_none = _open(path, readonly)
-            # The map keeps the description that it was made of, in forked children too.
-            other = _open(path, readonly)
-            try:
-                access = mmap.ACCESS_READ if readonly else mmap.ACCESS_WRITE
-                self._memory = mmap.mmap(other, _END, access=access)
-            finally:
-                os.close(other)
-            if not readonly and not any(self._memory[:8]):
-                self._memory[:8] = _MAGIC
-            _check_magic(path, self._memory[:8])
-            self._words = Words(self._memory, _WORDS, WAKE_WORDS)
-            self.turns = Turns(
-                os.path.dirname(path), self._file, _TURN_BYTES, self._memory, self._watch
-            )
-            # One number: bytes that all processes put since one looked at the room; for who writes.
-            self.put_bytes = memoryview(self._memory)[_PUT_BYTES_AT:][:8].cast("Q")
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Drop all locks of this process; its consumers count as dead from now on. In a forked
-        child this only closes."""
-        file, self._file_or_none = self._file_or_none, -1
-        if file >= 0:
-            os.close(file)  # the memory goes with the last thread that waits in it
-        self._watch.close()
-
-    @property
-    def _file(self) -> int:
-        if self._file_or_none < 0:
-            raise Closed("the store is closed; open it again")
-        return self._file_or_none
-
-    def begin_opening(self, until: float) -> None:
-        """Let no other process open or close the environment until `end_opening`.
-
-        Raises: Busy.
-        """
-        while not locks.try_lock(self._file, _OPENING_BYTE):
-            if time.monotonic() > until:
-                raise Busy(
-                    f"{self._path} was locked for too long by a process that opens the store; is"
-                    " one stopped? Try again, or end it",
-                    pid=0,
-                )
-            time.sleep(_NAP_SECONDS)
-
-    def end_opening(self) -> None:
-        """Let others go on; may be called twice."""
-        self._unlock(_OPENING_BYTE)
-
-    def join(self) -> None:
-        """Show that the store is open, and known to be sound."""
-        locks.try_lock(self._file, _OPEN_BYTE, shared=True)
-
-    def used_elsewhere(self) -> bool:
-        """Whether another process, or another opening of the store, is alive."""
-        return locks.is_locked(self._file, _OPEN_BYTE)
-
-    # Wake words
-
-    def share_words(self) -> None:
-        """Note that groups or topics share a word, so that a wake-up must reach all its waiters."""
-        self._memory[_SHARED_AT] = 1
-
-    def word(self, group: int) -> int:
-        """The group's word, to be read before looking for messages."""
-        return self._words.read(group % WAKE_WORDS)
-
-    def wake(self, group: int, value: int, count: int) -> None:
-        """Wake `count` consumers blocked on the group."""
-        self._words.wake(group % WAKE_WORDS, value, ALL if self._memory[_SHARED_AT] else count)
-
-    def nudge(self, group: int) -> None:
-        """Let the group's blocked consumers look around, though nothing was committed."""
-        self._words.nudge(group % WAKE_WORDS)
-
-    def wait(self, group: int, seen: int, seconds: float) -> None:
-        """Sleep until something happens in the group whose word was `seen`."""
-        self._words.wait(group % WAKE_WORDS, seen, seconds)
-
-    def watch(self, topic: int, *, room: bool) -> int:
-        """The topic's word, marked as watched, and maybe for `room`: look at the topic after this,
-        then wait for the word to change. Only watched topics are announced, so nobody pays where
-        nobody waits."""
-        value = self._words.read(_word_of(topic)) | _WATCHED | (_ROOM if room else 0)
-        self._words.mark(_word_of(topic), value)
-        return value
-
-    def watched(self, topic: int) -> bool:
-        """Whether somebody waits for something to happen in the topic."""
-        return self._words.read(_word_of(topic)) >= _WATCHED
-
-    def room_wanted(self, topic: int) -> bool:
-        """Whether somebody waits for room in the topic."""
-        word = self._words.read(_word_of(topic))
-        return word >= _WATCHED and bool(word & _ROOM)
-
-    def announce(self, topic: int, value: int) -> None:
-        """Wake whoever watches the topic."""
-        if self.watched(topic):
-            self._words.wake(_word_of(topic), value & ~(_WATCHED | _ROOM), ALL)
-
-    def wait_for_topic(self, topic: int, seen: int, seconds: float) -> None:
-        """Sleep until something happens in the topic, or its word is not the one seen."""
-        self._words.wait(_word_of(topic), seen, seconds)
-
-    # Consumers
+        super().__init__(path, readonly=readonly)
 
     def take(self, owner: int, group: int, name: str) -> int:
         """For who writes, so one at a time of all processes: lock and fill a slot for a new
@@ -221,7 +82,7 @@ class Slots:
         try:  # mine before the lock: an interrupt leaves no lock without it
             if self._mine.setdefault(index, owner) != owner:
                 return False
-            if not locks.try_lock(self._file, _SLOT_BYTES + index):
+            if not locks.try_lock(self._file, SLOT_LOCKS + index):
                 del self._mine[index]
                 return False
             self._fill(index, slot)
@@ -237,7 +98,7 @@ class Slots:
         if self._mine.get(index) == owner:
             if clean:
                 self._fill(index, _FREE)
-            self._unlock(_SLOT_BYTES + index)
+            self._unlock(SLOT_LOCKS + index)
             self._mine.pop(index, None)
 
     def give_up(self, owner: int) -> None:
@@ -253,7 +114,7 @@ class Slots:
         def clear() -> None:
             if self._mine.setdefault(index, mark) != mark:
                 return
-            locked = locks.try_lock(self._file, _SLOT_BYTES + index)
+            locked = locks.try_lock(self._file, SLOT_LOCKS + index)
             if locked and self.read(index).owner == owner:
                 self._watch.forget(self.read(index).process)
                 self._fill(index, _FREE)
@@ -288,7 +149,7 @@ class Slots:
         if mine is not None:
             return mine == owner
         (found,) = _U64.unpack_from(self._memory, _start(index))
-        if found != owner or not locks.is_locked(self._file, _SLOT_BYTES + index):
+        if found != owner or not locks.is_locked(self._file, SLOT_LOCKS + index):
             return False
         return not self._watch.is_gone(self.read(index).process)
 
@@ -322,48 +183,11 @@ class Slots:
     def _column(self, field: int) -> bytes:
         """One byte of each slot that was ever used."""
         (used,) = _USED.unpack_from(self._memory, _USED_AT)
-        return self._memory[_SLOTS + field : _SLOTS + used * _SLOT.size : _SLOT.size]
+        return self._memory[SLOTS_AT + field : SLOTS_AT + used * _SLOT.size : _SLOT.size]
 
     def _fill(self, index: int, data: bytes) -> None:
         self._memory[_start(index) : _start(index) + _SLOT.size] = data
 
-    def _unlock(self, byte: int) -> None:
-        if self._file_or_none < 0:  # it is closed, and its locks with it
-            return
-        try:
-            locks.unlocker(self._file_or_none, byte, 1)()
-        except OSError as error:
-            if error.errno != errno.EBADF:  # in this moment
-                raise
-
-
-def _open(path: str, readonly: bool) -> int:
-    if readonly:
-        return files.open_regular(path, os.O_RDONLY)
-    data = os.path.join(os.path.dirname(path), files.DATA)
-    file = files.open_private(path, os.O_RDWR | os.O_CREAT, like=data)
-    try:
-        _check_magic(path, os.pread(file, len(_MAGIC), 0))
-        # Without holes: on a full disk, touching one would end the process with SIGBUS.
-        os.posix_fallocate(file, 0, _END)
-    except BaseException:
-        os.close(file)
-        raise
-    return file
-
-
-def _check_magic(path: str, found: bytes) -> None:
-    """Refuse what is no file of this kind, before anything in it is changed."""
-    if found != _MAGIC and any(found):
-        raise WrongFormat(
-            f"{path} is of another version of diskq; end its users, then remove this file"
-        )
-
-
-def _word_of(topic: int) -> int:
-    """Topics have their words from the end on, groups theirs from the front."""
-    return WAKE_WORDS - 1 - topic % WAKE_WORDS
-
 
 def _start(index: int) -> int:
-    return _SLOTS + index * _SLOT.size
+    return SLOTS_AT + index * _SLOT.size

@@ -27,10 +27,10 @@ from collections.abc import Callable
 from fcntl import F_OFD_SETLK, fcntl
 from mmap import mmap
 from struct import Struct
+from typing import Protocol
 
 from ..base.errors import Busy
 from ..base.limits import NOWAIT_SECONDS
-from ..storage.commits import Call
 from . import locks
 from .process import Process, Watch, describe
 from .wake import Words
@@ -45,6 +45,14 @@ _COUNTER_BYTE, _TICKET_BYTES, _LENGTH = _GENERATIONS, 64, 64 + TICKETS  # behind
 _REPEATS = 8
 _PATIENCE_SECONDS = 0.1
 _LOOK_SECONDS, _LONG_LOOK_SECONDS = 0.005, 0.05
+
+
+class Waiting(Protocol):
+    """A call that waits for its turn."""
+
+    @property
+    def until(self) -> float:
+        """How long it may wait, as a time of `time.monotonic()`."""
 
 
 class Turns:
@@ -66,7 +74,7 @@ class Turns:
         # interrupts. May be called by whoever leads, whether it got a turn or not.
         self.leave: Callable[[], object] = locks.unlocker(file, first_byte, _LENGTH)
 
-    def take(self, call: Call, check: Callable[[], object]) -> None:
+    def take(self, call: Waiting, check: Callable[[], object]) -> None:
         """Take the write lock, or raise and have nothing of it once `leave` was called. Calls
         `check` now and then while it waits, which may raise.
 
