@@ -18,7 +18,7 @@ from ..storage.tx import Tx
 from ..tables import leases
 from .membership import Membership
 from .message import Message
-from .waiting import wait_for_message
+from .waiting import may_get, wait_for_message
 
 if TYPE_CHECKING:
     from . import heartbeat as heartbeats
@@ -60,6 +60,9 @@ class Consumer:
         self._strays: list[list[Grant | Message]] = []  # leased for calls that were interrupted
         self._heartbeat: heartbeats.Heartbeat | None = None
         self._member = Membership(group.handle, group.place, name, prefetches=prefetch > 1)
+        # The word of the group before it was seen to be empty: while that is the same, a get looks
+        # first, and takes no write lock for nothing.
+        self._emptied: int | None = self._member.engine.slots.word(group.id)
         if heartbeat:
             self._heartbeat = heartbeats.Heartbeat(self._member, group.settings.lease_seconds)
 
@@ -155,19 +158,25 @@ class Consumer:
             while True:
                 self._member.check_open()
                 seen = self._member.engine.slots.word(self._member.place.group_id)
-                try:
-                    grants, stuck = self._lease(taken, limit, thread, done, until)
-                except errors.Busy:
-                    if looked and done is None:
+                if done is None and seen == self._emptied and not may_get(self._member, thread):
+                    grants: list[Grant] = []
+                    stuck = False
+                    if timeout == 0:
                         return []
-                    raise
+                else:
+                    try:
+                        grants, stuck = self._lease(taken, limit, thread, done, until)
+                    except errors.Busy:
+                        if looked and done is None:
+                            return []
+                        raise
                 done, looked = None, True
                 self._member.check_open()  # a signal handler may have closed it meanwhile
                 if grants and (messages := self._messages(taken, grants, limit, thread)):
                     return messages
                 if last:
                     return []
-                if not wait_for_message(self._member, seen, until, thread, stuck=bool(stuck)):
+                if not wait_for_message(self._member, seen, until, thread, stuck=stuck):
                     # Others left a share to this one until now: what has come is looked at once.
                     self._member.presence.count_waiting(thread, False)
                     last = self._member.engine.slots.word(self._member.place.group_id) != seen
@@ -184,11 +193,11 @@ class Consumer:
         thread: Thread,
         done: Message | None,
         until: float | None,
-    ) -> tuple[list[Grant], frozenset[int]]:
-        """Ack `done`, unless its lease was lost, and lease what is there, in one commit. Returns it
-        and the lanes for which there is no room. With the commit, `taken` has it, too."""
+    ) -> tuple[list[Grant], bool]:
+        """Ack `done`, unless its lease was lost, and lease what is there, in one commit. Returns it,
+        and whether there is no room for what is next. With the commit, `taken` has it, too."""
 
-        def take(at: Delivery) -> tuple[bool, list[Grant], frozenset[int]]:
+        def take(at: Delivery) -> tuple[bool, list[Grant], bool, bool]:
             acked = done is not None and _acked(at, done)
             if acked:
                 at.tx.at_commit(done, "settled", True)
@@ -200,9 +209,13 @@ class Consumer:
                 self._member.presence.count_waiting(thread, False)
             if grants:
                 at.tx.marks.append(partial(taken.extend, grants))
-            return acked, grants, at.stuck
+            return acked, grants, bool(at.stuck), at.has_more()
 
-        acked, grants, stuck = self._member.in_group(take, settles=done is not None, until=until)
+        seen = self._member.engine.slots.word(self._member.place.group_id)
+        acked, grants, stuck, more = self._member.in_group(
+            take, settles=done is not None, until=until
+        )
+        self._emptied = None if more else seen
         if done is not None:
             if acked:
                 self._member.count_acked([done])

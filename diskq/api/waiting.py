@@ -39,6 +39,13 @@ def wait_for_message(
     return True
 
 
+def may_get(member: Membership, thread: Thread) -> bool:
+    """Whether a get may find a message: if not, it takes no write lock. Raises: StoreMoved."""
+    member.engine.check_place()
+    seconds, _ = member.engine.read(partial(look, member, thread, False))
+    return seconds <= 0
+
+
 def look(member: Membership, thread: Thread, stuck: bool, tx: Tx) -> tuple[float, bool]:
     """Seconds until there may be a message, 0 if there seems to be one; and whether the group is
     paused."""

@@ -386,6 +386,10 @@ class Delivery(Settling):
         message.note(Failure(now, "ttl", "", ""))
         held.bury(self.tx, self.id, self.row, offset, message, now)
 
+    def has_more(self) -> bool:
+        """After a take: whether messages are left that another one might get now."""
+        return not self.paused and bool(self.row.ready or self._unread())
+
     # Waiting
 
     def look(self, member: Member, stuck: bool) -> float:
