@@ -146,30 +146,23 @@ class Consumer:
         thread = current_thread()
         until = None if timeout is None else time.monotonic() + timeout
         if self._fetched:
-            self._member.check_open()
-            if done is not None:
-                with suppress(errors.LeaseLost):
-                    self.ack_many([done])
-                done = None
-            if messages := self._hand_out(taken, limit, thread):
+            if messages := self._take_fetched(taken, limit, thread, done):
                 return messages
+            done = None
         last = looked = False
         try:
             while True:
                 self._member.check_open()
                 seen = self._member.engine.slots.word(self._member.place.group_id)
-                if done is None and seen == self._emptied and not may_get(self._member, thread):
-                    grants: list[Grant] = []
-                    stuck = False
-                    if timeout == 0:
+                grants: list[Grant] = []
+                stuck = False
+                if done is not None or seen != self._emptied or may_get(self._member, thread):
+                    leased = self._lease_in_time(taken, limit, thread, done, until, looked)
+                    if leased is None:
                         return []
-                else:
-                    try:
-                        grants, stuck = self._lease(taken, limit, thread, done, until)
-                    except errors.Busy:
-                        if looked and done is None:
-                            return []
-                        raise
+                    grants, stuck = leased
+                elif timeout == 0:
+                    return []
                 done, looked = None, True
                 self._member.check_open()  # a signal handler may have closed it meanwhile
                 if grants and (messages := self._messages(taken, grants, limit, thread)):
@@ -186,6 +179,33 @@ class Consumer:
             if self._member.presence.waiting:
                 self._member.presence.count_waiting(thread, False)
 
+    def _take_fetched(
+        self, taken: list[Grant | Message], limit: int, thread: Thread, done: Message | None
+    ) -> list[Message]:
+        """Ack `done`, unless its lease was lost, and hand out messages that were prefetched."""
+        self._member.check_open()
+        if done is not None:
+            with suppress(errors.LeaseLost):
+                self.ack_many([done])
+        return self._hand_out(taken, limit, thread)
+
+    def _lease_in_time(
+        self,
+        taken: list[Grant | Message],
+        limit: int,
+        thread: Thread,
+        done: Message | None,
+        until: float | None,
+        looked: bool,
+    ) -> tuple[list[Grant], bool] | None:
+        """As `_lease`; None if a get that has looked before ran out of time while others wrote."""
+        try:
+            return self._lease(taken, limit, thread, done, until)
+        except errors.Busy:
+            if looked and done is None:
+                return None
+            raise
+
     def _lease(
         self,
         taken: list[Grant | Message],
@@ -194,8 +214,9 @@ class Consumer:
         done: Message | None,
         until: float | None,
     ) -> tuple[list[Grant], bool]:
-        """Ack `done`, unless its lease was lost, and lease what is there, in one commit. Returns it,
-        and whether there is no room for what is next. With the commit, `taken` has it, too."""
+        """Ack `done`, unless its lease was lost, and lease what is ready, in one commit. Returns
+        that, and whether there is no room for what comes next. With the commit, `taken` has it,
+        too."""
 
         def take(at: Delivery) -> tuple[bool, list[Grant], bool, bool]:
             acked = done is not None and _acked(at, done)
