@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT
+from support.programs import ROOT
 
 TOOL = ROOT / "tools" / "c_fork.py"
 pytestmark = pytest.mark.timeout(200)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT
+from support.programs import ROOT
 
 TOOL = ROOT / "tools" / "copies.py"
 pytestmark = pytest.mark.timeout(200)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT
+from support.programs import ROOT
 
 TOOL = ROOT / "tools" / "storm"
 pytestmark = pytest.mark.timeout(300)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT
+from support.programs import ROOT
 
 TOOLS = ROOT / "tools"
 sys.path.insert(0, str(TOOLS))

@@ -15,7 +15,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from helpers import ROOT
+from support.programs import ROOT
 
 TOOLS = ROOT / "tools"
 sys.path.insert(0, str(TOOLS))

@@ -7,7 +7,7 @@ import zlib
 from collections import defaultdict
 
 import pytest
-from helpers import ROOT
+from support.programs import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
 

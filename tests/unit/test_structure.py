@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 
 import pytest
-from helpers import ROOT, run_python
+from support.programs import ROOT, run_python
 
 from diskq.base.ondemand import MODULES
 

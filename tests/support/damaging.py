@@ -1,6 +1,6 @@
 """Damages a store in many ways, each time a copy of the same one, and tells what then happens.
 
-    python damaging.py DIRECTORY COUNT SEED [PLANT]      one JSON object per damage, on stdout
+    python -m support.damaging DIRECTORY COUNT SEED [PLANT]    prints a JSON object per damage
 
 What may end a process is done in a forked child. `check` is what `diskq verify` does, `use` opens
 the store, consumes all of it and settles, without checking it first.

@@ -16,30 +16,29 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import diskq
 
+from .programs import child_environment
+
 DEADLINE_SECONDS = 60.0
-ROLES = Path(__file__).with_name("roles.py")
-PACKAGE = Path(diskq.__file__).parents[1]
 
 
 class Worker:
-    """A process in one of the roles of roles.py. It tells lines of JSON, and is told words."""
+    """A process in one of the roles, see roles/. It tells lines of JSON, and is told words."""
 
     def __init__(self, role: str, *prefix: str, **options: Any) -> None:
         self.role = role
         self.tellings: list[dict[str, Any]] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._process = subprocess.Popen(
-            [*prefix, sys.executable, str(ROLES), role, json.dumps(options)],
+            [*prefix, sys.executable, "-m", "support.roles", role, json.dumps(options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             bufsize=1,
-            env={**os.environ, "PYTHONPATH": str(PACKAGE)},
+            env=child_environment(),
             start_new_session=True,
         )
         self.pid = self._process.pid
@@ -105,7 +104,7 @@ class Worker:
 
 
 def worker_starter() -> Iterator[Callable[..., Worker]]:
-    """For a fixture: start a worker in a role of roles.py, with options as keywords; none is left
+    """For a fixture: start a worker in a role, with options as keywords; none is left
     behind."""
     workers: list[Worker] = []
 

@@ -1,7 +1,4 @@
-"""What the processes of these tests do, one function a role: `python roles.py ROLE OPTIONS`.
-
-It imports nothing that pytest needs, so that a process starts in a moment.
-"""
+"""Roles of producers and consumers: they share, die, fork, leak and are interrupted."""
 
 from __future__ import annotations
 
@@ -19,17 +16,9 @@ from typing import Any
 import diskq
 from diskq import Consumer, Message
 
+from . import tell, told
+
 END = b"end"
-
-
-def tell(what: str, **more: Any) -> None:
-    """Tell the test something."""
-    print(json.dumps({"what": what, **more}), flush=True)
-
-
-def told() -> str:
-    """Wait for a word of the test."""
-    return sys.stdin.readline().strip()
 
 
 # Sharing ----------------------------------------------------------------------------------------
@@ -428,33 +417,3 @@ def be_interrupted(path: str) -> None:
         except KeyboardInterrupt:
             tell("interrupted again")
     tell("done")
-
-
-ROLES = {
-    role.__name__: role
-    for role in (
-        produce,
-        produce_batches,
-        consume,
-        serve,
-        hold,
-        refused,
-        handle_all,
-        die_of,
-        take_one,
-        look_once,
-        outlive_lease,
-        make_history,
-        fork_with_threads,
-        multiprocess,
-        use_parents_consumer,
-        hold_and_fork,
-        hold_and_reopen,
-        leak,
-        leak_blocked_thread,
-        be_interrupted,
-    )
-}
-
-if __name__ == "__main__":
-    ROLES[sys.argv[1]](**json.loads(sys.argv[2]))

@@ -1,11 +1,7 @@
-"""More roles, for programs that embed a store: started with `start(ROLE, *LIFE, **OPTIONS)`.
-
-It imports nothing that pytest needs, so that a process starts in a moment.
-"""
+"""Roles of programs that embed a store."""
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -13,17 +9,11 @@ import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import diskq
 
-if __package__:
-    from .roles import tell, told
-else:
-    from roles import tell, told
-
-LIFE = (sys.executable, __file__)  # goes before a command, and takes role and options from it
-
+from . import tell, told
 
 # A server that opens the store before it forks its workers --------------------------------------
 
@@ -178,11 +168,3 @@ def process_pool(path: str, method: str, tasks: int) -> None:
     ) as executor:
         numbers = sorted(executor.map(_task, range(tasks)))
     tell("done", numbers=numbers)
-
-
-ROLES: dict[str, Any] = {
-    role.__name__: role for role in (preload, fork_a_family, end_a_child_normally, process_pool)
-}
-
-if __name__ == "__main__":
-    ROLES[sys.argv[-2]](**json.loads(sys.argv[-1]))

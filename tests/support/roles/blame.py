@@ -1,13 +1,9 @@
-"""A program whose threads handle messages, of which one kills it: `python blame_roles.py PATH WAY`.
-
-It imports nothing that pytest needs, so that a process starts in a moment.
-"""
+"""A program whose threads handle messages, one of which kills it."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -65,7 +61,7 @@ WAYS: dict[str, Callable[[diskq.Consumer], None]] = {
 }
 
 
-def main(path: str, group: str, way: str, members: str, prefetch: int) -> None:
+def live(path: str, group: str, way: str, members: str, prefetch: int) -> None:
     """Two threads that share a consumer, or have one each, until nothing is left."""
     with diskq.open(path) as store:
         source = store.topic("mail").group(group)
@@ -82,7 +78,3 @@ def main(path: str, group: str, way: str, members: str, prefetch: int) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:5], prefetch=int(sys.argv[5]))

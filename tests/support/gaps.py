@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from helpers import offsets
-
 from diskq.tables import gaps
+
+from .stores import offsets
 
 STORED = (0, 7, 8, 13)  # of 20 messages, in the topics with gaps
 

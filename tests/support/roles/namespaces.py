@@ -1,29 +1,20 @@
-"""More roles for processes of their own, in PID namespaces of their own: `start(ROLE, *IN_A, ...)`.
-
-It imports nothing that pytest needs, so that a process starts in a moment.
-"""
+"""Roles of processes in other PID namespaces."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
-import sys
 import threading
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "processes"))
-
-from roles import tell, told
 
 import diskq
 
-LIFE = (sys.executable, __file__)  # goes before a command, and takes role and options from it
+from . import tell, told
+
 NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
-AS_NUMBER_1 = (*NAMESPACE, *LIFE)
-AS_NUMBER_2 = (*NAMESPACE, "sh", "-c", '"$@"; exit $?', "sh", *LIFE)  # the shell is 1
+AS_NUMBER_1 = NAMESPACE
+AS_NUMBER_2 = (*NAMESPACE, "sh", "-c", '"$@"; exit $?', "sh")  # the shell is 1
 
 
 def keep_snapshot(path: str, careless: bool = False) -> None:
@@ -117,9 +108,3 @@ def pool(path: str, threads: int, fork: bool) -> None:
             signal.pause()
     tell("holding", child=child)
     told()
-
-
-ROLES = {role.__name__: role for role in (keep_snapshot, hold_and_read, take_and_look, work, pool)}
-
-if __name__ == "__main__":
-    ROLES[sys.argv[-2]](**json.loads(sys.argv[-1]))

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 
-from helpers import ROOT
+from .programs import child_environment
 
 NOBODY = 65534
 OWNER, MEMBER, STRANGER, TEAM = 52_001, 52_002, 52_003, 52_000
@@ -21,7 +21,7 @@ def run_as(user, code, *arguments, groups=(), umask=0o022, check=True):
     command = ["setpriv", f"--reuid={user}", f"--regid={user}", chosen, sys.executable, "-c", code]
     return subprocess.run(
         [*command, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        env=child_environment(PYTHONDONTWRITEBYTECODE="1"),
         capture_output=True,
         text=True,
         check=check,
@@ -51,7 +51,7 @@ def run_mounted(script, *arguments):
         return None
     return subprocess.run(
         [*MOUNTED, script, "sh", *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=child_environment(),
         capture_output=True,
         text=True,
         check=True,

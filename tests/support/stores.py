@@ -1,15 +1,9 @@
-"""What several kinds of tests need."""
+"""Looks at stores and messages, for tests."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import subprocess
-import sys
 from contextlib import contextmanager
-from pathlib import Path
-
-ROOT = Path(__file__).parent.parent
 
 
 def dump(store):
@@ -54,19 +48,6 @@ def verified(path, **options):
 
     with diskq.open(path, **options) as store:
         return list(store.verify())
-
-
-def run_python(code, *arguments, check=True, timeout=60):
-    """Run code in an interpreter of its own; returns the finished process."""
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=check,
-        timeout=timeout,
-    )
 
 
 def bodies(messages):

@@ -6,19 +6,15 @@ It imports nothing that pytest needs, so that a process starts in a moment.
 from __future__ import annotations
 
 import random
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from clock import ManualClock
 
 import diskq
 from diskq import Backoff, DiskqError, Full, Message, Store
 from diskq.base import limits
+
+from .clock import ManualClock
 
 Errors = type[DiskqError] | tuple[type[DiskqError], ...]
 KIB, MIB = limits.KIB, limits.MIB

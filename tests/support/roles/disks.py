@@ -1,8 +1,4 @@
-"""What processes do on a disk of their own that is full, or on one that fails.
-
-A program, `python disk_roles.py ROLE OPTIONS`, that tells lines of JSON. It imports nothing that
-pytest needs, so that a process starts in a moment.
-"""
+"""Roles of processes on a disk that is full, or on one that fails. They tell lines of JSON."""
 
 from __future__ import annotations
 
@@ -14,18 +10,18 @@ import pickle
 import random
 import resource
 import subprocess
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from drills import LEASE_SECONDS, MIB, Drill, Ledger, ManualClock
-
 import diskq
 from diskq import DiskFailed, DiskqError, Full
 from diskq.base import limits
 from diskq.storage import reserve
+
+from ..clock import ManualClock
+from ..drills import LEASE_SECONDS, MIB, Drill, Ledger
 
 COPYING = ("get", "nack", "reject", "redrive", "release")  # need room for a body
 ANY_VERB = (*COPYING, "put", "ack", "extend", "trim", "stats")
@@ -278,20 +274,3 @@ def _report(seed: int, drill: Drill) -> None:
     wrong = drill.reopen()
     drill.store.close()
     tell(seed=seed, wrong=wrong, fulls=dict(drill.ledger.fulls), put=len(drill.ledger.bodies))
-
-
-ROLES = {
-    role.__name__: role
-    for role in (
-        run_to_the_brim,
-        fill_small_disks,
-        limit_file_size,
-        fail_writes,
-        fail_beside_others,
-        fail_and_reopen,
-        copy_on_a_full_disk,
-    )
-}
-
-if __name__ == "__main__":
-    ROLES[sys.argv[1]](**json.loads(sys.argv[2]))

@@ -1,5 +1,6 @@
 """Create a store again and again, killed one step later each time, and look what the next creation
-makes of what is left. Run as a script by test_creation.py; prints one line per step.
+makes of what is left: `python -m support.killed_creation FOLDER SHAPE DURABILITY [FAULT]` prints
+how many steps there were.
 
 A step is whatever Python reports to audit hooks: each call that changes files is among them.
 """

@@ -3,8 +3,9 @@
 At a release that changes the format, and only then:
 
 1. raise FORMAT_VERSION (see codec.py), and let `make` below put in what is new;
-2. run `python tests/regressions/golden_stores.py`, which makes golden/format-N: the store's file,
-   and what is to be found in it, as the release itself sees it;
+2. run `PYTHONPATH=.:tests .venv/bin/python -m support.golden`, which makes
+   tests/regressions/golden/format-N: the store's file, and what is to be found in it, as the
+   release itself sees it;
 3. look at contents.json, and commit both. Never make a golden store of an old format again.
 
 As long as format N was not released, its rows may still change: delete golden/format-N, and go on
@@ -21,16 +22,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from clock import ManualClock
-
 import diskq
 from diskq import Backoff, Outgoing
 from diskq.format.layout import FORMAT_VERSION
 from diskq.operate import changes
 
-GOLDEN = Path(__file__).with_name("golden")
+from .clock import ManualClock
+from .programs import ROOT
+
+GOLDEN = ROOT / "tests" / "regressions" / "golden"
 AN_HOUR = 3600.0
 
 

@@ -1,30 +1,20 @@
-"""More roles, for the harnesses of transactions, key order, dedup, bounds and hot keys; started
-with `start(ROLE, *LIFE, **OPTIONS)`.
-
-It imports nothing that pytest needs, so that a process starts in a moment.
-"""
+"""Roles for the harnesses of transactions, key order, dedup, bounds and hot keys."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import diskq
 from diskq import Message, Outgoing, Receipt, Topic
 
-if __package__:
-    from .roles import tell, told
-else:
-    from roles import tell, told
+from . import tell, told
 
-LIFE = (sys.executable, __file__)  # goes before a command, and takes role and options from it
 FULL = bool(os.environ.get("DISKQ_TEST_FULL"))  # sizes that take minutes
 
 
@@ -257,23 +247,3 @@ def read_on(path: str) -> None:
 
         store.engine.read(read)
         tell("done")
-
-
-ROLES: dict[str, Callable[..., Any]] = {
-    role.__name__: role
-    for role in (
-        feed,
-        square,
-        consume_keys,
-        put_ids,
-        consume_ids,
-        fill,
-        drain,
-        put_and_tell,
-        hold_one,
-        read_on,
-    )
-}
-
-if __name__ == "__main__":
-    ROLES[sys.argv[-2]](**json.loads(sys.argv[-1]))
