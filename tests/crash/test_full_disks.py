@@ -1,8 +1,8 @@
 """Full and failing disks: nothing acknowledged is lost, and settling has room (G12).
 
 The drills are in support/drills.py: verbs at random, at whatever point a disk, a file or a store is
-full, or a write fails, beside a ledger that is compared with the store at the end. With DISKQ_TEST_FULL
-in the environment they run much longer.
+full, or a write fails, beside a ledger that is compared with the store at the end. With
+DISKQ_TEST_FULL in the environment they run much longer.
 """
 
 from __future__ import annotations

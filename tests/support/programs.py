@@ -26,6 +26,18 @@ def run_module(name, *arguments, **options):
     return _run("-m", name, *arguments, **options)
 
 
+def run_tool(name, *arguments, timeout=500, **environment):
+    """Run a tool of this checkout; returns the finished process."""
+    return subprocess.run(
+        [sys.executable, "-m", name, *map(str, arguments)],
+        env=child_environment(**environment),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
+    )
+
+
 def _run(*arguments, check=True, timeout=60):
     return subprocess.run(
         [sys.executable, "-W", "error", *map(str, arguments)],

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import diskq
-from storm.ledger import Entry, read
-from storm.victim import GROUP, OUT, WORK
+
+from .ledger import Entry, read
+from .victim import GROUP, OUT, WORK
 
 CLOSED = "Closed", "LeaseLost", "WrongProcess"  # of what a handler closed meanwhile
 

@@ -20,7 +20,7 @@ CALLS = (
     "sendfile", "copy_file_range", "clone", "clone3", "fork", "vfork",
 )  # fmt: skip
 MAX_BYTES = 1 << 20  # of one string that strace prints; no write of the workload has more
-HARMLESS = {"msync"}  # what is mapped need not last: see MAPPED in powercut_disk.py
+HARMLESS = {"msync"}  # what is mapped need not last: see MAPPED in disk.py
 
 STARTS = {"clone", "clone3", "fork", "vfork"}  # a thread or process
 

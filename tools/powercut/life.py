@@ -1,6 +1,6 @@
-"""The workload of powercut.py: a store's whole life, in one process, with a ledger.
+"""The workload of a power cut: a store's whole life, in one process, with a ledger.
 
-    python3 powercut_life.py ROOT LEDGER VIEWS DURABILITY FAULT
+    python -m powercut.life ROOT LEDGER VIEWS DURABILITY FAULT
 
 The ledger gets a line of JSON after each commit, before the call returns that made it:
 `{"state": n, "txn": id}`; and what was acknowledged to the caller: tokens, receipts, backups.
@@ -18,13 +18,14 @@ from functools import partial
 from typing import Any
 
 import lmdb
-from powercut_view import MachineClock, view
 
 import diskq
 from diskq.base import limits
 from diskq.host import files
 from diskq.storage import creation, reserve
 from diskq.storage.engine import Engine
+
+from .view import MachineClock, view
 
 KEPT_BYTES = 8 * 4096  # for settling
 MAP_BYTES = 48 * 4096  # so small that the map grows several times

@@ -1,6 +1,6 @@
-"""The checker of powercut.py: opens the stores of crash states, one after the other, and uses them.
+"""The checker of power cuts: opens the stores of crash states, one after the other, and uses them.
 
-    python3 powercut_check.py      a request in JSON per line on stdin, an answer per line on stdout
+    python -m powercut.check    a request in JSON per line on stdin, an answer per line on stdout
 
 It may die of what it opens: then that is the answer. A store whose commits are not flushed is read
 by diskq in another process before it is opened; that one is forked here, for most states, because
@@ -16,10 +16,10 @@ import traceback
 from contextlib import suppress
 from typing import Any
 
-from powercut_view import REBOOT_NS, MachineClock, rows, view
-
 import diskq
 from diskq.repair import verify
+
+from .view import REBOOT_NS, MachineClock, rows, view
 
 OPENED, ABSENT, REFUSED = "opened", "absent", "refused"
 check_in_child = verify.check_in_child

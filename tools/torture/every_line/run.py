@@ -1,8 +1,8 @@
 """Interrupt each verb of diskq at every point at which Python can interrupt it, and see what broke.
 
-    python tools/every_line --all                       everything: hours
-    python tools/every_line --sample 20                 twenty points of each verb and kind
-    python tools/every_line --scenario put --kind opcode --threads 0,8 --python .venv/bin/python3.13
+    python3 tools/dev.py torture every_line --all               everything: hours
+    python3 tools/dev.py torture every_line --sample 20         twenty points of each verb and kind
+    python3 tools/dev.py torture every_line --scenario put --kind opcode --threads 0,8
 
 For each point a process forked from a prepared one runs the verb with a new store, is interrupted,
 and stands idle, while another process uses the store. Then it goes on. The rules: the call
@@ -31,30 +31,27 @@ import sys
 import time
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-TOOLS = Path(__file__).resolve().parents[1]
-sys.path[:1] = [str(TOOLS.parent), str(TOOLS)]  # of this checkout, whatever is installed
-
-from every_line.judge import Judge  # noqa: E402
-from every_line.life import Task  # noqa: E402
-from every_line.plants import PLANTS  # noqa: E402
-from every_line.points import KINDS, Point  # noqa: E402
-from every_line.prober import Line, Prober, Silent, spawn  # noqa: E402
-from every_line.scenarios import SCENARIOS  # noqa: E402
+from .judge import Judge
+from .life import Task
+from .plants import PLANTS
+from .points import KINDS, Point
+from .prober import Line, Prober, Silent, spawn
+from .scenarios import SCENARIOS
 
 REPEATS = 2  # of a point with the same way there: in loops
 PROGRESS_SECONDS = 10.0
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """Try all points that the options name."""
-    options = parse()
+    options = parse(arguments)
     if options.python and not os.environ.get("EVERY_LINE_PYTHON"):
         os.environ["EVERY_LINE_PYTHON"] = options.python
-        os.execv(options.python, [options.python, *sys.argv])
+        os.execv(options.python, [options.python, *sys.orig_argv[1:]])
     warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
     tasks = [
         Task(scenario, kind, threads, options.deep, options.plant)
@@ -205,10 +202,12 @@ def _kind_of(fault: str) -> str:
     return re.sub(r" /\S+|['\"(\[].*|\d+", "", fault)[:70].strip()
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(
-        prog="every_line", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="torture every_line",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
     def names(known: Any) -> Any:
@@ -236,7 +235,7 @@ def parse() -> argparse.Namespace:
     add("--python", help="another interpreter, with lmdb, to run this with")
     add("--plant", choices=PLANTS, default="", help="a fault, to see that it is found")
     add("--list", action="store_true", help="print verbs and kinds, and do nothing")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.list:
         print(
             "\n".join(SCENARIOS), *(f"{key}: {kind.text}" for key, kind in KINDS.items()), sep="\n"
@@ -247,7 +246,3 @@ def parse() -> argparse.Namespace:
         options.sample = 0 if options.all else 10
     options.threads = [int(each) for each in options.threads.split(",")]
     return options
-
-
-if __name__ == "__main__":
-    sys.exit(main())

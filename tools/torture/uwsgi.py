@@ -1,7 +1,7 @@
 """Serve a queue from uWSGI, which forks in C behind Python's back, kill its workers, and compare.
 
-    python tools/uwsgi_drill.py                        builds uWSGI in a temporary environment
-    python tools/uwsgi_drill.py --uwsgi DIR/bin/uwsgi --requests 10000
+    python3 tools/dev.py torture uwsgi                     builds uWSGI in a temporary environment
+    python3 tools/dev.py torture uwsgi --uwsgi DIR/bin/uwsgi --requests 10000
 
 The application opens the store, and puts, when it is imported: in the master. Its workers are forks
 of that, without Python's hooks (prefork, as by default: no --lazy-apps, no --py-call-osafterfork).
@@ -24,19 +24,18 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import tomllib
 import venv
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:1] = [str(ROOT)]  # of this checkout, whatever is installed
+import diskq
 
-import diskq  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 Answer = tuple[str, str, int, str]  # verb, body, status (0: the connection was cut), text
 
@@ -117,7 +116,7 @@ class Server:
                 if ask(self.port, "/hello")[0] == 200:
                     return
             time.sleep(0.05)
-        raise SystemExit("uwsgi_drill: the server did not start\n" + self.log())
+        raise SystemExit("uwsgi: the server did not start\n" + self.log())
 
     def log(self) -> str:
         """The end of its log."""
@@ -282,10 +281,12 @@ def build(folder: Path) -> Path:
     return folder / "bin" / "uwsgi"
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """The drill."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="torture uwsgi",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--uwsgi", type=Path, help="the program, in an environment with lmdb and click")
@@ -293,7 +294,7 @@ def main() -> int:
     add("--durability", default="relaxed", choices=("commit", "relaxed", "process"))
     add("--seed", type=int, default=1)
     add("--verbose", action="store_true", help="show the server's log if something is wrong")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="diskq-uwsgi-"))
     try:
         uwsgi = options.uwsgi.absolute() if options.uwsgi else build(folder / "environment")
@@ -303,7 +304,3 @@ def main() -> int:
     print(*problems[:20], sep="\n")
     print(f"wrong {len(problems)}")
     return 1 if problems else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

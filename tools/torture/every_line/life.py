@@ -12,12 +12,12 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from every_line import points
-from every_line.noise import Noise
-from every_line.plants import PLANTS
-from every_line.points import KINDS, PACKAGE, Point, Tracer
-from every_line.prober import Line, Silent
-from every_line.scenarios import SCENARIOS, World
+from . import points
+from .noise import Noise
+from .plants import PLANTS
+from .points import KINDS, PACKAGE, Point, Tracer
+from .prober import Line, Silent
+from .scenarios import SCENARIOS, World
 
 
 class Task(NamedTuple):

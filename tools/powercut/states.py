@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from powercut_disk import KINDS, MAPPED, Disk, Found, choice
-from powercut_trace import TOLD, Event
-from powercut_view import last_txn
+from .disk import KINDS, MAPPED, Disk, Found, choice
+from .trace import TOLD, Event
+from .view import last_txn
 
 UNDONE = {"commit": 0, "relaxed": 1, "process": 2**32}  # commits that a cut may undo
 WHOLE_IMAGES = 20  # of a process store: enough to see that they are not refused

@@ -14,11 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from every_line.life import Task, live
-from every_line.noise import GROUP, TOPIC
-from every_line.points import KINDS, LINE, PACKAGE, Point
-from every_line.prober import Line, Prober, Silent, Telling, spawn
-from every_line.scenarios import SCENARIOS
+from .life import Task, live
+from .noise import GROUP, TOPIC
+from .points import KINDS, LINE, PACKAGE, Point
+from .prober import Line, Prober, Silent, Telling, spawn
+from .scenarios import SCENARIOS
 
 TRIES = 3
 START_SECONDS = 30.0  # to make the store, and threads

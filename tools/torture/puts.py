@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from torture_ledger import Entry
+from .ledger import Entry
 
 
 class Violation(NamedTuple):

@@ -17,11 +17,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import torture_plants
-from torture_ledger import PUTS, Ledger, make_body, read_body, unfinished
-
 import diskq
 from diskq import Backoff, Group, Outgoing, Receipt, Store, Topic
+
+from . import plants
+from .ledger import PUTS, Ledger, make_body, read_body, unfinished
 
 T = TypeVar("T")
 MAX_DELIVERIES = 6
@@ -152,7 +152,7 @@ def spawn(job: Callable[[Role], None], role: Role) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tool
         if role.plant:
-            torture_plants.plant(role.plant, role.slot)
+            plants.plant(role.plant, role.slot)
         job(role)
         code = 0
     except BaseException:

@@ -1,7 +1,7 @@
 """Copy a store's directory again and again from inside the program that uses it, and compare.
 
-    python tools/copies.py --seconds 300
-    python tools/copies.py --seconds 60 --python .venv/bin/python3.13
+    python3 tools/dev.py torture copies --seconds 300
+    python3 tools/dev.py torture copies --seconds 60 --python .venv/bin/python3.13
 
 A program has its queue in its data directory, and makes a copytree, a tar, checksums and a zip of
 that each second, and opens and closes every file of it in between. Meanwhile two of its threads and
@@ -23,7 +23,6 @@ import random
 import re
 import shutil
 import signal
-import sys
 import tarfile
 import tempfile
 import threading
@@ -32,18 +31,15 @@ import traceback
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-TOOLS = Path(__file__).resolve().parent
-sys.path[:1] = [str(TOOLS.parent), str(TOOLS)]  # of this checkout, whatever is installed
+import diskq
 
-import verdict  # noqa: E402
-from storm.ledger import Ledger, read  # noqa: E402
-
-import diskq  # noqa: E402
+from . import verdict
+from .storm.ledger import Ledger, read
 
 LOG, JOBS, GROUP = "log", "jobs", "workers"
 JOB_COUNT = 20_000  # more than anybody handles in the time
@@ -345,9 +341,9 @@ def judge(folder: Path, dead: bool) -> tuple[list[str], Counter[str]]:
     return problems, counts
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """A run, judged."""
-    options = parse()
+    options = parse(arguments)
     verdict.run_with(options.python)
     warnings.simplefilter("ignore", DeprecationWarning)
     began = time.monotonic()
@@ -359,10 +355,12 @@ def main() -> int:
     return verdict.say(problems, folder, f"{done}, {time.monotonic() - began:.0f} s", SHOWN)
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="torture copies",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--seconds", type=float, default=60.0)
@@ -370,8 +368,4 @@ def parse() -> argparse.Namespace:
     add("--folder", help="where to make the store (the folder for temporary files)")
     add("--plant", choices=PLANTS, default="", help="a fault, to see that it is found")
     add("--python", help="another interpreter, with lmdb, to run this with")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return parser.parse_args(arguments)

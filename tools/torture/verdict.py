@@ -16,7 +16,7 @@ def run_with(python: str | None) -> None:
     """Begin again with this interpreter, once."""
     if python and not os.environ.get(_ANOTHER):
         os.environ[_ANOTHER] = python
-        os.execv(python, [python, *sys.argv])
+        os.execv(python, [python, *sys.orig_argv[1:]])
 
 
 def say(problems: Sequence[str], folder: Path, figures: str, shown: int) -> int:

@@ -11,8 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from torture_ledger import PUTS, Entry
-from torture_puts import Put, Puts, Violation
+from .ledger import PUTS, Entry
+from .puts import Put, Puts, Violation
 
 NEVER = 2**63
 SLACK_NS = 200_000_000  # between the wall clock, which times delays, and the monotonic one

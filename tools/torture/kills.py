@@ -1,15 +1,10 @@
-#!/usr/bin/env python3
 """Kill and stop the processes of a queue at random for a while, then prove that nothing was lost.
-
-    python tools/torture.py --seconds 600              kill producers and consumers, judge the rest
-    python tools/torture.py check DIR                  judge the ledgers of a kept run again
-    python tools/torture.py long --messages 1000000    a long run through a bounded queue
 
 Producers and consumers use every verb of diskq and write what they try, and what comes of it, to
 ledgers of their own. All the while some are killed with kill -9 and started anew at once, others
 stopped, often for longer than a lease. In the end the store is drained and verified, and all
 ledgers are judged together: nothing that was acknowledged is lost, nothing unexpected came, what
-came twice has its reason, no old token settled anything, and so on; see torture_rules.py.
+came twice has its reason, no old token settled anything, and so on; see rules.py.
 
 The seed gives the same schedule of kills, stops and verbs; how they meet is up to the machine.
 Exit code 0: all is well; 1: a rule was broken, and the store and the ledgers are kept; 2: usage.
@@ -33,18 +28,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+import diskq
 
-import torture_long  # noqa: E402 - of this checkout, whatever is installed
-import torture_roles as roles  # noqa: E402
-import torture_rules as rules  # noqa: E402
-import torture_sessions as sessions  # noqa: E402
-from torture_ledger import Ledger, line, read, read_body  # noqa: E402
-from torture_plants import PLANTS  # noqa: E402
-from torture_puts import Violation  # noqa: E402
-from torture_roles import GROUPS, Role  # noqa: E402
-
-import diskq  # noqa: E402
+from . import roles, rules, sessions
+from .ledger import Ledger, line, read, read_body
+from .plants import PLANTS
+from .puts import Violation
+from .roles import GROUPS, Role
 
 PATIENCE_SECONDS = 60.0  # until a process that does nothing counts as hung
 COUNTERS = 4  # of a process, each a u64
@@ -330,6 +320,8 @@ def report(folder: Path, verdict: Verdict, kills: int, stops: int, seconds: floa
 
 def run(options: argparse.Namespace) -> int:
     """A run, judged."""
+    if options.seed is None:
+        options.seed = random.SystemRandom().randrange(10**6)
     began = time.monotonic()
     folder = Path(options.keep or tempfile.mkdtemp(prefix="diskq-torture-"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -374,51 +366,23 @@ def check(options: argparse.Namespace) -> int:
     return 1 if verdict.violations else 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line; `run` is what happens without a verb."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    top = argparse.ArgumentParser("torture.py", description=__doc__, formatter_class=formatter)
-    verbs = top.add_subparsers(dest="verb")
-    one = verbs.add_parser("run", help="kill, stop, drain, judge (the default)")
-    one.add_argument("--seconds", type=float, default=60.0, help="of torture (60)")
-    one.add_argument("--producers", type=int, default=3)
-    one.add_argument("--consumers", type=int, default=3)
-    one.add_argument("--seed", type=int, default=None, help="of all chances (a new one)")
-    one.add_argument(
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of a run."""
+    add = parser.add_argument
+    add("--seconds", type=float, default=60.0, help="of torture (60)")
+    add("--producers", type=int, default=3)
+    add("--consumers", type=int, default=3)
+    add("--seed", type=int, default=None, help="of all chances (a new one)")
+    add(
         "--durability",
         choices=("commit", "relaxed", "process"),
         default="process",
         help="of the store (process: kill -9 loses nothing in any of them, and this is fastest)",
     )
-    one.add_argument("--keep", metavar="DIR", help="work in this folder, and keep it")
-    one.add_argument(
-        "--backlog", type=int, default=4000, help="messages that producers may be ahead (4000)"
-    )
-    one.add_argument("--lease-seconds", type=float, default=0.5, help="of all groups (0.5)")
-    one.add_argument("--kills-per-second", type=float, default=2.5)
-    one.add_argument("--no-stops", action="store_true", help="kill, but do not stop")
-    one.add_argument("--groups", default=",".join(GROUPS), help=argparse.SUPPRESS)
-    one.add_argument("--plant", choices=("", *PLANTS), default="", help=argparse.SUPPRESS)
-    again = verbs.add_parser("check", help="judge the ledgers of a kept run again")
-    again.add_argument("folder")
-    torture_long.add_options(verbs.add_parser("long", help="a long run through a bounded queue"))
-    return top
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run the tool; returns the exit code."""
-    given = list(arguments)
-    if not given or (given[0].startswith("-") and given[0] not in ("-h", "--help")):
-        given.insert(0, "run")
-    options = parser().parse_args(given)
-    if options.verb == "check":
-        return check(options)
-    if options.verb == "long":
-        return torture_long.run(options)
-    if options.seed is None:
-        options.seed = random.SystemRandom().randrange(10**6)
-    return run(options)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    add("--keep", metavar="DIR", help="work in this folder, and keep it")
+    add("--backlog", type=int, default=4000, help="messages that producers may be ahead (4000)")
+    add("--lease-seconds", type=float, default=0.5, help="of all groups (0.5)")
+    add("--kills-per-second", type=float, default=2.5)
+    add("--no-stops", action="store_true", help="kill, but do not stop")
+    add("--groups", default=",".join(GROUPS), help=argparse.SUPPRESS)
+    add("--plant", choices=("", *PLANTS), default="", help=argparse.SUPPRESS)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Cut the power of a store, thousands of times, and look whether diskq keeps its promises.
 
-    python3 tools/powercut.py                              all durabilities, 2,000 crash states each
-    python3 tools/powercut.py --durability relaxed         one of them
-    python3 tools/powercut.py --control nosync             a planted fault, which must be found
+    python3 tools/dev.py powercut                         all durabilities, 2,000 crash states each
+    python3 tools/dev.py powercut --durability relaxed    one of them
+    python3 tools/dev.py powercut --control nosync        a planted fault, which must be found
 
 A workload over a store's whole life runs under strace. Each crash state is a point of that trace,
 with all that was flushed before it and some of what was written since, by sectors of 512 bytes.
@@ -36,11 +36,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from powercut_states import UNDONE, Cut, Facts, Job, Recording, Replay, plan  # noqa: E402
-from powercut_trace import CALLS, MAX_BYTES, read_trace  # noqa: E402
+from .states import UNDONE, Cut, Facts, Job, Recording, Replay, plan
+from .trace import CALLS, MAX_BYTES, read_trace
 
 DURABILITIES = ("commit", "relaxed", "process")
 CONTROLS = {  # a planted fault: durability, and what it is
@@ -74,9 +71,9 @@ class Bad(NamedTuple):
 def hindrance() -> str:
     """Why strace cannot be used here; empty if it can."""
     if sys.platform != "linux":
-        return "powercut.py needs Linux"
+        return "powercut needs Linux"
     if shutil.which("strace") is None:
-        return "powercut.py needs strace: install the package strace"
+        return "powercut needs strace: install the package strace"
     probe = ["strace", "--seccomp-bpf", "-f", "-o", os.devnull, "true"]
     run = subprocess.run(probe, capture_output=True, text=True, check=False)
     return f"strace cannot trace here: {run.stderr.strip()[:200]}" if run.returncode else ""
@@ -87,13 +84,20 @@ def record(durability: str, fault: str, scratch: Path) -> Recording:
     root, trace, views = scratch / "root", scratch / "trace", scratch / "views"
     ledger = scratch / "ledger"
     root.mkdir()
-    life = str(Path(__file__).with_name("powercut_life.py"))
-    program = [sys.executable, life, str(root), str(ledger), str(views), durability, fault]
+    program = [
+        sys.executable,
+        "-m",
+        "powercut.life",
+        str(root),
+        str(ledger),
+        str(views),
+        durability,
+        fault,
+    ]
     options = ["-f", "-xx", "-y", "-s", str(MAX_BYTES), "-o", str(trace)]
     command = ["strace", "--seccomp-bpf", *options, "-e", f"trace={','.join(CALLS)}", *program]
     run = subprocess.run(
         command,
-        env=_environment(),
         capture_output=True,
         text=True,
         check=False,
@@ -105,10 +109,6 @@ def record(durability: str, fault: str, scratch: Path) -> Recording:
     files = {str(path.relative_to(root)): path.read_bytes() for path in paths}
     events = read_trace(trace, str(root), str(ledger))
     return Recording(str(root), events, json.loads(views.read_text()), files)
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 # Checking them
@@ -147,14 +147,13 @@ class Checker:
     def _start(self) -> subprocess.Popen[str]:
         self._errors.seek(0)
         self._errors.truncate()
-        command = [sys.executable, str(Path(__file__).with_name("powercut_check.py"))]
+        command = [sys.executable, "-m", "powercut.check"]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env=_environment(),
         )
         return self._process
 
@@ -370,7 +369,7 @@ def _report(
 def main() -> int:
     """The command line."""
     kind = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=kind)
+    parser = argparse.ArgumentParser("powercut", description=__doc__, formatter_class=kind)
     parser.add_argument("--durability", choices=[*DURABILITIES, "all"], default="all")
     parser.add_argument("--states", type=int, default=2_000, help="of each durability")
     parser.add_argument("--seed", type=int, default=0)
@@ -393,7 +392,3 @@ def main() -> int:
         _, bad = run(durability, options.states, options.seed, "", options.keep)
         bad_states += len(bad)
     return 1 if bad_states else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """Throw everything at a process that a program throws at itself, for a while, and compare.
 
-    python tools/storm --seconds 600
-    python tools/storm --seconds 60 --threads 8 --durability commit --python .venv/bin/python3.13
+    python3 tools/dev.py torture storm --seconds 600
+    python3 tools/dev.py torture storm --seconds 60 --threads 8 --durability commit
 
 A process of N threads puts, gets, acks, opens and closes. Its main thread gets time limits and
 Ctrl-C at random moments, and a signal handler that puts or closes what it is using; the others get
@@ -24,21 +24,18 @@ import os
 import random
 import re
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-TOOLS = Path(__file__).resolve().parents[1]
-sys.path[:1] = [str(TOOLS.parent), str(TOOLS)]  # of this checkout, whatever is installed
+import diskq
 
-import verdict  # noqa: E402
-from every_line.plants import PLANTS  # noqa: E402
-
-import diskq  # noqa: E402
-from storm import judge  # noqa: E402
-from storm.victim import Plan, names, ordinary, spawn, suffer  # noqa: E402
+from .. import verdict
+from ..every_line.plants import PLANTS
+from . import judge
+from .victim import Plan, names, ordinary, spawn, suffer
 
 PACKAGE = os.path.dirname(os.path.abspath(diskq.__file__)) + os.sep
 SHOWN = 5  # problems of each kind
@@ -158,9 +155,9 @@ class Storm:
         return judge.Judge(self.folder, facts)
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """A run, judged."""
-    options = parse()
+    options = parse(arguments)
     verdict.run_with(options.python)
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="diskq-storm-", dir=options.folder))
@@ -179,10 +176,12 @@ def main() -> int:
     return verdict.say(problems, folder, figures, SHOWN)
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(
-        prog="storm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="torture storm",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--seconds", type=float, default=60.0)
@@ -206,8 +205,4 @@ def parse() -> argparse.Namespace:
     add("--folder", help="where to make the store (the folder for temporary files)")
     add("--plant", choices=PLANTS, default="", help="a fault, to see that it is found")
     add("--python", help="another interpreter, with lmdb, to run this with")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Make docs/demo.svg, the picture in README.md, from a real run: python tools/picture.py"""
+"""Make docs/demo.svg, the picture in README.md, from a real run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 
 from diskq.cli import demo, demo_view
 
-PICTURE = Path(__file__).parent.parent / "docs" / "demo.svg"
+PICTURE = Path(__file__).parents[2] / "docs" / "demo.svg"
 WIDTH = 100
 
 

@@ -7,9 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-import torture_plants
-from torture_ledger import read_body
-from torture_roles import (
+import diskq
+from diskq import Message, Receipt, Store
+
+from . import plants
+from .ledger import read_body
+from .roles import (
     ACKED,
     GOT,
     GROUPS,
@@ -21,9 +24,6 @@ from torture_roles import (
     outgoing,
     receipts,
 )
-
-import diskq
-from diskq import Message, Receipt, Store
 
 DAWDLES, DAWDLE_LEASES = 0.003, (0.5, 2.5)  # how often something takes long, and how long
 
@@ -54,7 +54,7 @@ class Session:
         heartbeat = not role.calm and self.chance.random() < 0.1
         self.consumer = group.consumer(role.who, prefetch=self.prefetch, heartbeat=heartbeat)
         self.until = time.monotonic() + role.chance.uniform(0.05, 0.5)
-        self.dawdles = torture_plants.DAWDLES if role.plant else DAWDLES
+        self.dawdles = plants.DAWDLES if role.plant else DAWDLES
 
     def serve(self) -> None:
         """Take and settle; then close the consumer, or now and then just drop it."""
@@ -183,7 +183,7 @@ class Session:
             self._settle("reject", [message], lambda: message.reject("at random"))
 
     def _dawdle(self) -> None:
-        leases = torture_plants.DAWDLE_LEASES if self.role.plant else DAWDLE_LEASES
+        leases = plants.DAWDLE_LEASES if self.role.plant else DAWDLE_LEASES
         time.sleep(self.chance.uniform(*leases) * self.lease_seconds)
 
     def _extend(self, message: Message) -> None:

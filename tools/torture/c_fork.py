@@ -1,6 +1,6 @@
 """Kill a process in the middle of a commit while a child that was forked in C lives on.
 
-    python tools/c_fork.py --rounds 20
+    python3 tools/dev.py torture c_fork --rounds 20
 
 A library or a server may fork without Python's knowing: the child inherits every descriptor, and
 with it what locks the parent holds through them. So does a killed writer still hold up others, and
@@ -27,13 +27,11 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-TOOLS = Path(__file__).resolve().parent
-sys.path[:1] = [str(TOOLS.parent)]  # of this checkout, whatever is installed
-
-import diskq  # noqa: E402
+import diskq
 
 LEASED = 3
 READS = 1100  # LMDB has places for 1,024 readers
@@ -85,7 +83,7 @@ def start(job: str, path: str) -> tuple[int, int]:
     """Run a job of this file in a fresh process; its pid, and the end of a pipe to hear it."""
     reading, writing = os.pipe()
     actions = [(os.POSIX_SPAWN_DUP2, writing, PIPE)]
-    command = [sys.executable, __file__, job, path]
+    command = [sys.executable, "-m", "torture.c_fork", job, path]
     pid = os.posix_spawn(sys.executable, command, os.environ, file_actions=actions)
     os.close(writing)
     return pid, reading
@@ -257,12 +255,12 @@ def _spread(values: list[float]) -> str:
     return f"median {ordered[len(ordered) // 2]:.3f}, most {ordered[-1]:.3f}"
 
 
-def main() -> int:
-    """The drill, or the process that it kills."""
-    if sys.argv[1:2] in (["doomed"], ["user"]):
-        (doomed if sys.argv[1] == "doomed" else user)(Path(sys.argv[2]), PIPE)
+def main(arguments: Sequence[str]) -> int:
+    """The drill."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="torture c_fork",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--rounds", type=int, default=10)
@@ -271,7 +269,7 @@ def main() -> int:
     add("--plant", action="store_true", help="do not kill, to see that this is found")
     add("--durability", default="commit", choices=("commit", "relaxed", "process"))
     add("--folder", help="where to make the store (the folder for temporary files)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="diskq-c-fork-", dir=options.folder))
     try:
         problems = drill(folder, options)
@@ -283,5 +281,5 @@ def main() -> int:
     os._exit(1 if problems else 0)  # a thread may be blocked for good
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+if __name__ == "__main__":  # the process that it kills
+    (doomed if sys.argv[1] == "doomed" else user)(Path(sys.argv[2]), PIPE)

@@ -14,8 +14,9 @@ from contextlib import suppress
 from typing import Any
 
 import diskq
-from every_line.noise import GROUP, TOPIC
-from every_line.scenarios import RETRY
+
+from .noise import GROUP, TOPIC
+from .scenarios import RETRY
 
 Telling = dict[str, Any]
 _PASSING = "bytes", "last_put_ns", "segments", "settings"  # not what a verb promises

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from powercut_trace import (
+from .trace import (
     CREATE,
     EXTEND,
     FLUSH,

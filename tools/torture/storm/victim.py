@@ -18,10 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from every_line.plants import PLANTS
-
 import diskq
-from storm.ledger import Ledger
+
+from ..every_line.plants import PLANTS
+from .ledger import Ledger
 
 WORK, OUT, GROUP = "work", "out", "g"
 LEASE_SECONDS = 3600.0  # nothing comes again because of the time
