@@ -49,6 +49,9 @@ def main(verb: str = "help", *options: str) -> int:
         print(__doc__)
         return 0 if verb in ("help", "-h", "--help") else 2
     try:
+        if sys.version_info < (3, 11):  # noqa: UP036 - python3 may be anything
+            version = sys.version.split()[0]
+            raise Trouble(f"diskq needs Python 3.11 or later, this is {version}: install one")
         if verb in verbs:
             return verbs[verb](*options)
         set_up(VENV)
@@ -58,7 +61,8 @@ def main(verb: str = "help", *options: str) -> int:
     if verb in TOOLS:
         os.execve(python(VENV), [python(VENV), "-m", verb, *options], with_tools())
     for module, *rest in checks[verb]:
-        if code := run(python(VENV), "-m", module, *rest):
+        code = run(python(VENV), "-m", module, *rest)
+        if code:
             return code
     if verb in ("test", "check"):
         os.chdir(ROOT)
@@ -95,7 +99,8 @@ def bare() -> int:
     program = str(BARE / "bin" / "diskq")
     with tempfile.TemporaryDirectory() as folder:
         for words in (["--help"], ["put", "mail", "hello"], ["get", "mail"]):
-            if code := run(program, *words, cwd=folder, env={**os.environ, "DISKQ_STORE": "store"}):
+            code = run(program, *words, cwd=folder, env={**os.environ, "DISKQ_STORE": "store"})
+            if code:
                 return code
     return 0
 
@@ -147,41 +152,32 @@ def set_up(environment: Path, *pinned: str) -> None:
     print(f"Setting up {environment.name}: once, and it takes some seconds ...", flush=True)
     if not stamp.is_file():
         make(environment)
-    # pip knows --group only from 25.1 on
-    install(
-        environment, "--editable", f"{ROOT}[tui]", *project()["dependency-groups"]["dev"], *pinned
-    )
+    tools = project()["dependency-groups"]["dev"]  # pip knows --group only from 25.1 on
+    install(environment, "--editable", f"{ROOT}[tui]", *tools, *pinned)
     stamp.write_text(wanted)
 
 
 def make(environment: Path) -> None:
     """Make an empty environment."""
-    if sys.version_info < (3, 11):  # noqa: UP036 - python3 may be anything
-        raise Trouble(
-            f"diskq needs Python 3.11 or later, this is {sys.version.split()[0]}: install one"
-        )
     try:
         import ensurepip  # noqa: F401 - Debian has it, and a working venv, in another package
         import venv
     except ImportError:
-        raise Trouble(
-            "this Python has no venv: run 'apt install python3-venv', or use another Python"
-        ) from None
+        way_out = "run 'apt install python3-venv', or use another Python"
+        raise Trouble(f"this Python has no venv: {way_out}") from None
     try:
         venv.create(environment, with_pip=True, symlinks=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise Trouble(
-            f"could not make {environment}: {error}; remove it, then run this again"
-        ) from None
+        way_out = "remove it, then run this again"
+        raise Trouble(f"could not make {environment}: {error}; {way_out}") from None
 
 
 def install(environment: Path, *packages: str) -> None:
     """Install packages into an environment."""
     pip = [python(environment), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     if run(*pip, *packages):
-        raise Trouble(
-            "pip could not install what pyproject.toml lists: see above, then run this again"
-        )
+        what = "what pyproject.toml lists"
+        raise Trouble(f"pip could not install {what}: see above, then run this again")
 
 
 def project() -> dict[str, Any]:

@@ -170,7 +170,7 @@ def test_leases_come_back_from_another_namespace(path, start):
 
 @pytest.mark.parametrize("fork", [False, True], ids=["alone", "with a child alive"])
 def test_what_a_pool_of_threads_held_comes_back_when_it_is_killed(path, start, fork):
-    holder = start("lives.pool", path=path, threads=8, fork=fork)
+    holder = start("namespaces.pool", path=path, threads=8, fork=fork)
     child = holder.hear("holding")["child"]
     try:
         with diskq.open(path) as store:
