@@ -98,8 +98,10 @@ def bare() -> int:
     install(BARE, str(ROOT))
     program = str(BARE / "bin" / "diskq")
     with tempfile.TemporaryDirectory() as folder:
-        for words in (["--help"], ["put", "mail", "hello"], ["get", "mail"]):
-            code = run(program, *words, cwd=folder, env={**os.environ, "DISKQ_STORE": "store"})
+        for words in ("--help", "put mail hello", "group create mail default", "get mail"):
+            code = run(
+                program, *words.split(), cwd=folder, env={**os.environ, "DISKQ_STORE": "store"}
+            )
             if code:
                 return code
     return 0
