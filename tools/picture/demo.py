@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -39,14 +37,9 @@ class Recorded(demo_view.Live):
 
 def main() -> int:
     """Play the demo, and write the picture if it passed."""
-    argparse.ArgumentParser(description=__doc__).parse_args()  # it takes none
     view = Recorded()
     with tempfile.TemporaryDirectory() as name:
         passed = demo.run(demo.Pace(), view, Path(name), Path(name) / "store")
     if passed:
         view.save(PICTURE)
     return 0 if passed else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
