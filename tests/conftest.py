@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 import pytest
-from clock import ManualClock
+from support.clock import ManualClock
 
 import diskq
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Measure diskq against the engine it stands on, as ratios of one run on one machine.
 
-    python tools/bench.py                 all sections, a table
-    python tools/bench.py put wake        some of them
-    python tools/bench.py --json          one JSON object a line
-    python tools/bench.py --check         exit code 1 if a target is missed
+    python3 tools/dev.py bench                 all sections, a table
+    python3 tools/dev.py bench put wake        some of them
+    python3 tools/dev.py bench --json          one JSON object a line
+    python3 tools/dev.py bench --check         exit code 1 if a target is missed
 
 Absolute figures depend on the disk and on what else runs. So each comparison runs its sides in
 turn, a drift hits all of them, and medians are compared. "Raw" is LMDB alone, without queue, leases
@@ -34,10 +34,9 @@ from typing import NamedTuple
 
 import lmdb
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import diskq
 
-import diskq  # noqa: E402 - of this checkout, whatever is installed
+ROOT = Path(__file__).resolve().parents[1]
 
 BODY = b"x" * 100
 NS = 1e9

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from support.programs import ROOT
 
 PYTHON = [sys.executable, "-W", "error::ResourceWarning"]
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import gc
-import os
+import json
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
-from helpers import ROOT, offsets
+from support.programs import child_environment
+from support.stores import offsets
 
 import diskq
 from diskq import Backoff, Outgoing
@@ -18,7 +18,6 @@ from diskq.api import waiting as waits
 from diskq.base import limits
 from diskq.host.slots import SEVERAL
 
-ROLES = Path(__file__).with_name("blame_roles.py")
 POISON = b"POISON"
 DEADLINE_SECONDS = 60
 MOST_LIVES = 8  # three charges, one clean life, and what it takes to know whom to suspect
@@ -38,12 +37,12 @@ def group(topic, monkeypatch):
 
 def live(group, way, members="shared", prefetch=1):
     """Start the program again and again until it ends by itself."""
-    arguments = [group.topic.store.path, group.name, way, members, str(prefetch)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    options = {"path": group.topic.store.path, "group": group.name, "way": way}
+    options |= {"members": members, "prefetch": prefetch}
     for _ in range(MOST_LIVES):
-        run = [sys.executable, str(ROLES), *arguments]
+        run = [sys.executable, "-m", "support.roles", "blame.live", json.dumps(options)]
         if not subprocess.run(
-            run, env=environment, timeout=DEADLINE_SECONDS, check=False
+            run, env=child_environment(), timeout=DEADLINE_SECONDS, check=False
         ).returncode:
             return
     raise AssertionError(f"still killed after {MOST_LIVES} lives")
@@ -211,7 +210,7 @@ def test_of_messages_that_one_thread_gets_only_the_killer_dies(tmp_path, handler
     for _ in range(MOST_LIVES):
         done = subprocess.run(
             [sys.executable, "-c", POOL, tmp_path / "store", handler],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env=child_environment(),
             check=False,
             timeout=DEADLINE_SECONDS,
         )
@@ -265,8 +264,7 @@ consumer = diskq.open({topic.store.path!r}).topic("mail").group("workers").consu
 print([message.offset for _ in range(2) for message in consumer.get_many(9, timeout=30)])
 """
     run = [sys.executable, "-c", code]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    found = subprocess.run(run, env=environment, check=True, capture_output=True, text=True)
+    found = subprocess.run(run, env=child_environment(), check=True, capture_output=True, text=True)
     assert found.stdout == "[1, 2, 3]\n"
     suspect.ack()
 

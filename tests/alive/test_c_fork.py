@@ -1,23 +1,17 @@
 """A fork that Python does not see (uWSGI, a library in C) costs nobody a lock, a lease or a reader.
 
-A short run of `python tools/c_fork.py`; it explains how. Negative control: nobody is killed.
+A short run of `dev.py torture c_fork`; it explains how. Negative control: nobody is killed.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from functools import partial
 
 import pytest
-from helpers import ROOT
+from support import programs
 
-TOOL = ROOT / "tools" / "c_fork.py"
+run_tool = partial(programs.run_tool, "torture", "c_fork")
 pytestmark = pytest.mark.timeout(200)
-
-
-def run_tool(*arguments):
-    command = [sys.executable, str(TOOL), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
 
 
 def test_a_child_forked_in_c_uses_the_store_and_holds_up_nobody(tmp_path):

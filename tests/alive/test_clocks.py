@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
-from clock import NS
-from helpers import bodies, offsets
+from support.clock import NS
+from support.stores import bodies, offsets
 
 import diskq
 from diskq import Outgoing

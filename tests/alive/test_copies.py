@@ -1,26 +1,20 @@
 """G15: nothing that a program does to its own store's files with ordinary reads undoes a promise.
 
-A short run of `python tools/copies.py --seconds 300`; it explains how. Negative controls: a put
+A short run of `dev.py torture copies --seconds 300`; it explains how. Negative controls: a put
 that is noted and never made, and one that is made twice.
 """
 
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
+from functools import partial
 
 import pytest
-from helpers import ROOT
+from support import programs
 
-TOOL = ROOT / "tools" / "copies.py"
+run_tool = partial(programs.run_tool, "torture", "copies")
 pytestmark = pytest.mark.timeout(200)
 FOUND_AS = {"lost": "lost", "twice": "doubled"}
-
-
-def run_tool(*arguments):
-    command = [sys.executable, str(TOOL), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
 
 
 def test_copies_of_the_own_store_lose_nothing(tmp_path):

@@ -8,7 +8,7 @@ import random
 from contextlib import suppress
 
 import pytest
-from helpers import bodies
+from support.stores import bodies
 
 import diskq
 from diskq import Backoff, Outgoing

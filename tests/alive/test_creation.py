@@ -11,16 +11,15 @@ import struct
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
-from helpers import ROOT, run_python, verified
+from support import users
+from support.programs import ROOT, run_module, run_python
+from support.stores import verified
 
 import diskq
 from diskq.host.files import MARKER, UNFINISHED
 from diskq.storage import creation
-
-from . import users
 
 STORE_FILES = {"data.mdb", "lock.mdb", "slots"}
 CREATE = """
@@ -215,15 +214,17 @@ def test_what_only_has_the_name_of_a_leftover_is_refused_and_stays(empty, kind):
 def test_after_a_kill_at_any_step_the_next_creation_succeeds_and_nothing_is_left(
     tmp_path, shape, durability
 ):
-    script = Path(__file__).with_name("killed_creation.py").read_text()
-    steps = run_python(script, tmp_path / "folder", shape, durability, timeout=110).stdout
+    steps = run_module(
+        "support.killed_creation", tmp_path / "folder", shape, durability, timeout=110
+    ).stdout
     assert int(steps.split()[-1]) > 20
 
 
 @pytest.mark.parametrize("shape", ["new", "existing"])
 def test_control_a_creation_that_removes_nothing_is_found_by_kills(tmp_path, shape):
-    script = Path(__file__).with_name("killed_creation.py").read_text()
-    run = run_python(script, tmp_path / "folder", shape, "commit", "fault", check=False)
+    run = run_module(
+        "support.killed_creation", tmp_path / "folder", shape, "commit", "fault", check=False
+    )
     assert "AssertionError" in run.stderr
 
 

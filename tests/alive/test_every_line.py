@@ -1,19 +1,18 @@
 """G15: a call that is interrupted, wherever it is, happened once or not at all, and nobody hangs.
 
-A sample of what `python tools/every_line --all` tries; it explains how. Negative controls: faults
+A sample of what `dev.py torture every_line --all` tries; it explains how. Negative controls: faults
 planted around `Topic.put`.
 """
 
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
+from functools import partial
 
 import pytest
-from helpers import ROOT
+from support import programs
 
-TOOL = ROOT / "tools" / "every_line"
+run_tool = partial(programs.run_tool, "torture", "every_line")
 pytestmark = pytest.mark.timeout(600)
 FOUND_AS = {  # what is said of each planted fault
     "twice": "stored more than once",
@@ -23,11 +22,6 @@ FOUND_AS = {  # what is said of each planted fault
     "block": "others are blocked",
     "leave": "closed consumers look alive",
 }
-
-
-def run_tool(*arguments):
-    command = [sys.executable, str(TOOL), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
 
 
 def interruptions(tool):

@@ -7,8 +7,8 @@ import shutil
 from contextlib import suppress
 
 import pytest
-from clock import ManualClock
-from helpers import bodies, nothing_changes
+from support.clock import ManualClock
+from support.stores import bodies, nothing_changes
 
 import diskq
 from diskq.format import segment

@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 
 import pytest
-from helpers import bodies
+from support.stores import bodies
 
 import diskq
 from diskq import Outgoing

@@ -6,7 +6,7 @@ so that each later import of it, by any thread, waits for ever.
 
 from __future__ import annotations
 
-from helpers import run_python
+from support.programs import run_python
 
 # At each instruction of a first use, a thread is interrupted; then another one does the same.
 INTERRUPTED = """

@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from helpers import run_python
+from support.programs import run_python
 
 import diskq
 from diskq.host import child, files

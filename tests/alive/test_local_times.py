@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
-from helpers import ROOT
+from support.programs import child_environment
 
 from diskq.base import check
 
@@ -38,7 +37,7 @@ for text in sys.argv[1:]:
 
 def run(*command, **options):
     """Run a command in Berlin; returns what it prints."""
-    environment = {**os.environ, "TZ": "Europe/Berlin", "PYTHONPATH": str(ROOT)}
+    environment = child_environment(TZ="Europe/Berlin")
     done = subprocess.run(
         [sys.executable, *command],
         env=environment,

@@ -7,11 +7,10 @@ import os
 import sys
 
 import pytest
+from support import users
 
 import diskq
 from diskq.repair import salvage
-
-from . import users
 
 READ_ONLY = """
 mkdir "$1/ro" && mount --bind "$1/store" "$1/ro" && mount -o remount,bind,ro "$1/ro"

@@ -8,7 +8,7 @@ import shutil
 import threading
 
 import pytest
-from helpers import digest
+from support.stores import digest
 
 import diskq
 

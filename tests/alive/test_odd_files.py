@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import digest, run_python
+from support import users
+from support.programs import run_python
+from support.stores import digest
 
 import diskq
-
-from . import users
 
 NAMES = "data.mdb", "lock.mdb", "slots", "boot"
 PRECIOUS = "precious text\n"

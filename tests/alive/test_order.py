@@ -7,8 +7,9 @@ from itertools import pairwise
 
 import hypothesis.strategies as st
 import pytest
-from helpers import offsets, run_python
 from hypothesis import HealthCheck, given, settings
+from support.programs import run_python
+from support.stores import offsets
 
 from diskq import Backoff
 from diskq.base import limits

@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from helpers import run_python
+from support.programs import run_python
 
 import diskq
 from diskq.host import process

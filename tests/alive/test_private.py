@@ -8,14 +8,14 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, verified
+from support import users
+from support.programs import child_environment
+from support.stores import verified
+from support.users import MEMBER, OWNER, STRANGER, TEAM, run_as
 
 import diskq
 from diskq.host import child
 from diskq.storage import creation
-
-from . import users
-from .users import MEMBER, OWNER, STRANGER, TEAM, run_as
 
 pytestmark = pytest.mark.skipif(bool(users.hindrance()), reason=users.hindrance())
 NAMES = "data.mdb", "lock.mdb", "slots"
@@ -258,7 +258,7 @@ def test_the_command_line_ends_with_77_for_a_user_without_permission(public, ver
     command = [sys.executable, "-m", "diskq", "-s", str(public / "store"), *verb.split()]
     run = subprocess.run(
         ["setpriv", f"--reuid={STRANGER}", f"--regid={STRANGER}", "--clear-groups", *command],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        env=child_environment(PYTHONDONTWRITEBYTECODE="1"),
         cwd=public,
         capture_output=True,
         text=True,
@@ -273,7 +273,7 @@ def test_the_command_line_ends_with_77_for_a_user_without_permission(public, ver
 @pytest.mark.parametrize("words", [["put", "mail", "x"], ["topic", "create", "mail"]])
 def test_the_command_line_makes_a_store_with_the_mode_that_it_is_given(public, words):
     command = [sys.executable, "-m", "diskq", "-s", str(public / "store"), *words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = child_environment()
     subprocess.run([*command, "--mode", "0660"], env=environment, check=True, capture_output=True)
     assert owned(public / "store") == {(0, 0, 0o660)}
     assert stat.S_IMODE((public / "store").stat().st_mode) == 0o770

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from clock import NS
-from helpers import bodies
+from support.clock import NS
+from support.stores import bodies
 
 from diskq import Outgoing
 

@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 
 import pytest
-from helpers import ROOT
+from support.programs import ROOT
 
 import diskq
 from diskq.api import consumer as consumers

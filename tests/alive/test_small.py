@@ -7,7 +7,8 @@ import threading
 import time
 
 import pytest
-from helpers import bodies, commits, offsets, run_python
+from support.programs import run_python
+from support.stores import bodies, commits, offsets
 
 import diskq
 from diskq import Backoff

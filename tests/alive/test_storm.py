@@ -1,26 +1,20 @@
 """G15: whatever is raised in a process, what returned happened once and nobody hangs.
 
-A short run of `python tools/storm --seconds 600`; it explains how. Negative controls: faults
+A short run of `dev.py torture storm --seconds 600`; it explains how. Negative controls: faults
 planted around `Topic.put`.
 """
 
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
+from functools import partial
 
 import pytest
-from helpers import ROOT
+from support import programs
 
-TOOL = ROOT / "tools" / "storm"
+run_tool = partial(programs.run_tool, "torture", "storm")
 pytestmark = pytest.mark.timeout(300)
 FOUND_AS = {"twice": "doubled: ", "swallow": "lost: ", "foreign": "foreign: "}
-
-
-def run_tool(*arguments):
-    command = [sys.executable, str(TOOL), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
 
 
 def test_a_process_in_a_storm_does_everything_once(tmp_path):

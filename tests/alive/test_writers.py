@@ -12,7 +12,7 @@ import time
 from datetime import UTC, datetime
 
 import pytest
-from helpers import nothing_changes
+from support.stores import nothing_changes
 
 import diskq
 

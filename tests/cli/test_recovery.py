@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import bodies, digest
+from support.stores import bodies, digest
 
 import diskq
 

@@ -1,7 +1,7 @@
 """A damaged file: checking never kills, what was salvaged is sound, no wrong message is delivered.
 
-Each damage is done to a copy of the same store, see damaging.py. LMDB trusts its pages, so a
-process that uses a damaged store unchecked may be ended by it: that is counted, not forbidden.
+Each damage is done to a copy of the same store, see support/damaging.py. LMDB trusts its pages, so
+a process that uses a damaged store unchecked may be ended by it: that is counted, not forbidden.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import sys
 import tempfile
 from collections import Counter
 
-import damaging
 import pytest
-from helpers import ROOT
+from support.programs import child_environment
 
 DAMAGES = int(os.environ.get("DAMAGES", "200"))
 
@@ -26,11 +25,15 @@ pytestmark = pytest.mark.timeout(600)
 def damaged(count: int, *plant: str):
     """What became of so many damages, without those that changed nothing."""
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory(dir=memory) as place:
-        command = [sys.executable, damaging.__file__, place, str(count), "7", *plant]
+        command = [sys.executable, "-m", "support.damaging", place, str(count), "7", *plant]
         run = subprocess.run(
-            command, env=environment, stdout=subprocess.PIPE, text=True, timeout=600, check=True
+            command,
+            env=child_environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=600,
+            check=True,
         )
     found = [json.loads(line) for line in run.stdout.splitlines()]
     assert len(found) == count

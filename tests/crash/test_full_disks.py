@@ -1,8 +1,8 @@
 """Full and failing disks: nothing acknowledged is lost, and settling has room (G12).
 
-The drills are in drills.py: verbs at random, at whatever point a disk, a file or a store is full,
-or a write fails, beside a ledger that is compared with the store at the end. With DISKQ_TEST_FULL
-in the environment they run much longer.
+The drills are in support/drills.py: verbs at random, at whatever point a disk, a file or a store is
+full, or a write fails, beside a ledger that is compared with the store at the end. With
+DISKQ_TEST_FULL in the environment they run much longer.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from drills import MIB, Drill
-from helpers import ROOT
+from support.drills import MIB, Drill
+from support.programs import ROOT, child_environment
 
 import diskq
 from diskq.base import limits
@@ -26,7 +26,6 @@ from diskq.base import limits
 FULL = bool(os.environ.get("DISKQ_TEST_FULL"))
 DEADLINE_SECONDS = 600 if FULL else 100
 MOUNTED = ("unshare", "--map-root-user", "--mount")
-ROLES = Path(__file__).with_name("disk_roles.py")
 COPYING = ("nack", "reject", "redrive")  # need room for a body
 
 
@@ -35,10 +34,10 @@ def seeds(few: int, many: int) -> list[int]:
 
 
 def run(role: str, *prefix: str, environment: dict[str, str] | None = None, **options: object):
-    """What a role of disk_roles.py tells."""
+    """What a role of support/roles/disks.py tells."""
     done = subprocess.run(
-        [*prefix, sys.executable, ROLES, role, json.dumps(options)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
+        [*prefix, sys.executable, "-m", "support.roles", f"disks.{role}", json.dumps(options)],
+        env=child_environment(**(environment or {})),
         capture_output=True,
         text=True,
         timeout=DEADLINE_SECONDS,
@@ -249,7 +248,7 @@ def test_a_store_for_which_the_disk_has_no_room_is_not_created_and_nothing_is_le
     """However many pages are free: whatever is mapped has its blocks before, or SIGBUS ends it."""
     done = subprocess.run(
         [*mounted, sys.executable, "-c", CREATE, tmp_path],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=child_environment(),
         capture_output=True,
         text=True,
         timeout=DEADLINE_SECONDS,

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from namespace_roles import AS_NUMBER_1, AS_NUMBER_2, LIFE, NAMESPACE
-from processes.support import DEADLINE_SECONDS, Worker, worker_starter
+from support.roles.namespaces import AS_NUMBER_1, AS_NUMBER_2, NAMESPACE
+from support.workers import DEADLINE_SECONDS, Worker, worker_starter
 
 import diskq
 from diskq import Backoff
@@ -71,7 +71,7 @@ def change_everything(path: str) -> None:
 def snapshot_survives(path: str, start: Start, **options: Any) -> bool:
     """Whether a reader of another namespace sees the same all the time, though processes outside
     clear LMDB's table of dead readers and write."""
-    reader = start("keep_snapshot", *AS_NUMBER_2, path=path, **options)
+    reader = start("namespaces.keep_snapshot", *AS_NUMBER_2, path=path, **options)
     assert reader.hear("reading")["pid"] != os.getpid()
     change_everything(path)
     reader.tell()
@@ -99,9 +99,9 @@ def test_processes_of_several_namespaces_work_on_one_store(path, start):
         while messages := queue.get_many(100, timeout=0):
             for message in messages:
                 message.ack()
-    prefixes = {"1": AS_NUMBER_1, "2": AS_NUMBER_2, "outside": LIFE}
+    prefixes = {"1": AS_NUMBER_1, "2": AS_NUMBER_2, "outside": ()}
     workers = [
-        start("work", *prefix, path=path, name=name, count=count)
+        start("namespaces.work", *prefix, path=path, name=name, count=count)
         for name, prefix in prefixes.items()
     ]
     assert len({worker.hear("ready")["pid"] for worker in workers}) == 3
@@ -113,7 +113,7 @@ def test_processes_of_several_namespaces_work_on_one_store(path, start):
 
 @namespaces
 def test_who_has_the_number_of_a_live_process_is_refused_and_harms_nobody(path, start):
-    reader = start("keep_snapshot", *AS_NUMBER_1, path=path)
+    reader = start("namespaces.keep_snapshot", *AS_NUMBER_1, path=path)
     assert reader.hear("reading")["pid"] == 1
     why = start("refused", *NAMESPACE, path=path).hear("refused")["why"]
     assert "PID namespace" in why
@@ -146,11 +146,11 @@ def test_a_row_of_a_dead_reader_that_stays_would_be_found(path, start):
 def readers_after_a_new_start(path: str, start: Start, **options: Any) -> int:
     """Rows in LMDB's table of readers, after process 1 died in the middle of reading, and the next
     process 1 took what that one held."""
-    holder = start("hold_and_read", *AS_NUMBER_1, path=path, count=3)
+    holder = start("namespaces.hold_and_read", *AS_NUMBER_1, path=path, count=3)
     told = holder.hear("holding")
     assert told["pid"] == 1
     holder.kill()
-    taker = start("take_and_look", *AS_NUMBER_1, path=path, count=3, **options)
+    taker = start("namespaces.take_and_look", *AS_NUMBER_1, path=path, count=3, **options)
     took = taker.hear("took")
     assert [offset for offset, _ in took["attempts"]] == told["offsets"]
     taker.tell()
@@ -160,7 +160,7 @@ def readers_after_a_new_start(path: str, start: Start, **options: Any) -> int:
 
 @namespaces
 def test_leases_come_back_from_another_namespace(path, start):
-    holder = start("hold_and_read", *AS_NUMBER_2, path=path, count=40)
+    holder = start("namespaces.hold_and_read", *AS_NUMBER_2, path=path, count=40)
     holder.hear("holding")
     with diskq.open(path) as store:
         assert store.queue("q").get_many(40, timeout=0) == []
@@ -170,7 +170,7 @@ def test_leases_come_back_from_another_namespace(path, start):
 
 @pytest.mark.parametrize("fork", [False, True], ids=["alone", "with a child alive"])
 def test_what_a_pool_of_threads_held_comes_back_when_it_is_killed(path, start, fork):
-    holder = start("pool", *LIFE, path=path, threads=8, fork=fork)
+    holder = start("namespaces.pool", path=path, threads=8, fork=fork)
     child = holder.hear("holding")["child"]
     try:
         with diskq.open(path) as store:

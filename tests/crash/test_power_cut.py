@@ -1,22 +1,16 @@
 """T1: a power cut loses nothing that a store's durability promises.
 
-A sample of what `tools/powercut.py` does; it explains how.
+A sample of what `dev.py powercut` does; it explains how.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from functools import partial
 
 import pytest
-from helpers import ROOT
-
-TOOLS = ROOT / "tools"
-sys.path.insert(0, str(TOOLS))
-
-import powercut  # noqa: E402
-from powercut_disk import KINDS, SECTOR, Disk, choice  # noqa: E402
-from powercut_trace import (  # noqa: E402
+from powercut import run as powercut
+from powercut.disk import KINDS, SECTOR, Disk, choice
+from powercut.trace import (
     CREATE,
     FLUSH,
     LINK,
@@ -27,16 +21,11 @@ from powercut_trace import (  # noqa: E402
     Event,
     read_trace,
 )
+from support import programs
 
 HINDRANCE = powercut.hindrance()
+run_tool = partial(programs.run_tool, "powercut", timeout=110)
 needs_strace = pytest.mark.skipif(bool(HINDRANCE), reason=HINDRANCE)
-
-
-def run_tool(*arguments, **options):
-    command = [sys.executable, str(TOOLS / "powercut.py"), *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=110, **options
-    )
 
 
 @needs_strace
@@ -69,9 +58,9 @@ def test_a_planted_fault_is_found_and_its_states_are_kept(control, states, shown
 
 
 def test_without_strace_it_says_what_to_install(tmp_path):
-    run = run_tool("--states", 1, env={"PATH": str(tmp_path)})
+    run = run_tool("--states", 1, PATH=str(tmp_path))
     assert (run.returncode, run.stdout) == (2, "")
-    assert run.stderr == "powercut.py needs strace: install the package strace\n"
+    assert run.stderr == "powercut needs strace: install the package strace\n"
 
 
 # The disk that forgets

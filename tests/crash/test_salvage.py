@@ -8,9 +8,10 @@ import struct
 import subprocess
 import sys
 
-import damaging
 import pytest
-from helpers import ROOT, dump
+from support import damaging
+from support.programs import ROOT
+from support.stores import dump
 
 import diskq
 from diskq.format.lmdb_pages import check_pages

@@ -1,6 +1,6 @@
 """T2 and T11: whatever is killed or stopped, nothing is lost and what comes twice has its reason.
 
-A short run of what `tools/torture.py` does for hours; it explains how. Negative controls: runs with
+A short run of what `dev.py torture` does for hours; it explains how. Negative controls: runs with
 a planted fault, and in test_torture_rules.py a ledger by hand for each rule.
 """
 
@@ -10,20 +10,16 @@ import argparse
 import json
 import re
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
-from helpers import ROOT
+from support import programs
+from torture import ledger
+from torture.long import MIB, LongRun, Sample
+from torture.plants import PLANTS
 
-TOOLS = ROOT / "tools"
-sys.path.insert(0, str(TOOLS))
-
-import torture_ledger  # noqa: E402
-from torture_long import MIB, LongRun, Sample  # noqa: E402
-from torture_plants import PLANTS  # noqa: E402
-
+run_tool = partial(programs.run_tool, "torture")
 pytestmark = pytest.mark.timeout(600)
 SECONDS = 30
 TRIES = 5  # runs until a planted fault must have shown itself
@@ -34,11 +30,6 @@ FOUND_AS = {  # the rule that each planted fault breaks
     "lost-put": "lost",
     "double-delivery": "unexplained",
 }
-
-
-def run_tool(*arguments):
-    command = [sys.executable, str(TOOLS / "torture.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
 
 
 def figure(what, output):
@@ -82,7 +73,7 @@ def test_a_false_line_is_found_in_the_ledgers_of_a_run(tmp_path):
 def _acked(folder):
     """Offset and token of a message whose ack succeeded."""
     tried = {}
-    for entry in torture_ledger.read(folder, "plain"):
+    for entry in ledger.read(folder, "plain"):
         if entry.get("do") == "ack":
             tried[entry["who"], entry["n"]] = entry["set"][0]
         elif (entry["who"], entry.get("ok")) in tried:
@@ -95,7 +86,7 @@ def test_a_seed_gives_the_same_kills(tmp_path):
     folders = [tmp_path / name for name in "ab"]
     run_all({folder: (*options, "--keep", folder) for folder in folders})
     first, second = (
-        [entry["kill"] for entry in torture_ledger.read(folder, "kills")] for folder in folders
+        [entry["kill"] for entry in ledger.read(folder, "kills")] for folder in folders
     )
     both = min(len(first), len(second))
     assert both

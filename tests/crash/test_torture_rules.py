@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import zlib
 from collections import defaultdict
 
 import pytest
-from helpers import ROOT
-
-sys.path.insert(0, str(ROOT / "tools"))
-
-import torture_ledger
-from torture_rules import Facts, GroupFacts, Judge
+from torture import ledger
+from torture.rules import Facts, GroupFacts, Judge
 
 
 class Book:
@@ -417,7 +412,7 @@ def test_a_process_that_ended_by_an_error_is_told(book):
 
 def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path):
     (tmp_path / "c1.plain").write_text('{"at":1}\n{"at":2,"do"')
-    entries = list(torture_ledger.read(tmp_path, "plain"))
+    entries = list(ledger.read(tmp_path, "plain"))
     assert entries == [{"at": 1, "who": "c1", "ref": "c1.plain:1"}]
 
 
@@ -425,6 +420,6 @@ def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path):
 def test_a_body_that_changed_is_seen(damage):
     content = b"p0.1:1|k|2|xyz"
     body = b"%08x|" % zlib.crc32(content) + content
-    assert torture_ledger.read_body(body, "k", 2) == ("p0.1:1", "")
-    assert torture_ledger.read_body(body, "other", 2)[1]
-    assert torture_ledger.read_body(damage(body), "k", 2)[0] is None
+    assert ledger.read_body(body, "k", 2) == ("p0.1:1", "")
+    assert ledger.read_body(body, "other", 2)[1]
+    assert ledger.read_body(damage(body), "k", 2)[0] is None

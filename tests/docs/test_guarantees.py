@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import os
 import re
 import shlex
 import subprocess
@@ -13,15 +12,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.programs import ROOT, child_environment
 
-ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/reference/guarantees.md").read_text()
 PROMISES = [f"G{number}" for number in range(1, 19)]
 RUN_TESTS = ["python3", "tools/dev.py", "test"]
-HARNESSES = (  # verbs of dev.py
-    *("powercut", "torture", "bench"),
-    *("every_line", "storm", "copies", "c_fork", "uwsgi_drill"),
-)
+HARNESSES = ("powercut", "torture", "bench")  # verbs of dev.py
 PYTEST_OPTIONS = {"-s": 0, "--timeout": 1}  # how many values each takes
 
 
@@ -60,9 +56,8 @@ def functions(path: Path) -> frozenset[str]:
 def help_of(*command: str) -> str:
     """What a tool says about its options."""
     run = subprocess.run(
-        [sys.executable, *command, "--help"],
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "200"},
+        [sys.executable, "-m", *command, "--help"],
+        env=child_environment(COLUMNS="200"),
         capture_output=True,
         text=True,
         check=True,
@@ -101,15 +96,11 @@ def test_call_problems(arguments: list[str]) -> list[str]:
 test_call_problems.__test__ = False  # type: ignore[attr-defined]
 
 
-def tool_problems(script: str, arguments: list[str]) -> list[str]:
+def tool_problems(tool: str, arguments: list[str]) -> list[str]:
     """What a call of a tool has that its help does not."""
-    if not (ROOT / script).is_file():
-        script = script.removesuffix(".py")  # a package
-    if not (ROOT / script).exists():
-        return [f"there is no {script}"]
-    command = [script]
-    if arguments and arguments[0] in re.findall(r"\w+", help_of(script)):
-        told = re.search(r"\{([\w,]+)\} \.\.\.", help_of(script))
+    command = [tool]
+    if arguments and arguments[0] in re.findall(r"\w+", help_of(tool)):
+        told = re.search(r"\{([\w,]+)\} \.\.\.", help_of(tool))
         if told and arguments[0] in told[1].split(","):
             command.append(arguments.pop(0))
     text = help_of(*command)
@@ -138,7 +129,7 @@ def command_problems(command: str) -> list[str]:
     if words[: len(RUN_TESTS)] == RUN_TESTS:
         return found + test_call_problems(words[len(RUN_TESTS) :])
     if words[:2] == RUN_TESTS[:2] and words[2:3] and words[2] in HARNESSES:
-        return found + tool_problems(f"tools/{words[2]}.py", words[3:])
+        return found + tool_problems(words[2], words[3:])
     return [*found, f"nobody knows how to check {command!r}"]
 
 
@@ -151,11 +142,8 @@ def problems(page: str) -> list[str]:
     for command in commands(page):
         found += [f"{command}: {each}" for each in command_problems(command)]
     for text in code(page):
-        if text.startswith("tests/"):
+        if text.startswith(("tests/", "tools/")):
             found += node_problems(text)
-        elif text.startswith("tools/"):
-            script, *options = shlex.split(text)
-            found += tool_problems(script, options)
     return found
 
 
@@ -183,7 +171,7 @@ def test_a_promise_without_a_row_is_found(name):
         ("--durability commit", "--durability committed", "--durability takes no committed"),
         ("bench kill", "bench death", "takes no death"),
         ("`tests/processes/test_long_reader.py`", "`tests/long.py`", "there is no tests/long.py"),
-        ("`tools/bench.py --check`", "`tools/bench.py --judge`", "tools/bench.py has no --judge"),
+        ("dev.py bench --check", "dev.py bench --judge", "bench has no --judge"),
         ("DISKQ_TEST_FULL", "DISKQ_TEST_ALL", "no test reads DISKQ_TEST_ALL"),
         ("python3 tools/dev.py test tests/model\n", "diskq model\n", "knows how to check 'diskq"),
     ],

@@ -18,8 +18,6 @@ from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
-from clock import NS, ManualClock
-from helpers import dump
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -30,6 +28,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from reference import LANE, Full, ModelGroup, ModelTopic, Put, TooLarge
+from support.clock import NS, ManualClock
+from support.stores import dump
 
 import diskq
 from diskq.delivery.settle import Settling

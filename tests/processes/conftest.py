@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
-from .support import worker_starter
+from support.workers import worker_starter
 
 start = pytest.fixture(worker_starter, name="start")

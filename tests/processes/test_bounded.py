@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.roles.lives import FULL
+from support.workers import Worker, wait_until
 
 import diskq
-
-from .life_roles import FULL, LIFE
-from .support import Worker, wait_until
 
 MESSAGES = 1_000_000 if FULL else 100_000
 BATCH = 100
@@ -26,10 +25,10 @@ BOUNDS = {"max_messages=1000": {"max_messages": 1000}, "max_bytes=1 MiB": {"max_
 def pass_through(store: diskq.Store, start: Any, count: int) -> list[int]:
     """Let so many messages pass from one process to another, in order, once some wait; the sizes of
     the data file after each tenth."""
-    producer = start("fill", *LIFE, path=store.path, count=count, batch=BATCH, size=BODY_BYTES)
+    producer = start("lives.fill", path=store.path, count=count, batch=BATCH, size=BODY_BYTES)
     group = store.topic("bounded").group("g")
     wait_until(lambda: group.stats().unread >= 1_000)  # as full as it gets
-    consumer = start("drain", *LIFE, path=store.path, count=count, batch=BATCH)
+    consumer = start("lives.drain", path=store.path, count=count, batch=BATCH)
     tenths = [consumer.hear("tenth") for _ in range(10)]
     producer.hear("done")
     assert tenths[-1]["in_order"]
@@ -79,7 +78,7 @@ def wake_seconds(store: diskq.Store, start: Any, rounds: int) -> list[float]:
     topic = store.topic("bounded", max_messages=1, discard="new")
     found = []
     with topic.group("g").consumer() as consumer:
-        producer = start("put_and_tell", *LIFE, path=store.path)
+        producer = start("lives.put_and_tell", path=store.path)
         producer.hear("put")
         for _ in range(rounds):
             wait_for_room(store, producer)

@@ -13,11 +13,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from support.workers import wait_for_blocked
 
 import diskq
 from diskq import Backoff
-
-from .support import wait_for_blocked
 
 LEASE_SECONDS = 60.0
 SOON_SECONDS = 20.0

@@ -10,8 +10,6 @@ import pytest
 
 import diskq
 
-from .life_roles import LIFE
-
 IDS = 1_000
 WAYS = ("put", "put_many", "transaction")
 PROCESSES = 8
@@ -37,7 +35,7 @@ def make(path: str, dedup_seconds: float) -> None:
 def put_at_once(path: str, start: Any) -> list[Receipts]:
     """What eight processes were told about the same ids."""
     processes = [
-        start("put_ids", *LIFE, path=path, way=WAYS[number % 3], count=IDS, seed=number)
+        start("lives.put_ids", path=path, way=WAYS[number % 3], count=IDS, seed=number)
         for number in range(PROCESSES)
     ]
     for process in processes:
@@ -69,7 +67,7 @@ def test_of_ids_put_by_eight_processes_each_is_stored_once(path, start):
     assert sum(first) == IDS
     assert sum(count > 0 for count in first) > 1  # they did put at once
 
-    reader = start("consume_ids", *LIFE, path=path, count=IDS)
+    reader = start("lives.consume_ids", path=path, count=IDS)
     read = reader.hear("done")
     assert sorted(map(int, read["bodies"])) == list(range(IDS))
     assert read["stored"] == 0

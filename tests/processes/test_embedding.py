@@ -16,15 +16,13 @@ import pytest
 
 import diskq
 
-from .embedding_roles import LIFE
-
 
 def test_a_server_that_opens_the_store_before_it_forks_can_reload(path, start):
     """Nothing that a worker put is lost, nothing is taken twice, and what a killed worker was
     handling comes back."""
     workers, requests, reloads = 4, 20, 3
     done = start(
-        "preload", *LIFE, path=path, workers=workers, requests=requests, reloads=reloads
+        "embedding.preload", path=path, workers=workers, requests=requests, reloads=reloads
     ).hear("done")
     assert done["codes"] == [-signal.SIGKILL, 0, 0, 0] * reloads
     with diskq.open(path) as store:
@@ -38,7 +36,7 @@ def test_a_server_that_opens_the_store_before_it_forks_can_reload(path, start):
 
 
 def test_a_family_of_forks_uses_the_inherited_store(path, start):
-    done = start("fork_a_family", *LIFE, path=path).hear("done")
+    done = start("embedding.fork_a_family", path=path).hear("done")
     assert done == {"what": "done", "codes": [0] * 8, "outcome": ["woken"]}
     with diskq.open(path) as store:
         bodies = sorted(message.body for message in store.topic("q").read())
@@ -48,7 +46,7 @@ def test_a_family_of_forks_uses_the_inherited_store(path, start):
 def test_a_child_that_ends_normally_takes_nothing_from_its_parent(path, start):
     with diskq.open(path) as store:
         store.topic("q").put(b"")
-        holder = start("end_a_child_normally", *LIFE, path=path)
+        holder = start("embedding.end_a_child_normally", path=path)
         assert holder.hear("holding")["code"] == 0
         assert store.queue("q").get_many(1, timeout=0) == []
         holder.tell()
@@ -58,7 +56,7 @@ def test_a_child_that_ends_normally_takes_nothing_from_its_parent(path, start):
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_a_process_pool_puts_and_takes(path, start, method):
-    done = start("process_pool", *LIFE, path=path, method=method, tasks=40).hear("done")
+    done = start("embedding.process_pool", path=path, method=method, tasks=40).hear("done")
     assert done["numbers"] == list(range(40))
 
 

@@ -7,11 +7,10 @@ import threading
 import time
 
 import pytest
+from support import workers
+from support.workers import wait_for_blocked, wait_until
 
 import diskq
-
-from . import support
-from .support import wait_for_blocked, wait_until
 
 WITHOUT_FORK_HANDLERS = """
 import concurrent.futures, logging, os, random, runpy, sys, threading  # they have their own
@@ -21,8 +20,8 @@ import diskq
 from diskq.storage.engine import Engine
 os.register_at_fork = register_at_fork
 Engine.after_fork_in_child = lambda engine: setattr(engine, "_pid", os.getpid())  # noticed, no more
-sys.argv[:] = sys.argv[2:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+sys.argv[:] = sys.argv[3:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 UNHANDLED = sys.executable, "-c", WITHOUT_FORK_HANDLERS  # goes before a command
 
@@ -88,7 +87,7 @@ def spoilt(tmp_path):
 def test_children_that_hang_are_found_out(spoilt, start, monkeypatch):
     """Negative control: without handlers of forks, a child waits for a lock that a thread of its
     parent had."""
-    monkeypatch.setattr(support, "DEADLINE_SECONDS", 3.0)
+    monkeypatch.setattr(workers, "DEADLINE_SECONDS", 3.0)
     with pytest.raises(AssertionError, match=r"did not tell 'done' in time|At index \d+ diff"):
         check_busy_parent(spoilt, start, *UNHANDLED)
 

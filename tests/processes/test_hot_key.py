@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.workers import Worker
 
 import diskq
 from diskq import Backoff, Outgoing
 from diskq.base import limits
 from diskq.delivery.take import Delivery
 from diskq.tables import key_owners
-
-from .life_roles import LIFE
-from .support import Worker
 
 HOT = 100_000
 COLD = 1_000
@@ -42,7 +40,7 @@ def hold_first(store: diskq.Store, start: Any, count: int) -> Worker:
     for first in range(0, count, 10_000):
         batch = range(first, min(first + 10_000, count))
         store.topic("hot").put_many([Outgoing(b"%d" % number, key="hot") for number in batch])
-    holder: Worker = start("hold_one", *LIFE, path=store.path, topic="hot")
+    holder: Worker = start("lives.hold_one", path=store.path, topic="hot")
     assert holder.hear("holding")["offset"] == 0
     return holder
 

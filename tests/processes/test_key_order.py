@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from support import history
+from support.history import NEVER, Entry
+from support.roles.lives import FULL
+from support.workers import Worker, wait_until
 
 import diskq
 from diskq import Backoff, Outgoing
-
-from . import history
-from .history import NEVER, Entry
-from .life_roles import FULL, LIFE
-from .support import Worker, wait_until
 
 MESSAGES = 20_000 if FULL else 4_000
 KILLS = MESSAGES // 200
@@ -121,7 +120,7 @@ def run(folder: Path, ordering: str, count: int, kills: int) -> Run:
         number = len(workers)
         options = {"who": f"c{number}", "seed": number, "prefetch": PREFETCH[number % 4]}
         ledger = str(folder / f"c{number}")
-        workers[f"c{number}"] = Worker("consume_keys", *LIFE, path=path, ledger=ledger, **options)
+        workers[f"c{number}"] = Worker("lives.consume_keys", path=path, ledger=ledger, **options)
         workers[f"c{number}"].hear("ready")
 
     try:

@@ -11,8 +11,6 @@ import pytest
 
 import diskq
 
-from .life_roles import LIFE
-
 BODY = b"x" * 1_000
 ENDLESS = 1_000_000
 
@@ -36,7 +34,7 @@ def pass_through(store, count):
 
 
 def test_it_is_named_in_the_numbers_and_by_info(bounded, start):
-    reader = start("read_on", *LIFE, path=bounded.path)
+    reader = start("lives.read_on", path=bounded.path)
     reader.hear("reading")
     pass_through(bounded, 60)
     stats = bounded.stats()
@@ -53,7 +51,7 @@ def test_it_is_named_in_the_numbers_and_by_info(bounded, start):
 def test_in_a_bounded_store_puts_are_refused_with_its_name_and_settling_goes_on(bounded, start):
     queue = bounded.queue("q")
     queue.put_many([BODY] * 200)
-    reader = start("read_on", *LIFE, path=bounded.path)
+    reader = start("lives.read_on", path=bounded.path)
     reader.hear("reading")
     with pytest.raises(diskq.Full, match=f"process {reader.pid} has been reading for"):
         pass_through(bounded, ENDLESS)
@@ -71,7 +69,7 @@ def test_one_that_was_killed_pins_nothing_for_long(path, start):
     """Nobody opens the store anew and no bound is met: those who put look now and then."""
     with diskq.open(path) as store:
         pass_through(store, 1_000)
-        reader = start("read_on", *LIFE, path=path)
+        reader = start("lives.read_on", path=path)
         reader.hear("reading")
         reader.kill()
         file = os.path.join(path, "data.mdb")
@@ -88,7 +86,7 @@ def test_one_that_is_alive_lets_an_unbounded_file_grow(path, start):
         pass_through(store, 1_000)
         file = os.path.join(path, "data.mdb")
         before = os.stat(file).st_size
-        reader = start("read_on", *LIFE, path=path)
+        reader = start("lives.read_on", path=path)
         reader.hear("reading")
         pass_through(store, 1_000)
         growth = os.stat(file).st_size - before

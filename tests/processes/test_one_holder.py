@@ -9,13 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support import history
+from support.history import Entry
+from support.workers import Worker, wait_until
 
 import diskq
 from diskq import Backoff
-
-from . import history
-from .history import Entry
-from .support import Worker, wait_until
 
 MESSAGES = 1500
 CRASHES = 10

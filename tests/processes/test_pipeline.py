@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.roles.lives import FULL
+from support.workers import wait_until
 
 import diskq
 from diskq import Backoff
-
-from .life_roles import FULL, LIFE
-from .support import wait_until
 
 KILLS = 100 if FULL else 40
 
@@ -52,9 +51,9 @@ def problems(store: diskq.Store, count: int) -> list[str]:
 @pytest.mark.timeout(600)
 def test_each_input_has_one_result_though_its_processes_are_killed(path, start):
     chance = random.Random(7)
-    feeder = start("feed", *LIFE, path=path)
+    feeder = start("lives.feed", path=path)
     feeder.hear("ready")
-    pipes = [start("square", *LIFE, path=path) for _ in range(2)]
+    pipes = [start("lives.square", path=path) for _ in range(2)]
     for pipe in pipes:
         pipe.hear("ready")
     begun = time.monotonic()
@@ -62,7 +61,7 @@ def test_each_input_has_one_result_though_its_processes_are_killed(path, start):
         time.sleep(chance.random() * 0.05)  # no protocol: any moment will do
         victim = chance.randrange(2)
         pipes[victim].kill()
-        pipes[victim] = start("square", *LIFE, path=path)
+        pipes[victim] = start("lives.square", path=path)
         if chance.random() < 0.8:  # else it may be killed while it opens the store
             pipes[victim].hear("ready")
     feeder.tell("stop")
@@ -94,13 +93,13 @@ def store(path: str) -> Iterator[diskq.Store]:
 
 def finish(store: diskq.Store, start) -> None:
     """Let a pipeline without faults do what is left."""
-    start("square", *LIFE, path=store.path)
+    start("lives.square", path=store.path)
     group = store.topic("in").group("squares")
     wait_until(lambda: group.stats().lag == 0)
 
 
 def test_a_pipeline_killed_before_its_commit_has_done_nothing(store, path, start):
-    pipe = start("square", *LIFE, path=path, way="slow transaction")
+    pipe = start("lives.square", path=path, way="slow transaction")
     pipe.hear("between")
     pipe.kill()
     assert list(store.topic("out").read()) == []
@@ -110,7 +109,7 @@ def test_a_pipeline_killed_before_its_commit_has_done_nothing(store, path, start
 
 def test_a_pipeline_stopped_past_its_lease_does_nothing_more(store, path, start):
     store.topic("in").group("squares").update(lease_seconds=0.2)
-    pipe = start("square", *LIFE, path=path, way="slow transaction")
+    pipe = start("lives.square", path=path, way="slow transaction")
     pipe.hear("between")
     pipe.stop()
     finish(store, start)
@@ -125,7 +124,7 @@ def test_a_pipeline_stopped_past_its_lease_does_nothing_more(store, path, start)
 )
 def test_a_pipeline_with_two_commits_is_found_out(store, path, start, way, problem):
     """Negative control: killed between the two, the first input is doubled or lost."""
-    careless = start("square", *LIFE, path=path, way=way)
+    careless = start("lives.square", path=path, way=way)
     careless.hear("between")
     careless.kill()
     finish(store, start)

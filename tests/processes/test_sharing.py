@@ -8,12 +8,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from support.roles.deliveries import END
+from support.workers import jain, wait_for_blocked, wait_until
 
 import diskq
 from diskq.delivery.take import Delivery
-
-from .roles import END
-from .support import jain, wait_for_blocked, wait_until
 
 MESSAGES = 30_000
 
@@ -94,8 +93,8 @@ def unfair(self, *calls):
     transact(self, *calls)
 
 Writes._transact = unfair
-sys.argv[:] = sys.argv[2:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+sys.argv[:] = sys.argv[3:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 
 

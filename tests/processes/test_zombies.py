@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.roles.deliveries import VERBS
+from support.workers import Worker
 
 import diskq
 from diskq import Backoff
-
-from .roles import VERBS
-from .support import Worker
 
 LEASE_SECONDS = 0.2
 

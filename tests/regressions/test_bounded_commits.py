@@ -6,7 +6,7 @@ from __future__ import annotations
 from itertools import chain, pairwise
 
 import pytest
-from helpers import offsets
+from support.stores import offsets
 
 import diskq
 from diskq.base import limits

@@ -8,7 +8,8 @@ import sys
 from contextlib import contextmanager
 
 import pytest
-from helpers import ROOT, run_python, verified
+from support.programs import ROOT, child_environment, run_python
+from support.stores import verified
 
 import diskq
 from diskq.api import waiting
@@ -74,7 +75,7 @@ class Process:
         self.run = subprocess.Popen(
             [sys.executable, "-c", PREPARE + code, path],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env=child_environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -3,7 +3,7 @@ the child for ever. So a child that put a message hung, once in some hundred run
 
 from __future__ import annotations
 
-from helpers import run_python
+from support.programs import run_python
 
 CHILD_PUTS = """
 import importlib.abc, importlib.machinery, os, signal, sys, threading, time

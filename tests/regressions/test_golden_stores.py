@@ -13,9 +13,9 @@ from typing import Any
 
 import lmdb
 import pytest
-from clock import ManualClock
-from golden_stores import clock_of, consume, describe, formats, unpack
-from helpers import digest
+from support.clock import ManualClock
+from support.golden import clock_of, consume, describe, formats, unpack
+from support.stores import digest
 
 import diskq
 from diskq.base import limits

@@ -4,7 +4,7 @@ exceptions: the locks that were taken for the fork stayed taken, and every threa
 from __future__ import annotations
 
 import pytest
-from helpers import run_python
+from support.programs import run_python
 
 INTERRUPTED = """
 import ctypes, functools, os, signal, sys, threading

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import lmdb
 import pytest
-from helpers import ROOT
+from support.programs import child_environment
 
 import diskq
 from diskq.base import limits
@@ -103,8 +103,11 @@ def test_a_store_on_a_disk_that_others_filled_works_again_when_there_is_room(tmp
     if not may_mount(tmp_path):
         pytest.skip("needs a file system of its own: unshare and mount")
     command = [*MOUNTED, f'{MOUNT} && exec "$2" -c "$3" "$1"', "sh", tmp_path, sys.executable]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = subprocess.run(
-        [*command, FILL_THE_DISK], env=environment, capture_output=True, text=True, check=True
+        [*command, FILL_THE_DISK],
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert run.stdout.splitlines() == ["Full", "True []"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 
-from helpers import run_python
+from support.programs import run_python
 
 import diskq
 

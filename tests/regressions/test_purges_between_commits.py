@@ -4,7 +4,7 @@ place."""
 from __future__ import annotations
 
 import pytest
-from helpers import bodies
+from support.stores import bodies
 
 from diskq import Outgoing
 from diskq.base import limits

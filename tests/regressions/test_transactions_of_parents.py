@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from helpers import run_python
+from support.programs import run_python
 
 BOTH_COMMIT = """
 import os, sys

@@ -6,7 +6,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from helpers import ROOT, verified
+from support.programs import ROOT
+from support.stores import verified
 
 import diskq
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from helpers import run_python
+from support.programs import run_python
 
 import diskq
 from diskq.repair import verify

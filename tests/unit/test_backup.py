@@ -7,7 +7,7 @@ import stat
 import threading
 
 import pytest
-from helpers import bodies, dump, offsets
+from support.stores import bodies, dump, offsets
 
 import diskq
 from diskq.storage import creation

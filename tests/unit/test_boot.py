@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from helpers import digest, dump
+from support.stores import digest, dump
 
 import diskq
 from diskq.host import child, files

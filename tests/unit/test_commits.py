@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from helpers import bodies, commits
+from support.stores import bodies, commits
 
 import diskq
 

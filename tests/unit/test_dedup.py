@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 
 import pytest
-from clock import NS
-from helpers import bodies, commits, nothing_changes
+from support.clock import NS
+from support.stores import bodies, commits, nothing_changes
 
 import diskq
 from diskq import Outgoing

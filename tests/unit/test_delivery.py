@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 
 import pytest
-from clock import NS
-from helpers import bodies, commits, dump, nothing_changes, offsets
+from support.clock import NS
+from support.stores import bodies, commits, dump, nothing_changes, offsets
 
 import diskq
 

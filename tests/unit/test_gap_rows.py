@@ -6,9 +6,9 @@ import struct
 from contextlib import contextmanager
 
 import pytest
-from clock import ManualClock
-from gappy import STORED, gaps_of, make_gaps, put_each, ready
-from helpers import offsets
+from support.clock import ManualClock
+from support.gaps import STORED, gaps_of, make_gaps, put_each, ready
+from support.stores import offsets
 
 import diskq
 from diskq.format.layout import GAP_KEY, ID_KEY

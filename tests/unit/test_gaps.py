@@ -6,9 +6,9 @@ import os
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from clock import NS
-from gappy import STORED, gaps_of, make_gaps, put_each, ready, settle_all_but
-from helpers import offsets
+from support.clock import NS
+from support.gaps import STORED, gaps_of, make_gaps, put_each, ready, settle_all_but
+from support.stores import offsets
 
 import diskq
 from diskq import Outgoing

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
-from clock import NS
-from helpers import bodies, dump, nothing_changes, offsets
+from support.clock import NS
+from support.stores import bodies, dump, nothing_changes, offsets
 
 import diskq
 from diskq.base import limits

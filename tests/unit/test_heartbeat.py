@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from helpers import bodies
+from support.stores import bodies
 
 import diskq
 from diskq.api import heartbeat

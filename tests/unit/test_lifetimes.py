@@ -9,7 +9,7 @@ import time
 import traceback
 
 import pytest
-from helpers import bodies, dump, nothing_changes, offsets
+from support.stores import bodies, dump, nothing_changes, offsets
 
 import diskq
 from diskq.base import limits

@@ -10,7 +10,7 @@ import queue
 import re
 
 import pytest
-from helpers import nothing_changes
+from support.stores import nothing_changes
 
 import diskq
 from diskq.base import errors, limits

@@ -10,7 +10,8 @@ import sys
 
 import lmdb
 import pytest
-from helpers import ROOT, digest, run_python, verified
+from support.programs import ROOT, run_python
+from support.stores import digest, verified
 
 import diskq
 from diskq.format.layout import FORMAT_VERSION

@@ -7,7 +7,7 @@ import os
 import threading
 
 import pytest
-from helpers import bodies, commits, nothing_changes, offsets
+from support.stores import bodies, commits, nothing_changes, offsets
 
 import diskq
 from diskq import Outgoing

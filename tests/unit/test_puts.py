@@ -6,8 +6,8 @@ import threading
 from datetime import UTC, datetime
 
 import pytest
-from clock import NS
-from helpers import bodies, commits, offsets
+from support.clock import NS
+from support.stores import bodies, commits, offsets
 
 import diskq
 

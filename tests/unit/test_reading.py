@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 
 import pytest
-from clock import NS
-from helpers import bodies, commits, offsets
+from support.clock import NS
+from support.stores import bodies, commits, offsets
 
 import diskq
 from diskq import Outgoing

@@ -6,8 +6,8 @@ import threading
 from contextlib import suppress
 
 import pytest
-from clock import NS
-from helpers import bodies, nothing_changes
+from support.clock import NS
+from support.stores import bodies, nothing_changes
 
 import diskq
 from diskq import Outgoing

@@ -7,7 +7,8 @@ import sys
 import threading
 
 import pytest
-from helpers import ROOT, nothing_changes, run_python, verified
+from support.programs import ROOT, run_python
+from support.stores import nothing_changes, verified
 
 import diskq
 from diskq.base import limits

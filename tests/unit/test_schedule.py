@@ -6,8 +6,8 @@ import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from clock import NS
-from helpers import bodies, nothing_changes, offsets
+from support.clock import NS
+from support.stores import bodies, nothing_changes, offsets
 
 import diskq
 from diskq import Outgoing

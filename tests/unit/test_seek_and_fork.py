@@ -8,8 +8,8 @@ import time
 from datetime import UTC, datetime
 
 import pytest
-from clock import NS
-from helpers import bodies, nothing_changes, offsets
+from support.clock import NS
+from support.stores import bodies, nothing_changes, offsets
 
 import diskq
 from diskq.base import limits

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 import pytest
-from helpers import bodies, commits, nothing_changes, offsets
+from support.stores import bodies, commits, nothing_changes, offsets
 
 import diskq
 from diskq import Outgoing

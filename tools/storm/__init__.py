@@ -1,6 +1,0 @@
-"""Minutes of time limits, Ctrl-C, asynchronous errors, handlers and finalizers that use the store,
-in a process of many threads beside an ordinary one; then all ledgers are compared with the store.
-
-`python tools/storm --help` says how. victim.py is the process in the storm, ledger.py what it
-writes, judge.py the rules, __main__.py the storm.
-"""

@@ -1,0 +1,1 @@
+"""Harnesses that kill, stop and interrupt the processes of a store, and judge what came of it."""
