@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..base import check, errors, guard, limits
 from ..base.ondemand import lazy
-from ..delivery import retention
-from ..delivery.take import Delivery, Grant, Member
+from ..delivery import retention, settle, take
+from ..delivery.grants import Grant, Member
 from ..format.layout import HELD, SOLO
-from ..format.lease_row import LeaseRow
+from ..storage.hands import Lease
 from ..storage.tx import Tx
 from ..tables import leases
+from ..tables.group_tx import GroupTx
 from ..tables.log import Log
 from .message import Action, Message
 from .presence import Presence
@@ -102,7 +103,7 @@ class Consumer:
         """
         messages = self._take(1, check.timeout(timeout) if block else 0)
         if not messages:
-            if self._engine.read(lambda tx: Delivery(tx, self.place).paused):
+            if self._engine.read(lambda tx: GroupTx(tx, self.place).paused):
                 raise errors.Empty(f"group {self.group.name!r} is paused; resume() lets it go on")
             raise errors.Empty(f"no message is ready in group {self.group.name!r}; try again later")
         return messages[0]
@@ -187,7 +188,7 @@ class Consumer:
                     return messages
                 if last:
                     return []
-                if not self._wait(seen, until, thread, bool(stuck)):
+                if not self._wait(seen, until, thread, stuck):
                     # Others left a share to this one until now: what has come is looked at once.
                     self._presence.count_waiting(thread, False)
                     last = self._engine.slots.word(self.group.id) != seen
@@ -204,25 +205,26 @@ class Consumer:
         thread: Thread,
         done: Message | None,
         until: float | None,
-    ) -> tuple[list[Grant], frozenset[int]]:
-        """Ack `done`, unless its lease was lost, and lease what is there, in one commit. Returns it
-        and the lanes for which there is no room. With the commit, `taken` has it, too."""
+    ) -> tuple[list[Grant], bool]:
+        """Ack `done`, unless its lease was lost, and lease what is there, in one commit. Returns
+        the grants, and whether a lane stands still for the lack of room. With the commit, `taken`
+        has the grants, too."""
 
-        def take(at: Delivery) -> tuple[bool, list[Grant], frozenset[int]]:
-            acked = done is not None and _acked(at, done)
+        def lease(group: GroupTx) -> tuple[bool, list[Grant], bool]:
+            acked = done is not None and _acked(group, done)
             if acked:
-                at.tx.at_commit(done, "settled", True)
+                group.tx.at_commit(done, "settled", True)
             owner, slot, prefetch, *_ = self._member
             waiting = thread in self._presence.waiting
             member = Member(owner, slot, prefetch, thread, waiting)
-            grants = at.take(member, max(limit, self._prefetch))
+            grants, stuck = take.take(group, member, max(limit, self._prefetch))
             if grants and waiting:  # in the commit: who takes something next counts it no more
                 self._presence.count_waiting(thread, False)
             if grants:
-                at.tx.marks.append(partial(taken.extend, grants))
-            return acked, grants, at.stuck
+                group.tx.marks.append(partial(taken.extend, grants))
+            return acked, grants, stuck
 
-        acked, grants, stuck = self.in_group(take, settles=done is not None, until=until)
+        acked, grants, stuck = self.in_group(lease, settles=done is not None, until=until)
         if done is not None:
             if acked:
                 self.count_acked([done])
@@ -234,14 +236,14 @@ class Consumer:
         """Release what was leased for calls that were interrupted, uncharged."""
         strays = list(self._strays)
 
-        def release(at: Delivery) -> None:
+        def release(group: GroupTx) -> None:
             for taken in strays:
                 for each in taken:
-                    offsets = [each.offset] if isinstance(each, Message) else each.lease.offsets()
-                    for offset in offsets:
+                    messages = [each] if isinstance(each, Message) else each.messages
+                    for message in messages:
                         with suppress(errors.LeaseLost):
-                            at.release(each.lease, offset, 0)
-                at.tx.marks.append(taken.clear)
+                            settle.release(group, each.lease, message.offset, 0)
+                group.tx.marks.append(taken.clear)
 
         if any(strays):
             self.in_group(release, settles=False)
@@ -298,7 +300,9 @@ class Consumer:
         left_ns = lease.deadline_ns - self._engine.clock.monotonic_ns()
         if 3 * left_ns < 2 * lease.lasts_ns:
             try:
-                self.in_group(lambda at: at.extend(lease, offset, None), settles=False)
+                self.in_group(
+                    lambda group: settle.extend(group, lease, offset, None), settles=False
+                )
             except errors.LeaseLost:
                 return False
             return True
@@ -331,8 +335,8 @@ class Consumer:
         return True
 
     def _look(self, thread: Thread, stuck: bool, tx: Tx) -> tuple[float, bool]:
-        at = Delivery(tx, self.place)
-        return at.look(self._member._replace(thread=thread), stuck), at.paused
+        group, member = GroupTx(tx, self.place), self._member._replace(thread=thread)
+        return take.seconds_to_wait(group, member, stuck=stuck), group.paused
 
     def _sleep(
         self, seen: int, seconds: float, known: set[tuple[int, int]]
@@ -358,16 +362,16 @@ class Consumer:
         """
         self.check_open()
         messages = list(messages)
-        by_lease: dict[LeaseRow, list[int]] = {}
+        by_lease: dict[Lease, list[int]] = {}
         for message in messages:
             self.check_unsettled(message)
             by_lease.setdefault(message.lease, []).append(message.offset)
         if any(len(set(offsets)) < len(offsets) for offsets in by_lease.values()):
             raise errors.AlreadySettled("a message is in the list twice; settle each delivery once")
 
-        def ack(at: Delivery) -> None:
+        def ack(group: GroupTx) -> None:
             for lease, offsets in by_lease.items():
-                at.ack(lease, offsets)
+                settle.ack(group, lease, offsets)
 
         self._settle(messages, ack, True)
 
@@ -377,16 +381,14 @@ class Consumer:
         self.check_unsettled(message)
         self._settle([message], action, settled)
 
-    def _settle(
-        self, messages: Sequence[Message], action: Callable[[Delivery], None], settled: bool
-    ) -> None:
-        def settle(at: Delivery) -> None:
-            action(at)
+    def _settle(self, messages: Sequence[Message], action: Action, settled: bool) -> None:
+        def act(group: GroupTx) -> None:
+            action(group)
             if settled:
-                mark_settled(at.tx, messages)
+                mark_settled(group.tx, messages)
 
         try:
-            self.in_group(settle)
+            self.in_group(act)
         except errors.LeaseLost:
             self._give_up(messages)
             raise
@@ -412,7 +414,7 @@ class Consumer:
 
     def in_group(
         self,
-        action: Callable[[Delivery], T],
+        action: Callable[[GroupTx], T],
         *,
         settles: bool = True,
         until: float | None = None,
@@ -420,9 +422,9 @@ class Consumer:
         """For diskq's own use: run an action on the group in one commit; trim now and then."""
 
         def operation(tx: Tx) -> T:
-            at = Delivery(tx, self.place)
-            result = action(at)
-            at.store()
+            group = GroupTx(tx, self.place)
+            result = action(group)
+            group.store()
             if settles:
                 self.trim(tx)
             return result
@@ -462,7 +464,9 @@ class Consumer:
         self._acked = limits.TRIM_MESSAGES
         until = time.monotonic() + min(self._store.busy_seconds, limits.CLOSE_SECONDS)
         try:
-            self.in_group(lambda at: at.release_owned(self._member.owner), until=until)
+            self.in_group(
+                lambda group: settle.release_owned(group, self._member.owner), until=until
+            )
             self._clean = True
         except errors.NotFound:
             self._clean = True  # the group was deleted, and its leases with it
@@ -542,10 +546,10 @@ def _delivery_order(message: Message) -> tuple[bool, int, int]:
     return True, -message.priority, message.offset
 
 
-def _acked(at: Delivery, message: Message) -> bool:
+def _acked(group: GroupTx, message: Message) -> bool:
     """Ack a message, unless its lease was lost."""
     try:
-        at.ack(message.lease, [message.offset])
+        settle.ack(group, message.lease, [message.offset])
     except errors.LeaseLost:
         return False
     return True

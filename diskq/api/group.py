@@ -19,9 +19,9 @@ from ..base.model import (
     WaitingMessage,
 )
 from ..base.ondemand import lazy
-from ..delivery.settle import Place
 from ..format.rows import decode_group
-from ..tables import leases
+from ..tables import group_tx
+from ..tables.group_tx import Place
 from .consumer import Consumer
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Group:
     @property
     def settings(self) -> GroupSettings:
         """The stored settings."""
-        row = self.topic.store.engine.read(lambda tx: leases.load(tx, self.id, self.name))
+        row = self.topic.store.engine.read(lambda tx: group_tx.load(tx, self.id, self.name))
         return decode_group(row.config).settings
 
     def stats(self) -> GroupStats:

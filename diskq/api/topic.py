@@ -20,10 +20,8 @@ from .group import Group
 
 if TYPE_CHECKING:
     from ..operate import changes, purge, reading, scheduled, stats
-    from ..tables import dedup
 else:
     changes = lazy("operate.changes")
-    dedup = lazy("tables.dedup")
     reading = lazy("operate.reading")
     scheduled = lazy("operate.scheduled")
     purge = lazy("operate.purge")
@@ -97,10 +95,10 @@ class Topic:
         prepared = put.prepare(messages)
 
         def operation(tx: Tx) -> Sequence[Receipt]:
-            return put.store(Log(tx, self.id), self.name, prepared)
+            return put.append(Log(tx, self.id), self.name, prepared)
 
         try:
-            return put.commit(self.store, operation, until)
+            return put.commit(self.store.commit, operation, until)
         except Full as error:
             if timeout == 0 or not hasattr(error, "topic"):
                 raise
@@ -112,7 +110,7 @@ class Topic:
         while True:
             seen = self.store.engine.slots.watch(self.id, room=True)
             try:
-                return put.commit(self.store, operation, until)
+                return put.commit(self.store.commit, operation, until)
             except Full as error:
                 left = limits.WAIT_SECONDS if until is None else until - time.monotonic()
                 if left <= 0 or not hasattr(error, "topic"):
@@ -150,7 +148,7 @@ class Topic:
             total += count
             if not count and not at:
                 break
-        while self.store.commit(lambda tx: dedup.forget_of(tx, self.id, self.name)):
+        while self.store.commit(lambda tx: retention.forget_ids(Log(tx, self.id), self.name)):
             pass
         return total
 

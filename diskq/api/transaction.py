@@ -10,8 +10,8 @@ from ..base import check
 from ..base.errors import Closed, WrongProcess
 from ..base.model import Outgoing, Receipt
 from ..delivery import put
-from ..delivery.take import Delivery
 from ..storage.tx import Tx
+from ..tables.group_tx import GroupTx
 from ..tables.log import Log
 from .message import Action, Message
 from .queue import Queue
@@ -125,11 +125,11 @@ class Transaction:
         def operation(tx: Tx) -> None:
             _settle_all(tx, settled)
             found = ((Log(tx, topic.id), topic.name, put) for topic, put in parts)
-            receipts = [receipt for each in found for receipt in put.store(*each)]
+            receipts = [receipt for each in found for receipt in put.append(*each)]
             tx.at_commit(self, "receipts", receipts)
             tx.at_commit(self, "_over", True)
 
-        put.commit(self._store, operation)
+        put.commit(self._store.commit, operation)
         for message, _ in settled:
             message.consumer.count_acked([message])
 
@@ -150,14 +150,14 @@ class Transaction:
 
 
 def _settle_all(tx: Tx, settled: Sequence[tuple[Message, Action]]) -> None:
-    groups: dict[int, Delivery] = {}
+    groups: dict[int, GroupTx] = {}
     for message, action in settled:
         consumer = message.consumer
-        at = groups.get(consumer.group.id)
-        if at is None:
-            at = groups[consumer.group.id] = Delivery(tx, consumer.place)
-        action(at)
-    for at in groups.values():
-        at.store()
+        group = groups.get(consumer.group.id)
+        if group is None:
+            group = groups[consumer.group.id] = GroupTx(tx, consumer.place)
+        action(group)
+    for group in groups.values():
+        group.store()
     for consumer in {message.consumer for message, _ in settled}:
         consumer.trim(tx)

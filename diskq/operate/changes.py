@@ -18,16 +18,16 @@ from ..base import limits, options
 from ..base.errors import Busy, ConfigConflict, NotFound
 from ..base.model import DURABILITIES, LANE_BITS, GroupSettings, TopicSettings
 from ..base.ondemand import lazy
-from ..delivery import retention
-from ..delivery.settle import Place, Settling
+from ..delivery import retention, settle
 from ..format.decoding import unpacked
-from ..format.layout import DEAD, HELD, ID_KEY, KEY_KEY, LIVE, SOLO, U32
+from ..format.layout import DEAD, HELD, ID_KEY, LIVE, SOLO, U32
 from ..format.rows import GroupRow, TopicRow, decode_group, decode_topic, new_group
 from ..storage.engine import Engine
 from ..storage.environment import Database
 from ..storage.reserve import room_of
 from ..storage.tx import Tx
-from ..tables import catalog, dedup, gaps, held, key_owners, leases, log
+from ..tables import catalog, dedup, gaps, group_tx, held, key_owners, leases, log
+from ..tables.group_tx import GroupTx, Place
 from ..tables.log import Log
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _update_topic(tx: Tx, topic_id: int, name: str, given: Given) -> TopicSettin
     config = decode_topic(row.config)
     settings = options.changes(config.settings, given)
     longer = settings.dedup_seconds > config.settings.dedup_seconds
-    if longer and dedup.forget_all_of(tx, topic_id, name):
+    if longer and _forget_ids(tx, topic_id, row):
         return None  # in a longer window they would be known again
     more = settings.priorities - len(row.next)
     if more < 0:
@@ -71,31 +71,35 @@ def _update_topic(tx: Tx, topic_id: int, name: str, given: Given) -> TopicSettin
     row.config = config._replace(settings=settings).encode()
     log.store(tx, topic_id, row)
     for group_id in config.groups if more else ():
-        group = leases.load(tx, group_id, "")
+        group = group_tx.load(tx, group_id, "")
         group.next += [0] * more
-        leases.store(tx, group_id, group)
+        group_tx.store(tx, group_id, group)
     tx.announced.add(topic_id)
     return settings
 
 
+def _forget_ids(tx: Tx, topic_id: int, row: TopicRow) -> int:
+    return dedup.Ids(tx, topic_id, row).forget(limits.MAX_FORGOTTEN_IDS, everywhere=True)
+
+
 def update_group(tx: Tx, at: Place, given: Given) -> GroupSettings:
     """Change settings of a group; returns all of them. Raises: as update_topic."""
-    row = leases.load(tx, at.group_id, at.group)
+    row = group_tx.load(tx, at.group_id, at.group)
     config = decode_group(row.config)
     settings = options.changes(config.settings, given)
     if settings.ordering != config.settings.ordering:
         raise _fixed("ordering", "group", at.group)
     row.config = config._replace(settings=settings).encode()
-    leases.store(tx, at.group_id, row)
+    group_tx.store(tx, at.group_id, row)
     tx.wake(at.group_id, limits.MAX_CONSUMERS)
     return settings
 
 
 def set_paused(tx: Tx, at: Place, paused: bool) -> None:
     """Stop deliveries of a group, or go on."""
-    row = leases.load(tx, at.group_id, at.group)
+    row = group_tx.load(tx, at.group_id, at.group)
     row.config = decode_group(row.config)._replace(paused=paused).encode()
-    leases.store(tx, at.group_id, row)
+    group_tx.store(tx, at.group_id, row)
     tx.wake(at.group_id, limits.MAX_CONSUMERS)
 
 
@@ -105,7 +109,7 @@ def _fixed(what: str, kind: str, name: str) -> ConfigConflict:
 
 def seek_group(tx: Tx, at: Place, to: Start) -> None:
     """See Group.seek."""
-    group = Settling(tx, at)
+    group = GroupTx(tx, at)
     topic = group.load_topic()
     _seek(group, topic, catalog.places(group.log, topic, to, "to"))
     group.store()
@@ -132,23 +136,22 @@ def messages_from(group: Group, to: Start) -> tuple[int, bool]:
     return group.topic.store.engine.read(look)
 
 
-def _seek(group: Settling, topic: TopicRow, cursor: Sequence[int]) -> None:
+def _seek(group: GroupTx, topic: TopicRow, cursor: Sequence[int]) -> None:
     """Go on at these offsets, one of each lane: whoever has a message leased loses it, nothing
     waits or is parked any more, and dead letters that come again are forgotten."""
     tx, row = group.tx, group.row
     for lease in list(leases.rows(tx, group.id)):
-        leases.forget(tx, group.id, lease)
+        leases.remove(group, lease)
     for offset, message in list(held.rows(tx, group.id, LIVE)):
-        held.stop_waiting(tx, group.id, row, offset, message)
+        held.remove_live(group, offset, message)
     for key, offset, _ in list(key_owners.parked(tx, group.id)):
-        key_owners.unpark(tx, group.id, row, key, offset)
+        key_owners.unpark(group, key, offset)
     for key, _ in list(key_owners.holders(tx, group.id)):
-        tx.delete(KEY_KEY.pack(b"K", group.id, key))
+        key_owners.free(group, key)
     for offset, _ in list(held.rows(tx, group.id, DEAD)):
-        stays = gaps.past(tx, group.at.topic_id, topic, offset) != offset
+        stays = gaps.past(tx, group.place.topic_id, topic, offset) != offset
         if offset >= cursor[offset >> LANE_BITS] and not stays:
-            held.drop(tx, group.id, offset, DEAD)
-            row.dead -= 1
+            held.remove_dead(group, offset)
     row.ready = row.leased = 0
     row.next, row.ahead = catalog.position(group.log, topic, cursor)
     ended = row.acked + row.dead + row.expired + row.dropped + row.purged
@@ -166,39 +169,39 @@ def fork_group(tx: Tx, at: Place, name: str) -> int:
         raise ConfigConflict(
             f"topic {at.topic!r} has a group {name!r} already; choose another name"
         )
-    old = Settling(tx, at)
+    old = GroupTx(tx, at)
     config = decode_group(old.row.config)._replace(name=name, paused=False)
     group_id = catalog.add_group(
         old.log, old.load_topic(), name, new_group(config, old.row.next, old.row.ahead)
     )
-    _copy(old, Settling(tx, at._replace(group_id=group_id, group=name)))
+    _copy(old, GroupTx(tx, at._replace(group_id=group_id, group=name)))
     return group_id
 
 
-def _copy(group: Settling, other: Settling) -> None:
+def _copy(group: GroupTx, other: GroupTx) -> None:
     """Copy all but the cursor and the totals to a new group. What is leased here is given back
     there, uncharged."""
     tx, copy = group.tx, other.row
     room = room_of(tx)
     for lease in [lease for lease in leases.rows(tx, group.id) if not lease.flags & HELD]:
-        leases.grant(tx, other.id, leases.run_of(lease.offsets(), lease.flags & SOLO))
+        leases.insert(other, leases.run_of(lease.offsets(), lease.flags & SOLO))
         copy.ready += lease.unsettled
     live, dead = (list(held.rows(tx, group.id, kind)) for kind in (LIVE, DEAD))
     parked = list(key_owners.parked(tx, group.id))
     for message in [each for _, each in (*live, *dead)] + [each for _, _, each in parked]:
         if not room.take(message.size):
-            raise group.full()
+            raise settle.no_room(group)
     suspects = {each.offset for each in held.due_rows(tx, group.id) if each.suspect}
     suspects |= {each.first for each in leases.rows(tx, group.id) if each.flags & SOLO}
     for offset, message in live:
         message.flags |= SOLO if offset in suspects else 0
-        held.wait(tx, other.id, copy, offset, message, message.due_ns)
+        held.wait(other, offset, message, message.due_ns)
     for key, offset, message in parked:
-        key_owners.park(tx, other.id, copy, key, offset, message)
+        key_owners.park(other, key, offset, message)
     for offset, message in dead:
-        held.bury(tx, other.id, copy, offset, message, message.due_ns)
+        held.bury(other, offset, message, message.due_ns)
     for key, offset in list(key_owners.holders(tx, group.id)):
-        key_owners.take(tx, other.id, key, offset)
+        key_owners.take(other, key, offset)
     copy.skipped = sum(copy.next) - copy.ready - copy.waiting - copy.parked - copy.dead
     other.store()
 
@@ -249,7 +252,7 @@ def delete_group(engine: Engine, at: Place, busy_seconds: float) -> None:
 
 
 def _take_away(tx: Tx, topic_id: int, group_id: int, known_as: str) -> None:
-    name = decode_group(leases.load(tx, group_id, known_as).config).name
+    name = decode_group(group_tx.load(tx, group_id, known_as).config).name
     tx.delete(catalog.group_name(topic_id, name))
     tx.delete(ID_KEY.pack(b"G", group_id))
     tx.put(_deleted(DELETED_GROUP, group_id), b"")
@@ -301,8 +304,8 @@ def note_boot(tx: Tx, boot_id: bytes) -> None:
         config = decode_group(row.config)
         group_id = unpacked(ID_KEY, key)[1]
         at = Place(config.topic_id, "", group_id, config.name)
-        group = Settling(tx, at, row)
-        group.release_owned(None)
+        group = GroupTx(tx, at, row)
+        settle.release_owned(group, None)
         group.store()
 
 

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 from ..base import check, limits
 from ..base.errors import NotFound
 from ..base.model import DeadLetter, Failure
-from ..delivery.settle import Place, Settling
+from ..delivery import key_order, settle
 from ..format.decoding import damaged
 from ..format.held_row import HeldRow
 from ..format.layout import DEAD
 from ..format.segment import TTL, decode_record
 from ..storage.reserve import room_of
 from ..storage.tx import Tx
-from ..tables import held, key_owners, leases
+from ..tables import group_tx, held
+from ..tables.group_tx import GroupTx, Place
 
 if TYPE_CHECKING:
     from ..api.group import Group
@@ -29,7 +30,7 @@ def dead(group: Group, start: int) -> Iterator[DeadLetter]:
     start = check.count("start", start, 0, 2**64 - 1)
 
     def page(tx: Tx) -> list[tuple[int, HeldRow]]:
-        leases.load(tx, group.id, group.name)
+        group_tx.load(tx, group.id, group.name)
         return list(islice(held.rows(tx, group.id, DEAD, start), _PAGE))
 
     while found := group.topic.store.engine.read(page):
@@ -62,10 +63,10 @@ def forget(group: Group, offsets: Sequence[int]) -> None:
     place = group.place
 
     def operation(tx: Tx) -> None:
-        at = Settling(tx, place)
+        at = GroupTx(tx, place)
         for offset in chosen:
             _load(at, offset)
-            _forget(at, offset)
+            held.remove_dead(at, offset)
             at.row.purged += 1
         at.store()
 
@@ -96,33 +97,27 @@ def _revive(tx: Tx, place: Place, offsets: Sequence[int], *, part: bool = False)
 
     Raises: NotFound, Full.
     """
-    at = Settling(tx, place)
+    at = GroupTx(tx, place)
     now, room = tx.engine.clock.wall_ns(), room_of(tx)
     for count, offset in enumerate(offsets):
         row = _load(at, offset)
         enough = part and count > 0
         if (enough and room.spent) or not room.take(row.size, kept=True):
             if not enough:
-                raise at.full()
+                raise settle.no_room(at)
             at.store()
             return count
-        _forget(at, offset)
+        held.remove_dead(at, offset)
         row.failures = 0
         row.flags &= ~TTL
         row.note(Failure(now, "redriven", "", ""))
-        key = key_owners.hash_of(row.record, row.flags) if at.keyed else None
-        if key is not None and key_owners.holder(tx, at.id, key) is not None:
-            key_owners.park(tx, at.id, at.row, key, offset, row)
-            continue
-        if key is not None:
-            key_owners.take(tx, at.id, key, offset)
-        held.wait(tx, at.id, at.row, offset, row, now)
-        tx.wake(at.id, 1)
+        if key_order.wait_or_park(at, offset, row, now):
+            tx.wake(at.id, 1)
     at.store()
     return len(offsets)
 
 
-def _load(at: Settling, offset: int) -> HeldRow:
+def _load(at: GroupTx, offset: int) -> HeldRow:
     """A dead letter. Raises: NotFound."""
     row = held.get(at.tx, at.id, DEAD, offset)
     if row is None:
@@ -131,12 +126,6 @@ def _load(at: Settling, offset: int) -> HeldRow:
             offset=offset,
         )
     return row
-
-
-def _forget(at: Settling, offset: int) -> None:
-    """Take a message out of the dead ones."""
-    held.drop(at.tx, at.id, offset, DEAD)
-    at.row.dead -= 1
 
 
 def _dead_letter(offset: int, row: HeldRow) -> DeadLetter:

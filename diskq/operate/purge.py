@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from ..base import limits
 from ..base.errors import Corrupt
 from ..base.model import LANE_BITS
+from ..delivery import cursor, key_order, settle
 from ..delivery.retention import groups_of, heads_of
-from ..delivery.settle import Settling
 from ..format.held_row import HeldRow
 from ..format.layout import HELD, LIVE
 from ..format.rows import TopicRow
@@ -33,6 +33,7 @@ from ..format.segment import (
 )
 from ..storage.tx import Tx
 from ..tables import catalog, held, key_owners, leases, log, schedule
+from ..tables.group_tx import GroupTx
 from ..tables.log import Log
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _purge_below(source: Log, name: str, floors: Sequence[int]) -> tuple[int, in
     reached = [_reach(source, row, lane, floor) for lane, floor in enumerate(floors)]
     done = reached == list(floors)
     for group in groups_of(source, row):
-        group.withdraw(reached, "purged")
+        cursor.withdraw(group, reached, "purged")
         if done:
             _withdraw_held(group, reached)
         group.store()
@@ -156,7 +157,7 @@ def _purge_from(source: Log, row: TopicRow, segment: Segment, floor: int, key: b
     return len(hits)
 
 
-def _withdraw_held(group: Settling, floors: Sequence[int], key: bytes | None = None) -> None:
+def _withdraw_held(group: GroupTx, floors: Sequence[int], key: bytes | None = None) -> None:
     """Purge what has left the log below these offsets, all of it or that of one key."""
 
     def wanted(offset: int, message: HeldRow) -> bool:
@@ -165,27 +166,27 @@ def _withdraw_held(group: Settling, floors: Sequence[int], key: bytes | None = N
 
     for hashed, offset, message in list(key_owners.parked(group.tx, group.id)):
         if wanted(offset, message):
-            key_owners.unpark(group.tx, group.id, group.row, hashed, offset)
+            key_owners.unpark(group, hashed, offset)
             group.row.purged += 1
     for offset, message in list(held.rows(group.tx, group.id, LIVE)):
         if not wanted(offset, message):
             continue
         if held.is_waiting(group.tx, group.id, offset, message):
-            held.stop_waiting(group.tx, group.id, group.row, offset, message)
+            held.remove_live(group, offset, message)
             group.row.purged += 1
-            group.free_key(offset, message)
+            key_order.free_key(group, offset, message)
         elif key is not None:  # who has it leased may still ack it
             message.record, message.flags = purged_record(key), message.flags | PURGED
-            held.put(group.tx, group.id, LIVE, offset, message)
-    leased = (lease for lease in group.leased() if lease.flags & HELD)
+            held.put(group, LIVE, offset, message)
+    leased = (lease for lease in leases.leased(group) if lease.flags & HELD)
     for lease in [lease for lease in leased if key is None]:
         message = held.load(group.tx, group.id, lease.first)
         if wanted(lease.first, message):
-            leases.forget(group.tx, group.id, lease)
-            held.drop(group.tx, group.id, lease.first)
-            group.unlease(1)
+            leases.remove(group, lease)
+            held.remove(group, lease.first)
+            settle.unlease(group, 1)
             group.row.purged += 1
-            group.free_key(lease.first, message)
+            key_order.free_key(group, lease.first, message)
 
 
 def _erase_scheduled(source: Log, row: TopicRow, limit: int, key: bytes | None = None) -> int:
@@ -199,7 +200,7 @@ def _erase_scheduled(source: Log, row: TopicRow, limit: int, key: bytes | None =
     )
     found = list(islice(mine, limit))
     for each in found:
-        schedule.remove(source, row, each.due_ns, each.number)
+        schedule.remove(source.tx, source.topic_id, row, each.due_ns, each.number)
     return len(found)
 
 

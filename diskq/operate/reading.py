@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ..base import check, limits
 from ..base.clock import NS
 from ..base.model import LANE_BITS, LogMessage
+from ..delivery import scheduling
 from ..format.segment import is_purged
 from ..storage.tx import Tx
 from ..tables import catalog, log, schedule
@@ -140,7 +141,7 @@ def _promote(topic: Topic) -> float:
     def promote(tx: Tx) -> None:
         row = log.load(tx, topic.id, topic.name)
         if row.scheduled:
-            schedule.promote(Log(tx, topic.id), row)
+            scheduling.promote(Log(tx, topic.id), row)
 
     while (wait := engine.read(seconds)) <= 0:
         topic.store.commit(promote)

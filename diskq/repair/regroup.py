@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from ..base.clock import Clock
 from ..base.model import LANE_BITS
+from ..delivery import key_order
 from ..format.held_row import HeldRow, decode_held
 from ..format.layout import DEAD, HELD_KEY, ID_KEY, PARK, PARK_KEY, U32
 from ..format.rows import GroupRow, TopicRow, decode_group, new_group
-from ..tables import catalog, gaps, held, key_owners
+from ..tables import catalog, gaps
+from ..tables.group_tx import GroupTx, Place
 from ..tables.log import Log
 
 
@@ -21,7 +23,6 @@ def restart_group(source: Log, topic: TopicRow, group_id: int, group: GroupRow) 
     cursor = catalog.positions(source, topic, "earliest", "")
     position = catalog.position(source, topic, cursor)
     row = GroupRow(new_group(decode_group(group.config), *position))
-    keyed = decode_group(group.config).settings.ordering == "key"
     alive: dict[int, HeldRow] = {}
     for key, value in list(tx.scan(U32.pack(group_id), database=tx.engine.held)):
         _, kind, offset = HELD_KEY.unpack_from(key)
@@ -36,13 +37,8 @@ def restart_group(source: Log, topic: TopicRow, group_id: int, group: GroupRow) 
         if gone:
             alive[offset] = decode_held(value)
     now_ns = Clock.wall_ns()
+    restarted = GroupTx(tx, Place(source.topic_id, "", group_id, ""), row)
     for offset, message in sorted(alive.items()):
-        hashed = key_owners.hash_of(message.record, message.flags) if keyed else None
-        if hashed is not None and key_owners.holder(tx, group_id, hashed) is not None:
-            key_owners.park(tx, group_id, row, hashed, offset, message)
-            continue
-        held.wait(tx, group_id, row, offset, message, max(message.due_ns, now_ns))
-        if hashed is not None:
-            key_owners.take(tx, group_id, hashed, offset)
+        key_order.wait_or_park(restarted, offset, message, max(message.due_ns, now_ns))
     row.skipped -= row.dead + row.waiting + row.parked
     tx.put(ID_KEY.pack(b"G", group_id), row.encode())

@@ -26,7 +26,7 @@ from ..format.rows import (
 from ..storage.environment import full
 from ..storage.reserve import room_of
 from ..storage.tx import Tx
-from . import gaps, leases, log
+from . import gaps, group_tx, log
 from .log import Log
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def find_group(tx: Tx, topic_id: int, name: str, given: Given) -> int | None:
         return None
     group_id = int(unpacked(U32, data)[0])
     if given:
-        stored = decode_group(leases.load(tx, group_id, name).config).settings
+        stored = decode_group(group_tx.load(tx, group_id, name).config).settings
         _check_equal("group", name, stored, given)
     return group_id
 

@@ -22,13 +22,11 @@ from typing import NamedTuple
 
 from ..base import limits, ondemand
 from ..base.clock import Stamp, nanoseconds
-from ..base.model import Receipt
 from ..format.decoding import unpacked
 from ..format.layout import DEDUP_KEY, ID_KEY, U32
 from ..format.rows import TopicRow, decode_topic
 from ..storage.tx import Tx
-from . import ages, log
-from .schedule import schedule_id
+from . import ages
 
 ROW = Struct(">QQHQQQ")
 _ROOM_BYTES = 144  # of a row on a page that is two thirds full
@@ -37,7 +35,8 @@ _MAX_BUCKETS = 1_000  # looked at: more are there only if the window was a momen
 
 
 class Row(NamedTuple):
-    """The receipt of a put; `place` is its offset, or due_ns if `number` is not 0."""
+    """A put: `place` is its offset; or, if `number` is not 0, when the message is due, and `number`
+    is one more than its number in the schedule."""
 
     put: Stamp
     commit_id: int
@@ -83,15 +82,14 @@ class Ids:
         at least one."""
         return list(islice(self._recent(), _MAX_BUCKETS)) or [(0, True)]
 
-    def find(self, digest: bytes) -> Receipt | None:
-        """The receipt of the first put with this id, if that was within the window."""
+    def find(self, digest: bytes) -> Row | None:
+        """The row of the first put with this id, if that was within the window."""
         for bucket, _ in self._buckets:
             value = self._get(bucket, digest)
             if value is not None:
-                put, commit_id, place, number = decode(value)
-                if self._now.age_ns(put) < self.window_ns:
-                    name = schedule_id(place, number - 1) if number else None
-                    return Receipt(None if number else place, True, name, commit_id)
+                row = decode(value)
+                if self._now.age_ns(row.put) < self.window_ns:
+                    return row
         return None
 
     def note(self, digest: bytes, place: int, number: int | None) -> None:
@@ -158,17 +156,6 @@ def forget(tx: Tx, limit: int = limits.MAX_FORGOTTEN_IDS) -> int:
         if removed == limit:
             break
     return removed
-
-
-def forget_of(tx: Tx, topic_id: int, name: str) -> int:
-    """The same of one topic. Raises: NotFound."""
-    return Ids(tx, topic_id, log.load(tx, topic_id, name)).forget(limits.MAX_FORGOTTEN_IDS)
-
-
-def forget_all_of(tx: Tx, topic_id: int, name: str) -> int:
-    """The same, but also among those that are still needed: before the window gets longer."""
-    ids = Ids(tx, topic_id, log.load(tx, topic_id, name))
-    return ids.forget(limits.MAX_FORGOTTEN_IDS, everywhere=True)
 
 
 def has_stale(tx: Tx) -> bool:
