@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..base import check, errors, guard, limits
 from ..base.ondemand import lazy
-from ..delivery import retention, settle, take
+from ..delivery import retention, settle, take, waiting
 from ..delivery.grants import Grant, Member
 from ..format.layout import HELD, SOLO
 from ..storage.hands import Lease
@@ -336,7 +336,7 @@ class Consumer:
 
     def _look(self, thread: Thread, stuck: bool, tx: Tx) -> tuple[float, bool]:
         group, member = GroupTx(tx, self.place), self._member._replace(thread=thread)
-        return take.seconds_to_wait(group, member, stuck=stuck), group.paused
+        return waiting.seconds_to_wait(group, member, stuck=stuck), group.paused
 
     def _sleep(
         self, seen: int, seconds: float, known: set[tuple[int, int]]

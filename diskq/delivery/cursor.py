@@ -8,7 +8,7 @@ from ..format.layout import HELD
 from ..format.lease_row import LeaseRow
 from ..tables import gaps, leases
 from ..tables.group_tx import GroupTx
-from . import key_order, settle
+from . import key_order, leaving
 
 
 def advance(group: GroupTx, lane: int, to: int) -> int:
@@ -42,11 +42,11 @@ def _withdraw_from(group: GroupTx, lease: LeaseRow, floor: int) -> int:
     lost = [offset for offset in lease.offsets() if offset < floor]
     for offset in lost:
         if group.keyed:
-            key_order.free_key(group, offset, settle.load_message(group, lease, offset))
+            key_order.free_key(group, offset, leaving.load_message(group, lease, offset))
         lease.settled |= 1 << offset - lease.first
     leases.update(group, lease)
     if lease.deadline_ns:
-        settle.unlease(group, len(lost))
+        leaving.unlease(group, len(lost))
     else:
         group.row.ready -= len(lost)
     return len(lost)

@@ -8,7 +8,7 @@ from threading import Thread
 from typing import NamedTuple
 
 from ..base.clock import nanoseconds
-from ..format.layout import PREFETCHED
+from ..format.layout import HELD, PREFETCHED, SOLO
 from ..format.lease_row import LeaseRow
 from ..format.segment import Parts
 from ..storage.hands import Lease
@@ -39,6 +39,12 @@ class Choice(NamedTuple):
     row: LeaseRow
     messages: Sequence[Stored]
     failures: int = 0
+
+    def is_last(self, member: Member) -> bool:
+        """Whether the member gets nothing more with it: it is a suspect, or a retry for a member
+        that handles messages in order."""
+        flags = self.row.flags
+        return bool(flags & SOLO or (flags & HELD and member.prefetch))
 
 
 class Grant(NamedTuple):

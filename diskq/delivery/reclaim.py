@@ -23,7 +23,7 @@ from ..host.slots import NOTHING, SEVERAL, Slot
 from ..storage.reserve import room_of
 from ..tables import leases
 from ..tables.group_tx import GroupTx
-from . import settle
+from . import leaving, settle
 
 
 class Candidate(NamedTuple):
@@ -44,7 +44,7 @@ def expire(group: GroupTx) -> None:
             if room_of(group.tx).spent:
                 leases.update(group, lease)  # the rest with the next get
                 return
-            settle.take_out(group, lease, offset, "expired", name, "")
+            leaving.take_out(group, lease, offset, "expired", name, "")
         settle.release_all(group, lease)
 
 
@@ -67,6 +67,12 @@ def not_started(group: GroupTx, lease: LeaseRow) -> list[int]:
         return []
     handed = set(handed_out(group, lease))
     return [offset for offset in lease.offsets() if offset not in handed]
+
+
+def may_steal(group: GroupTx, owner: int) -> bool:
+    """Whether a consumer other than `owner` prefetched messages that others may take."""
+    others = (lease for lease in leases.leased(group) if lease.owner != owner)
+    return any(not_started(group, lease) for lease in others)
 
 
 def dead(group: GroupTx) -> Iterator[LeaseRow]:
@@ -140,7 +146,7 @@ def _judge(group: GroupTx, candidates: list[Candidate], unknown: bool) -> set[in
     suspects = set()
     for lease, offset in blamed:
         name = _holder_name(group, lease)
-        if not settle.take_out(group, lease, offset, "crashed", name, "", delay_ns=0):
+        if not leaving.take_out(group, lease, offset, "crashed", name, "", delay_ns=0):
             suspects.add(offset)  # to blame, though there is no room to note it
     return suspects
 

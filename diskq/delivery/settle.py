@@ -12,20 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from ..base import limits
 from ..base.clock import nanoseconds
-from ..base.errors import Full, LeaseLost
-from ..base.model import Failure
-from ..format.held_row import HeldRow
+from ..base.errors import LeaseLost
 from ..format.layout import HELD, PREFETCHED, RETURNED, SOLO
 from ..format.lease_row import LeaseRow
-from ..format.segment import is_purged
-from ..storage.environment import full
 from ..storage.hands import Lease
 from ..storage.reserve import room_of
 from ..tables import held, leases
 from ..tables.group_tx import GroupTx
-from . import key_order
+from . import key_order, leaving
 
 
 def fence(group: GroupTx, lease: Lease, offsets: Sequence[int]) -> LeaseRow:
@@ -58,7 +53,7 @@ def ack(group: GroupTx, lease: Lease, offsets: Sequence[int]) -> None:
         held.remove(group, row.first)
     _update(group, lease, row)
     group.row.acked += len(offsets)
-    unlease(group, len(offsets))
+    leaving.unlease(group, len(offsets))
     for offset in offsets if lease.keys else ():
         key_order.pass_on(group, lease.keys.get(offset))
 
@@ -72,65 +67,14 @@ def fail(
     error: str,
     delay_ns: int | None,
 ) -> None:
-    """Note that a delivery to the consumer `name` failed; see take_out. Raises: LeaseLost, Full."""
+    """Note that a delivery to the consumer `name` failed; see leaving.take_out.
+
+    Raises: LeaseLost, Full.
+    """
     row = fence(group, lease, [offset])
-    if not take_out(group, row, offset, cause, name, error, delay_ns):
-        raise no_room(group)
+    if not leaving.take_out(group, row, offset, cause, name, error, delay_ns):
+        raise leaving.no_room(group)
     _update(group, lease, row)
-
-
-def take_out(
-    group: GroupTx,
-    row: LeaseRow,
-    offset: int,
-    cause: str,
-    name: str,
-    error: str,
-    delay_ns: int | None = None,
-) -> bool:
-    """Take a message that failed out of its lease. It waits `delay_ns` (default: the backoff), or
-    is dead if it was rejected or failed `max_deliveries` times. The caller updates the lease's row.
-    Returns False, and changes nothing, if there is no room for a copy of the message."""
-    message = load_message(group, row, offset)
-    if is_purged(message.record, message.flags):
-        _leave(group, row, offset)
-        group.row.purged += 1
-        held.remove(group, offset)
-        key_order.free_key(group, offset, message)
-        return True
-    now, room = group.clock.wall_ns(), room_of(group.tx)
-    most = limits.SHORT_HISTORY_BYTES if room.short else limits.MAX_HISTORY_BYTES
-    message.note(Failure(now, cause, name, error[: limits.MAX_ERROR_CHARS]), most)
-    kept = bool(row.flags & HELD) or cause == "crashed"
-    if not room.take(message.size, kept=kept):
-        return False
-    _leave(group, row, offset)
-    message.failures += 1
-    if cause == "crashed":
-        message.flags |= SOLO
-    elif cause != "expired":  # a handler lived on, so it is no suspect any more
-        message.flags &= ~SOLO
-    group.row.failed += 1
-    if cause == "reject" or message.failures >= group.settings.max_deliveries:
-        held.bury(group, offset, message, now)
-        key_order.free_key(group, offset, message)
-    else:
-        if delay_ns is None:
-            delay_ns = group.settings.backoff.delay_ns(message.failures)
-        held.wait(group, offset, message, now + delay_ns)
-        group.tx.wake(group.id, 1)
-    return True
-
-
-def load_message(group: GroupTx, row: LeaseRow, offset: int) -> HeldRow:
-    """A leased message as a row of `held`, wherever it is stored."""
-    if row.flags & HELD:
-        message = held.load(group.tx, group.id, offset)
-    else:
-        _, record, flags, put = group.log.read(offset, offset + 1)[0]
-        message = HeldRow(record, flags, *put)
-    message.flags |= row.flags & SOLO
-    return message
 
 
 def release(group: GroupTx, lease: Lease, offset: int, delay_ns: int = 0) -> None:
@@ -145,7 +89,7 @@ def release(group: GroupTx, lease: Lease, offset: int, delay_ns: int = 0) -> Non
         release_all(group, row)
         return
     else:
-        _leave(group, row, offset)
+        leaving.leave(group, row, offset)
         leases.insert(group, LeaseRow(offset, 1))
         group.row.ready += 1
     _update(group, lease, row)
@@ -153,11 +97,11 @@ def release(group: GroupTx, lease: Lease, offset: int, delay_ns: int = 0) -> Non
 
 
 def _put_off(group: GroupTx, row: LeaseRow, offset: int, delay_ns: int) -> None:
-    message = load_message(group, row, offset)
+    message = leaving.load_message(group, row, offset)
     if not room_of(group.tx).take(message.size, kept=bool(row.flags & HELD)):
-        raise no_room(group)
+        raise leaving.no_room(group)
     message.flags |= RETURNED
-    _leave(group, row, offset)
+    leaving.leave(group, row, offset)
     held.wait(group, offset, message, group.clock.wall_ns() + delay_ns)
 
 
@@ -175,7 +119,7 @@ def release_all(group: GroupTx, row: LeaseRow, suspects: Collection[int] = ()) -
         message = held.load(group.tx, group.id, row.first)
         suspect = bool(row.flags & SOLO) or row.first in suspects
         held.give_back(group, row.first, message, suspect=suspect)
-        _leave(group, row, row.first)
+        leaving.leave(group, row, row.first)
         group.tx.wake(group.id, 1)
     leases.give_back(group, row, suspects)
 
@@ -195,23 +139,6 @@ def is_old(group: GroupTx, lease: Lease) -> bool:
     return 3 * (lease.deadline_ns - group.clock.monotonic_ns()) < 2 * lease.lasts_ns
 
 
-def unlease(group: GroupTx, count: int) -> None:
-    """Count messages that left a lease. Wakes consumers that max_in_flight, or a suspect, held
-    back."""
-    group.row.leased -= count
-    if group.hands.held_up:
-        group.hands.held_up = False
-        group.tx.wake(group.id, limits.MAX_CONSUMERS)
-    most = group.settings.max_in_flight
-    if most is not None and group.row.leased + count >= most:
-        group.tx.wake(group.id, count)
-
-
-def no_room(group: GroupTx) -> Full:
-    """The error of a verb that finds no room for a copy."""
-    return full(group.tx.engine.path, "what is left of its room is kept for acks")
-
-
 def _move(group: GroupTx, lease: Lease, row: LeaseRow, duration_ns: int) -> None:
     leases.move(group, row, group.clock.monotonic_ns() + duration_ns)
     lease.moved_ns, lease.lasts_ns = row.deadline_ns, duration_ns
@@ -225,9 +152,3 @@ def _update(group: GroupTx, lease: Lease, row: LeaseRow) -> None:
         _move(group, lease, row, nanoseconds(group.settings.lease_seconds))
     else:
         leases.update(group, row)
-
-
-def _leave(group: GroupTx, row: LeaseRow, offset: int) -> None:
-    """Let a message leave its lease, whose row the caller stores."""
-    row.settled |= 1 << offset - row.first
-    unlease(group, 1)

@@ -18,7 +18,7 @@ from ..base import limits, options
 from ..base.errors import Busy, ConfigConflict, NotFound
 from ..base.model import DURABILITIES, LANE_BITS, GroupSettings, TopicSettings
 from ..base.ondemand import lazy
-from ..delivery import retention, settle
+from ..delivery import leaving, retention, settle
 from ..format.decoding import unpacked
 from ..format.layout import DEAD, HELD, ID_KEY, LIVE, SOLO, U32
 from ..format.rows import GroupRow, TopicRow, decode_group, decode_topic, new_group
@@ -190,7 +190,7 @@ def _copy(group: GroupTx, other: GroupTx) -> None:
     parked = list(key_owners.parked(tx, group.id))
     for message in [each for _, each in (*live, *dead)] + [each for _, _, each in parked]:
         if not room.take(message.size):
-            raise settle.no_room(group)
+            raise leaving.no_room(group)
     suspects = {each.offset for each in held.due_rows(tx, group.id) if each.suspect}
     suspects |= {each.first for each in leases.rows(tx, group.id) if each.flags & SOLO}
     for offset, message in live:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..base import check, limits
 from ..base.errors import NotFound
 from ..base.model import DeadLetter, Failure
-from ..delivery import key_order, settle
+from ..delivery import key_order, leaving
 from ..format.decoding import damaged
 from ..format.held_row import HeldRow
 from ..format.layout import DEAD
@@ -104,7 +104,7 @@ def _revive(tx: Tx, place: Place, offsets: Sequence[int], *, part: bool = False)
         enough = part and count > 0
         if (enough and room.spent) or not room.take(row.size, kept=True):
             if not enough:
-                raise settle.no_room(at)
+                raise leaving.no_room(at)
             at.store()
             return count
         held.remove_dead(at, offset)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from ..base import limits
 from ..base.errors import Corrupt
 from ..base.model import LANE_BITS
-from ..delivery import cursor, key_order, settle
-from ..delivery.retention import groups_of, heads_of
+from ..delivery import cursor, key_order, leaving
+from ..delivery.bounds import groups_of
 from ..format.held_row import HeldRow
 from ..format.layout import HELD, LIVE
 from ..format.rows import TopicRow
@@ -99,7 +99,7 @@ def _purge_below(source: Log, name: str, floors: Sequence[int]) -> tuple[int, in
 def _reach(source: Log, row: TopicRow, lane: int, floor: int) -> int:
     """How far one commit goes towards an offset."""
     most = limits.MAX_TRIM_SEGMENTS
-    some = list(islice(heads_of(source, row, lane), most))
+    some = list(islice(source.heads(row, lane), most))
     return some[-1].stop if len(some) == most and some[-1].stop < floor else floor
 
 
@@ -184,7 +184,7 @@ def _withdraw_held(group: GroupTx, floors: Sequence[int], key: bytes | None = No
         if wanted(lease.first, message):
             leases.remove(group, lease)
             held.remove(group, lease.first)
-            settle.unlease(group, 1)
+            leaving.unlease(group, 1)
             group.row.purged += 1
             key_order.free_key(group, lease.first, message)
 

@@ -32,6 +32,15 @@ class Stored(NamedTuple):
     put: Stamp
 
 
+class Head(NamedTuple):
+    """A segment, without its messages."""
+
+    first: int
+    stop: int
+    size: int
+    put: Stamp
+
+
 def load(tx: Tx, topic_id: int, name: str) -> TopicRow:
     """The topic's row, to be changed and stored again.
 
@@ -165,6 +174,16 @@ class Log:
             if self._seek(cursor, offset):
                 start = cursor.key()
                 yield from self.tx.scan(start[:4], start, self.database)
+
+    def heads(self, row: TopicRow, lane: int) -> Iterator[Head]:
+        """The segments of a lane, in order, without their messages."""
+        for key, value in self.items(lane << LANE_BITS):
+            first: int = unpacked(LOG_KEY, key)[1]
+            if first >= row.offset(lane):
+                return
+            if first >> LANE_BITS == lane:
+                count, put = head_of(value)
+                yield Head(first, first + count, len(value), put)
 
     def trim(self, row: TopicRow, first: int, stop: int, limit: int) -> int:
         """Delete the segments that lie between two offsets of a lane, at most `limit` of them, and

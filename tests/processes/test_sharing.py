@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import diskq
-from diskq.delivery import take
+from diskq.delivery import waiting
 
 from .roles import END
 from .support import jain, wait_for_blocked, wait_until
@@ -142,7 +142,7 @@ def test_a_batch_taker_leaves_waiting_consumers_their_share(path, start):
 
 def test_a_batch_taker_that_leaves_nothing_is_found_out(path, start, monkeypatch):
     """Negative control: a batch takes all there is, whoever waits."""
-    monkeypatch.setattr(take, "fair_share", lambda _group, _topic, _member, limit: limit)
+    monkeypatch.setattr(waiting, "fair_share", lambda _group, _topic, _member, limit: limit)
     with pytest.raises(AssertionError, match="900 == 300"):
         check_batch(path, start)
 

@@ -13,7 +13,7 @@ from helpers import bodies, dump, nothing_changes, offsets
 
 import diskq
 from diskq.base import limits
-from diskq.delivery import take
+from diskq.delivery import waiting
 
 
 def in_child(call):
@@ -255,13 +255,15 @@ def test_a_blocked_loop_ends_when_its_store_is_closed(store, topic, consumer):
 def test_a_batch_leaves_their_share_to_consumers_that_wait(store, topic, group, clock, monkeypatch):
     monkeypatch.setattr(limits, "WAIT_SECONDS", 60)
     looks = []
-    look = take.seconds_to_wait
+    look = waiting.seconds_to_wait
     greedy = group.consumer()
     topic.put_many([b""] * 40)
     for message in greedy.get_many(40, timeout=0):
         message.nack(delay_seconds=1000)
     monkeypatch.setattr(
-        take, "seconds_to_wait", lambda *at, **stuck: looks.append(look(*at, **stuck)) or looks[-1]
+        waiting,
+        "seconds_to_wait",
+        lambda *at, **stuck: looks.append(look(*at, **stuck)) or looks[-1],
     )
     found = []
     threads = [
