@@ -35,7 +35,7 @@ else:
 
 if TYPE_CHECKING:
     from ..base.options import GroupChanges
-    from ..tables.catalog import Start
+    from ..delivery.positions import Start
     from .topic import Topic
 
 

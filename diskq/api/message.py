@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from ..base import check, limits
 from ..base.clock import NS, nanoseconds
 from ..base.errors import Full
-from ..base.model import LANE_BITS
 from ..delivery import settle
+from ..format.lanes import lane_of
 from ..format.segment import Parts
 from ..storage.hands import Lease
 from ..tables.group_tx import GroupTx
@@ -75,7 +75,7 @@ class Message:
     @property
     def priority(self) -> int:
         """The lane it was put in: higher ones are delivered first."""
-        return self.offset >> LANE_BITS
+        return lane_of(self.offset)
 
     @property
     def token(self) -> int:

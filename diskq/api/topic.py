@@ -10,11 +10,11 @@ from ..base import check, limits
 from ..base.errors import Full
 from ..base.model import LogMessage, Outgoing, Receipt, ScheduledMessage, TopicSettings, TopicStats
 from ..base.ondemand import lazy
-from ..delivery import put, retention
+from ..delivery import making, put, retention
+from ..delivery.positions import Start
 from ..format.rows import decode_topic
 from ..storage.tx import Tx
 from ..tables import catalog, log
-from ..tables.catalog import Start
 from ..tables.log import Log
 from .group import Group
 
@@ -200,12 +200,10 @@ class Topic:
         """
         check.name("group", name)
         engine = self.store.engine
-        found = engine.read(lambda tx: catalog.find_group(tx, self.id, name, settings))
+        found = engine.read(lambda tx: making.find_group(tx, self.id, name, settings))
         if found is None:
             found = self.store.commit(
-                lambda tx: catalog.make_group(
-                    tx, Log(tx, self.id), self.name, name, start, settings
-                )
+                lambda tx: making.make_group(Log(tx, self.id), self.name, name, start, settings)
             )
         return Group(self, name, found)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from heapq import merge
 from itertools import islice, takewhile
 
 from ..base import limits
 from ..base.clock import nanoseconds
-from ..base.model import LANE_BITS, TopicSettings
+from ..base.model import TopicSettings
+from ..format.lanes import Cursor, lane_of, lane_start
 from ..format.rows import TopicRow, decode_group, decode_topic
 from ..tables import ages, group_tx
 from ..tables.group_tx import GroupTx, Place
@@ -42,7 +43,7 @@ def drop_old(log: Log, row: TopicRow, count: int, size: int) -> int:
 
 
 def _in_the_way(log: Log, row: TopicRow, count: int, size: int) -> Iterator[Head]:
-    """The oldest segments, up to the last one without which `count` messages more would fit."""
+    """The oldest segments, as many as are in the way of `count` messages more of `size` bytes."""
     bounds = decode_topic(row.config).settings
     messages = row.stored + count - (bounds.max_messages or 2**64)
     too_large = row.bytes + size - (bounds.max_bytes or 2**64)
@@ -56,22 +57,22 @@ def _in_the_way(log: Log, row: TopicRow, count: int, size: int) -> Iterator[Head
 
 def drop(log: Log, row: TopicRow, heads: Iterator[Head], most: int = 1 << 30) -> int:
     """Drop the first `most` segments; returns how many messages were dropped."""
-    floors: list[int] = [lane << LANE_BITS for lane in range(len(row.next))]
+    floors = Cursor.at_start(len(row.next))
     for head in islice(heads, min(most, limits.MAX_TRIM_SEGMENTS)):
-        floors[head.first >> LANE_BITS] = head.stop
+        floors[lane_of(head.first)] = head.stop
     gone = _remove_below(log, row, floors, "dropped")
     row.dropped += gone
     return gone
 
 
-def _remove_below(log: Log, row: TopicRow, floors: Sequence[int], counter: str) -> int:
+def _remove_below(log: Log, row: TopicRow, floors: Cursor, counter: str) -> int:
     """Delete the segments below these offsets, one of each lane, after their messages have left all
     groups; returns how many messages were deleted."""
     for group in groups_of(log, row):
         cursor.withdraw(group, floors, counter)
         group.store()
     most = limits.MAX_TRIM_SEGMENTS
-    return sum(log.trim(row, lane << LANE_BITS, floor, most) for lane, floor in enumerate(floors))
+    return sum(log.trim(row, lane_start(lane), floor, most) for lane, floor in enumerate(floors))
 
 
 def oldest(log: Log, row: TopicRow) -> Iterator[Head]:

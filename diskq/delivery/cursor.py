@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from ..format.lanes import Cursor
 from ..format.layout import HELD
 from ..format.lease_row import LeaseRow
 from ..tables import gaps, leases
@@ -26,20 +25,20 @@ def advance(group: GroupTx, lane: int, to: int) -> int:
     return to - start - gone
 
 
-def withdraw(group: GroupTx, floors: Sequence[int], counter: str) -> None:
-    """Take the messages below these offsets, one of each lane, from the group, and add them to a
+def withdraw(group: GroupTx, floors: Cursor, counter: str) -> None:
+    """Take the messages that `floors` has passed from the group, and add them to a
     counter of its row; leases of them are lost. The messages must still be in the log."""
     row, gone = group.row, 0
     for lane, floor in enumerate(floors):
         gone += advance(group, lane, max(floor, row.offset(lane)))
     in_log = (lease for lease in leases.rows(group.tx, group.id) if not lease.flags & HELD)
-    for lease in [lease for lease in in_log if lease.next_unsettled < floors[lease.lane]]:
-        gone += _withdraw_from(group, lease, floors[lease.lane])
+    for lease in [lease for lease in in_log if floors.has_passed(lease.next_unsettled)]:
+        gone += _withdraw_from(group, lease, floors)
     setattr(row, counter, getattr(row, counter) + gone)
 
 
-def _withdraw_from(group: GroupTx, lease: LeaseRow, floor: int) -> int:
-    lost = [offset for offset in lease.offsets() if offset < floor]
+def _withdraw_from(group: GroupTx, lease: LeaseRow, floors: Cursor) -> int:
+    lost = [offset for offset in lease.offsets() if floors.has_passed(offset)]
     for offset in lost:
         if group.keyed:
             key_order.free_key(group, offset, leaving.load_message(group, lease, offset))

@@ -9,8 +9,9 @@ from __future__ import annotations
 from operator import itemgetter
 
 from ..base.clock import nanoseconds
-from ..base.model import LANE_BITS, Failure
+from ..base.model import Failure
 from ..format.held_row import HeldRow
+from ..format.lanes import lane_of
 from ..format.rows import TopicRow, decode_topic
 from ..format.segment import PURGED, TTL, is_purged, ttl_of
 from ..storage.reserve import is_spent, room_of
@@ -42,12 +43,12 @@ class Search:
 
     def stick(self, offset: int) -> None:
         """Let the lane of a message stand still: there is no room to move the message."""
-        self.stuck.add(offset >> LANE_BITS)
+        self.stuck.add(lane_of(offset))
 
 
 def drop_undeliverable(search: Search, messages: list[Stored]) -> tuple[list[Stored], int]:
-    """Those of some messages that are delivered, and how many were looked at: each other one among
-    these is counted, and ends here."""
+    """Keep the messages that are delivered, and let the others leave the group. Returns the
+    messages kept, and how many were looked at before room or time ran out."""
     kinds = set(map(FLAGS, messages)) if any(map(FLAGS, messages)) else ()
     if search.max_age_ns is None and not any(kind & (TTL | PURGED) for kind in kinds):
         return messages, len(messages)

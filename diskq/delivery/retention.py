@@ -30,18 +30,18 @@ else:
     dedup = lazy("tables.dedup")
 
 
-def trim(log: Log, name: str, at: int | None = None) -> tuple[int, int]:
+def trim(log: Log, name: str, start: int | None = None) -> tuple[int, int]:
     """Delete some segments that no group needs or that are over a bound: from an offset on, or with
     None from where the last trim of this process ended, and around. Returns how many messages were
     deleted, and the offset from which to go on, 0 at the end. Group rows must be stored before."""
     row = logs.load(log.tx, log.topic_id, name)
     gone = drop_old(log, row, 0, 0)
-    settled, at = trim_settled(log, row, at)
+    settled, go_on = trim_settled(log, row, start)
     if gone + settled:
         logs.store(log.tx, log.topic_id, row)
         log.tx.announced.add(log.topic_id)
     dedup.Ids(log.tx, log.topic_id, row).forget(limits.MAX_FORGOTTEN_IDS)
-    return gone + settled, at
+    return gone + settled, go_on
 
 
 def forget_ids(log: Log, name: str) -> int:

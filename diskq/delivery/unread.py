@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..base.model import LANE_BITS
 from ..format.held_row import HeldRow
 from ..format.lease_row import LeaseRow
 from ..storage.reserve import is_spent, room_of
@@ -18,10 +17,9 @@ _KEYED_READ = 64  # unread messages that a get looks at together in search of a 
 def choose_unread(search: Search, lane: int, limit: int) -> Choice:
     """The next unread messages of a lane, up to `limit`, without those that are passed over."""
     group, topic = search.group, search.topic
-    base = lane << LANE_BITS
-    first = base + group.row.next[lane]
+    first = group.row.offset(lane)
     read, wanted = (group.log.read_run, _KEYED_READ) if group.keyed else (group.log.read, limit)
-    stop = min(first + wanted, base + topic.next[lane])
+    stop = min(first + wanted, topic.offset(lane))
     if group.row.ahead:
         gap, _ = next(gaps.rows(group.tx, group.place.topic_id, first), (stop, stop))
         stop = min(stop, gap)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from struct import Struct
 from struct import error as struct_error
 
-from ..base.model import LANE_BITS
 from .decoding import damaged, unpacked
+from .lanes import lane_of
 from .layout import HELD, MAX_RUN, TIME_KEY
 from .rows import Row
 
@@ -40,7 +40,7 @@ class LeaseRow(Row, layout=">QQQHBI"):
     @property
     def lane(self) -> int:
         """The lane of its messages: a run never spans two lanes."""
-        return self.first >> LANE_BITS
+        return lane_of(self.first)
 
     @property
     def next_unsettled(self) -> int:
@@ -86,7 +86,7 @@ def decode_lease(key: bytes, value: bytes) -> LeaseRow:
     bitmap, count = value[row.layout.size :], row.count
     row.deadline_ns, row.settled = deadline_ns, int.from_bytes(bitmap, "big")
     whole = len(bitmap) == (count + 7) // 8 and 0 < count <= MAX_RUN
-    if not whole or row.settled >> count or first + count - 1 >> LANE_BITS != first >> LANE_BITS:
+    if not whole or row.settled >> count or lane_of(first + count - 1) != lane_of(first):
         raise damaged(f"the lease at offset {first}")
     return row
 

@@ -7,7 +7,6 @@ open.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -16,17 +15,18 @@ from typing import TYPE_CHECKING
 
 from ..base import limits, options
 from ..base.errors import Busy, ConfigConflict, NotFound
-from ..base.model import DURABILITIES, LANE_BITS, GroupSettings, TopicSettings
+from ..base.model import DURABILITIES, GroupSettings, TopicSettings
 from ..base.ondemand import lazy
-from ..delivery import leaving, retention, settle
+from ..delivery import leaving, making, positions, retention, settle
 from ..format.decoding import unpacked
+from ..format.lanes import Cursor, lane_of, lane_start
 from ..format.layout import DEAD, HELD, ID_KEY, LIVE, SOLO, U32
 from ..format.rows import GroupRow, TopicRow, decode_group, decode_topic, new_group
 from ..storage.engine import Engine
 from ..storage.environment import Database
 from ..storage.reserve import room_of
 from ..storage.tx import Tx
-from ..tables import catalog, dedup, gaps, group_tx, held, key_owners, leases, log
+from ..tables import catalog, dedup, gaps, group_rows, group_tx, held, key_owners, leases, log
 from ..tables.group_tx import GroupTx, Place
 from ..tables.log import Log
 
@@ -39,7 +39,8 @@ else:
 if TYPE_CHECKING:
     from ..api.group import Group
     from ..api.topic import Topic
-    from ..tables.catalog import Given, Start
+    from ..delivery.making import Given
+    from ..delivery.positions import Start
 
 DELETED_TOPIC, DELETED_GROUP = 0, 1  # kinds of 'X' rows
 _DELETED = Struct(">cBI")  # their keys
@@ -111,7 +112,7 @@ def seek_group(tx: Tx, at: Place, to: Start) -> None:
     """See Group.seek."""
     group = GroupTx(tx, at)
     topic = group.load_topic()
-    _seek(group, topic, catalog.places(group.log, topic, to, "to"))
+    _seek(group, topic, positions.resolve_start(group.log, topic, to, "to"))
     group.store()
     retention.trim(group.log, at.topic)
 
@@ -123,37 +124,29 @@ def messages_from(group: Group, to: Start) -> tuple[int, bool]:
 
     def look(tx: Tx) -> tuple[int, bool]:
         source, topic = Log(tx, place.topic_id), log.load(tx, place.topic_id, "")
-        cursor = catalog.places(source, topic, to, "to")
-        counts, ahead = catalog.position(source, topic, cursor)
+        cursor = positions.resolve_start(source, topic, to, "to")
+        counts, ahead = positions.counters_at(source, topic, cursor)
         less = ahead > 0
         for lane, offset in enumerate(cursor):
-            if isinstance(to, int) and to >> LANE_BITS == lane:
+            if isinstance(to, int) and lane_of(to) == lane:
                 less |= to < offset  # it was moved past what is gone
             else:
-                less |= lane << LANE_BITS < offset == source.first(topic, lane)
+                less |= lane_start(lane) < offset == source.first(topic, lane)
         return sum(topic.next) - sum(counts) - ahead, less and to != "latest"
 
     return group.topic.store.engine.read(look)
 
 
-def _seek(group: GroupTx, topic: TopicRow, cursor: Sequence[int]) -> None:
-    """Go on at these offsets, one of each lane: whoever has a message leased loses it, nothing
-    waits or is parked any more, and dead letters that come again are forgotten."""
+def _seek(group: GroupTx, topic: TopicRow, cursor: Cursor) -> None:
+    """Let a group go on at a cursor. All leases are lost, nothing waits or is parked any more, and
+    dead letters that come again are removed."""
     tx, row = group.tx, group.row
-    for lease in list(leases.rows(tx, group.id)):
-        leases.remove(group, lease)
-    for offset, message in list(held.rows(tx, group.id, LIVE)):
-        held.remove_live(group, offset, message)
-    for key, offset, _ in list(key_owners.parked(tx, group.id)):
-        key_owners.unpark(group, key, offset)
-    for key, _ in list(key_owners.holders(tx, group.id)):
-        key_owners.free(group, key)
+    group_rows.clear(group)
     for offset, _ in list(held.rows(tx, group.id, DEAD)):
         stays = gaps.past(tx, group.place.topic_id, topic, offset) != offset
-        if offset >= cursor[offset >> LANE_BITS] and not stays:
+        if not cursor.has_passed(offset) and not stays:
             held.remove_dead(group, offset)
-    row.ready = row.leased = 0
-    row.next, row.ahead = catalog.position(group.log, topic, cursor)
+    row.next, row.ahead = positions.counters_at(group.log, topic, cursor)
     ended = row.acked + row.dead + row.expired + row.dropped + row.purged
     row.skipped = sum(row.next) - ended
     tx.wake(group.id, limits.MAX_CONSUMERS)
@@ -165,13 +158,13 @@ def fork_group(tx: Tx, at: Place, name: str) -> int:
 
     Raises: ConfigConflict if there is a group of this name, Full.
     """
-    if tx.get(catalog.group_name(at.topic_id, name)) is not None:
+    if catalog.find_group(tx, at.topic_id, name) is not None:
         raise ConfigConflict(
             f"topic {at.topic!r} has a group {name!r} already; choose another name"
         )
     old = GroupTx(tx, at)
     config = decode_group(old.row.config)._replace(name=name, paused=False)
-    group_id = catalog.add_group(
+    group_id = making.add_group(
         old.log, old.load_topic(), name, new_group(config, old.row.next, old.row.ahead)
     )
     _copy(old, GroupTx(tx, at._replace(group_id=group_id, group=name)))
@@ -221,7 +214,7 @@ def delete_topic(engine: Engine, name: str, busy_seconds: float) -> None:
         topic = log.load(tx, topic_id, name)
         for group_id in decode_topic(topic.config).groups:
             _take_away(tx, topic_id, group_id, "")
-        tx.delete(b"N" + name.encode())
+        tx.delete(catalog.topic_name(name))
         tx.delete(ID_KEY.pack(b"T", topic_id))
         tx.announced.add(topic_id)
         tx.put(_deleted(DELETED_TOPIC, topic_id), b"")
@@ -273,8 +266,7 @@ def _sweep_some(key: bytes, tx: Tx) -> bool:
         more = any(_erase(tx, U32.pack(number), place) for place in places)
         more = more or _erase(tx, ID_KEY.pack(b"O", number))
     else:
-        more = any(_erase(tx, ID_KEY.pack(kind, number)) for kind in (b"L", b"D", b"K"))
-        more = more or _erase(tx, U32.pack(number), tx.engine.held)
+        more = group_rows.remove_some(tx, number, limits.MAX_TRIM_SEGMENTS) > 0
     if not more:
         tx.delete(key)
     return more

@@ -6,17 +6,16 @@ is left in rewritten segments: that keeps offsets dense, and tells a group which
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from ..base import limits
 from ..base.errors import Corrupt
-from ..base.model import LANE_BITS
-from ..delivery import cursor, key_order, leaving
+from ..delivery import cursor, key_order, leaving, positions
 from ..delivery.bounds import groups_of
 from ..format.held_row import HeldRow
+from ..format.lanes import Cursor, lane_of, lane_start
 from ..format.layout import HELD, LIVE
 from ..format.rows import TopicRow
 from ..format.segment import (
@@ -32,21 +31,21 @@ from ..format.segment import (
     purged_record,
 )
 from ..storage.tx import Tx
-from ..tables import catalog, held, key_owners, leases, log, schedule
+from ..tables import held, key_owners, leases, log, schedule
 from ..tables.group_tx import GroupTx
 from ..tables.log import Log
 
 if TYPE_CHECKING:
     from ..api.topic import Topic
-    from ..tables.catalog import Start
+    from ..delivery.positions import Start
 
 
 def purge(topic: Topic, before: Start | None, key: bytes | None) -> int:
     """See Topic.purge."""
 
-    def find(tx: Tx) -> list[int]:
+    def find(tx: Tx) -> Cursor:
         row = log.load(tx, topic.id, topic.name)
-        return catalog.positions(
+        return positions.resolve(
             Log(tx, topic.id), row, "latest" if before is None else before, "before"
         )
 
@@ -63,7 +62,7 @@ def purge(topic: Topic, before: Start | None, key: bytes | None) -> int:
         more = count == limits.MAX_TRIM_SEGMENTS
     floors = topic.store.engine.read(find)
     if before is None and key is not None:
-        floors = [2**64] * len(floors)  # what is scheduled may get its offset meanwhile
+        floors = Cursor([2**64] * len(floors))  # what is scheduled may get its offset meanwhile
     at: int | None = 0
     while at is not None:
         count, at = topic.store.commit(step)
@@ -79,12 +78,12 @@ def _purge_scheduled(source: Log, name: str) -> int:
     return gone
 
 
-def _purge_below(source: Log, name: str, floors: Sequence[int]) -> tuple[int, int | None]:
+def _purge_below(source: Log, name: str, floors: Cursor) -> tuple[int, int | None]:
     """Purge some of what is below these offsets, one of each lane. Returns how many messages went,
     and 0 if there is more."""
     row = log.load(source.tx, source.topic_id, name)
-    reached = [_reach(source, row, lane, floor) for lane, floor in enumerate(floors)]
-    done = reached == list(floors)
+    reached = Cursor(_reach(source, row, lane, floor) for lane, floor in enumerate(floors))
+    done = reached == floors
     for group in groups_of(source, row):
         cursor.withdraw(group, reached, "purged")
         if done:
@@ -105,9 +104,9 @@ def _reach(source: Log, row: TopicRow, lane: int, floor: int) -> int:
 
 def _cut(source: Log, row: TopicRow, lane: int, floor: int) -> int:
     """Delete what a lane has below an offset; of one segment that may be a part."""
-    gone = source.trim(row, lane << LANE_BITS, floor, limits.MAX_TRIM_SEGMENTS)
+    gone = source.trim(row, lane_start(lane), floor, limits.MAX_TRIM_SEGMENTS)
     segment = next(source.segments(floor), None)
-    if segment is None or segment.first >= floor or segment.first >> LANE_BITS != lane:
+    if segment is None or segment.first >= floor or lane_of(segment.first) != lane:
         return gone
     passed: int = floor - segment.first
     run = pack_run(list(segment.records(passed, segment.count)), segment.flags)
@@ -116,7 +115,7 @@ def _cut(source: Log, row: TopicRow, lane: int, floor: int) -> int:
 
 
 def _purge_key(
-    source: Log, name: str, floors: Sequence[int], key: bytes, start: int
+    source: Log, name: str, floors: Cursor, key: bytes, start: int
 ) -> tuple[int, int | None]:
     """Purge what of one key is below these offsets, in some segments from `start` on. Returns how
     many messages went, and where to go on, if anywhere. A message that a consumer is handling right
@@ -128,7 +127,7 @@ def _purge_key(
         at = start  # first all of the schedule: what falls due may go to a lane passed already
     else:
         for segment in list(islice(source.segments(start), limits.MAX_PURGE_SEGMENTS)):
-            gone += _purge_from(source, row, segment, floors[segment.first >> LANE_BITS], key)
+            gone += _purge_from(source, row, segment, floors[lane_of(segment.first)], key)
             at = segment.first + segment.count
     if at is None:  # the log has none any more, so nobody copies another one
         for group in groups_of(source, row):
@@ -157,12 +156,12 @@ def _purge_from(source: Log, row: TopicRow, segment: Segment, floor: int, key: b
     return len(hits)
 
 
-def _withdraw_held(group: GroupTx, floors: Sequence[int], key: bytes | None = None) -> None:
+def _withdraw_held(group: GroupTx, floors: Cursor, key: bytes | None = None) -> None:
     """Purge what has left the log below these offsets, all of it or that of one key."""
 
     def wanted(offset: int, message: HeldRow) -> bool:
         mine = key is None or _has_key(message.record, message.flags, key)
-        return mine and offset < floors[offset >> LANE_BITS]
+        return mine and floors.has_passed(offset)
 
     for hashed, offset, message in list(key_owners.parked(group.tx, group.id)):
         if wanted(offset, message):

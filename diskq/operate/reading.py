@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 from ..base import check, limits
 from ..base.clock import NS
 from ..base.model import LANE_BITS, LogMessage
-from ..delivery import scheduling
+from ..delivery import positions, scheduling
 from ..format.segment import is_purged
 from ..storage.tx import Tx
-from ..tables import catalog, log, schedule
+from ..tables import log, schedule
 from ..tables.log import Log, Stored, cut, parts_of
 
 if TYPE_CHECKING:
     from ..api.topic import Topic
-    from ..tables.catalog import Start
+    from ..delivery.positions import Start
 
 
 _END = 2**64  # behind every offset
@@ -62,7 +62,7 @@ def _ranges(topic: Topic, start: Start, stop: Start | None) -> list[tuple[int, i
                 spans = pairwise(lanes)
                 ends.append([min(max(place, lane), behind) for lane, behind in spans])
             else:
-                ends.append(catalog.positions(source, row, place, what))
+                ends.append(positions.resolve(source, row, place, what))
         return list(zip(*ends, strict=True))
 
     return topic.store.engine.read(find)
@@ -102,7 +102,7 @@ def follow(topic: Topic, start: Start, timeout: float | None) -> Iterator[LogMes
 
     def begin(tx: Tx) -> list[int]:
         row = log.load(tx, topic.id, topic.name)
-        return catalog.places(Log(tx, topic.id), row, start, "start")
+        return positions.resolve_start(Log(tx, topic.id), row, start, "start")
 
     return _follow(topic, topic.store.engine.read(begin), timeout)
 

@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
 from itertools import islice, takewhile
 
-from ..base.model import LANE_BITS
+from ..format.lanes import lane_start
 from ..format.layout import ID_KEY, SOLO, TIME_KEY
 from ..format.lease_row import LeaseRow, decode_lease, span_of
 from ..storage.hands import Lease
@@ -48,7 +48,7 @@ def leased(group: GroupTx) -> Iterator[LeaseRow]:
 
 def ready_rows(tx: Tx, group_id: int, lane: int) -> Iterator[LeaseRow]:
     """The rows of a lane that were given back, by their first offset."""
-    given_back = rows(tx, group_id, 0, lane << LANE_BITS)
+    given_back = rows(tx, group_id, 0, lane_start(lane))
     return takewhile(lambda row: not row.deadline_ns and row.lane == lane, given_back)
 
 

@@ -15,6 +15,7 @@ from helpers import ROOT, offsets
 import diskq
 from diskq import Backoff, Outgoing
 from diskq.base import limits
+from diskq.host.slots import SEVERAL
 
 ROLES = Path(__file__).with_name("blame_roles.py")
 POISON = b"POISON"
@@ -352,7 +353,7 @@ def test_two_threads_in_with_blocks_do_not_clear_each_others_names(topic, group)
         assert handling() == 0
         with second:
             assert handling() is None
-            assert slots.read(consumer._member.slot).handling == diskq.slots.SEVERAL
+            assert slots.read(consumer._member.slot).handling == SEVERAL
             first.ack()
             assert handling() == 1
         assert handling() is None

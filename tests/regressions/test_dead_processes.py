@@ -47,8 +47,8 @@ tell("holding")
 sys.stdin.readline()
 """
 TAKE_THE_FIRST_SLOT = """
-import diskq.slots
-diskq.slots.MAX_CONSUMERS = 1
+import diskq.host.slots
+diskq.host.slots.MAX_CONSUMERS = 1
 consumer = None
 while consumer is None:
     sys.stdin.readline()
