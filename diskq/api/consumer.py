@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 
 from ..base import check, errors, limits
 from ..base.ondemand import lazy
-from ..delivery.take import Delivery, Grant, Member
+from ..delivery import settle
+from ..delivery import take as takes
+from ..delivery.grants import Grant, Member
 from ..format.layout import HELD
 from ..storage.tx import Tx
 from ..tables import leases
+from ..tables.group_tx import GroupTx
 from .membership import Membership
 from .message import Message
 from .waiting import may_get, wait_for_message
@@ -85,7 +88,7 @@ class Consumer:
         """
         messages = self._take(1, check.timeout(timeout) if block else 0)
         if not messages:
-            if self._member.engine.read(lambda tx: Delivery(tx, self._member.place).paused):
+            if self._member.engine.read(lambda tx: GroupTx(tx, self._member.place).paused):
                 raise errors.Empty(f"group {self.group.name!r} is paused; resume() lets it go on")
             raise errors.Empty(f"no message is ready in group {self.group.name!r}; try again later")
         return messages[0]
@@ -218,44 +221,42 @@ class Consumer:
         that, and whether there is no room for what comes next. With the commit, `taken` has it,
         too."""
 
-        def take(at: Delivery) -> tuple[bool, list[Grant], bool, bool]:
-            acked = done is not None and _acked(at, done)
+        def take(group: GroupTx) -> tuple[bool, takes.Taken]:
+            acked = done is not None and _acked(group, done)
             if acked:
-                at.tx.at_commit(done, "settled", True)
+                group.tx.at_commit(done, "settled", True)
             owner, slot, prefetch, *_ = self._member.leaser
             waiting = thread in self._member.presence.waiting
             member = Member(owner, slot, prefetch, thread, waiting)
-            grants = at.take(member, max(limit, self._prefetch))
-            if grants and waiting:  # in the commit: who takes something next counts it no more
+            taking = takes.take(group, member, max(limit, self._prefetch))
+            if taking.grants and waiting:  # in the commit: the next get counts it no more
                 self._member.presence.count_waiting(thread, False)
-            if grants:
-                at.tx.marks.append(partial(taken.extend, grants))
-            return acked, grants, bool(at.stuck), at.has_more()
+            if taking.grants:
+                group.tx.marks.append(partial(taken.extend, taking.grants))
+            return acked, taking
 
         seen = self._member.engine.slots.word(self._member.place.group_id)
-        acked, grants, stuck, more = self._member.in_group(
-            take, settles=done is not None, until=until
-        )
-        self._emptied = None if more else seen
+        acked, taking = self._member.in_group(take, settles=done is not None, until=until)
+        self._emptied = None if taking.more else seen
         if done is not None:
             if acked:
                 self._member.count_acked([done])
             else:
                 self._member.give_up([done])
-        return grants, stuck
+        return taking.grants, taking.stuck
 
     def _give_back(self) -> None:
         """Release what was leased for calls that were interrupted, uncharged."""
         strays = list(self._strays)
 
-        def release(at: Delivery) -> None:
+        def release(group: GroupTx) -> None:
             for taken in strays:
                 for each in taken:
-                    offsets = [each.offset] if isinstance(each, Message) else each.lease.offsets()
-                    for offset in offsets:
+                    messages = [each] if isinstance(each, Message) else each.messages
+                    for message in messages:
                         with suppress(errors.LeaseLost):
-                            at.release(each.lease, offset, 0)
-                at.tx.marks.append(taken.clear)
+                            settle.release(group, each.lease, message.offset, 0)
+                group.tx.marks.append(taken.clear)
 
         if any(strays):
             self._member.in_group(release, settles=False)
@@ -312,7 +313,9 @@ class Consumer:
         left_ns = lease.deadline_ns - self._member.engine.clock.monotonic_ns()
         if 3 * left_ns < 2 * lease.lasts_ns:
             try:
-                self._member.in_group(lambda at: at.extend(lease, offset, None), settles=False)
+                self._member.in_group(
+                    lambda group: settle.extend(group, lease, offset, None), settles=False
+                )
             except errors.LeaseLost:
                 return False
             return True
@@ -359,10 +362,10 @@ def _delivery_order(message: Message) -> tuple[bool, int, int]:
     return True, -message.priority, message.offset
 
 
-def _acked(at: Delivery, message: Message) -> bool:
+def _acked(group: GroupTx, message: Message) -> bool:
     """Ack a message, unless its lease was lost."""
     try:
-        at.ack(message.lease, [message.offset])
+        settle.ack(group, message.lease, [message.offset])
     except errors.LeaseLost:
         return False
     return True

@@ -20,14 +20,14 @@ from ..base.model import (
     WaitingMessage,
 )
 from ..base.ondemand import lazy
-from ..delivery.settle import Place
 from ..storage.handle import Handle
+from ..tables.group_tx import Place
 from .consumer import Consumer
 
 if TYPE_CHECKING:
     from ..base.options import GroupChanges
+    from ..delivery.positions import Start
     from ..operate import configure, dead_letters, deletion, peek, seek, stats
-    from ..tables.catalog import Start
     from .topic import Topic
 else:
     deletion = lazy("operate.deletion")

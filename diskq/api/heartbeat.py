@@ -15,7 +15,8 @@ from functools import partial
 
 from ..base.clock import nanoseconds
 from ..base.errors import DiskqError, LeaseLost, Unsupported
-from ..delivery.settle import Settling
+from ..delivery import settle
+from ..tables.group_tx import GroupTx
 from .membership import Membership
 from .message import Message
 
@@ -77,14 +78,14 @@ class Heartbeat:
             del living, messages
 
 
-def _extend(messages: Iterable[Message], at: Settling) -> float:
-    """Each lease once, though several messages may share it, and some of them be lost; and none
-    that somebody extended for longer. Returns the group's lease_seconds, which may have changed."""
-    until_ns = at.clock.monotonic_ns() + nanoseconds(at.settings.lease_seconds)
+def _extend(messages: Iterable[Message], group: GroupTx) -> float:
+    """Extend each lease once, though several messages may share it and some of them may be lost,
+    unless it was extended for longer. Returns the group's lease_seconds, which may have changed."""
+    until_ns = group.clock.monotonic_ns() + nanoseconds(group.settings.lease_seconds)
     extended = set()
     for message in messages:
         if message.lease not in extended and message.lease.deadline_ns < until_ns:
             with suppress(LeaseLost):
-                at.extend(message.lease, message.offset, None)
+                settle.extend(group, message.lease, message.offset, None)
                 extended.add(message.lease)
-    return at.settings.lease_seconds
+    return group.settings.lease_seconds

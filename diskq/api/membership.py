@@ -17,12 +17,13 @@ from typing import Protocol, TypeVar
 
 from ..base import errors, guard, limits
 from ..delivery import retention
-from ..delivery.settle import Place
-from ..delivery.take import Delivery, Member
+from ..delivery import settle as settling
+from ..delivery.grants import Member
 from ..format.layout import SOLO
-from ..format.lease_row import LeaseRow
 from ..storage.handle import Handle
+from ..storage.hands import Lease
 from ..storage.tx import Tx
+from ..tables.group_tx import GroupTx, Place
 from ..tables.log import Log
 from .presence import Presence
 
@@ -32,7 +33,7 @@ T = TypeVar("T")
 class Delivered(Protocol):
     """A message, as far as its settling needs it."""
 
-    lease: LeaseRow
+    lease: Lease
     offset: int
     body: bytes
     settled: bool
@@ -71,7 +72,7 @@ class Membership:
 
     def in_group(
         self,
-        action: Callable[[Delivery], T],
+        action: Callable[[GroupTx], T],
         *,
         settles: bool = True,
         until: float | None = None,
@@ -79,7 +80,7 @@ class Membership:
         """Run an action on the group in one commit; trim the log now and then if it `settles`."""
 
         def operation(tx: Tx) -> T:
-            group = Delivery(tx, self.place)
+            group = GroupTx(tx, self.place)
             result = action(group)
             group.store()
             if settles:
@@ -88,7 +89,7 @@ class Membership:
 
         return self.engine.commit(operation, until, self.handle.busy_seconds)
 
-    def settle(self, message: Delivered, action: Callable[[Delivery], None], *, ends: bool) -> None:
+    def settle(self, message: Delivered, action: Callable[[GroupTx], None], *, ends: bool) -> None:
         """Run an action on a message of this member in one commit; the message is settled if that
         `ends` its delivery.
 
@@ -102,23 +103,23 @@ class Membership:
         """See `Consumer.ack_many`."""
         self.check_open()
         messages = list(messages)
-        by_lease: dict[LeaseRow, list[int]] = {}
+        by_lease: dict[Lease, list[int]] = {}
         for message in messages:
             self.check_unsettled(message)
             by_lease.setdefault(message.lease, []).append(message.offset)
         if any(len(set(offsets)) < len(offsets) for offsets in by_lease.values()):
             raise errors.AlreadySettled("a message is in the list twice; settle each delivery once")
 
-        def ack(group: Delivery) -> None:
+        def ack(group: GroupTx) -> None:
             for lease, offsets in by_lease.items():
-                group.ack(lease, offsets)
+                settling.ack(group, lease, offsets)
 
         self._settle(messages, ack, True)
 
     def _settle(
-        self, messages: Sequence[Delivered], action: Callable[[Delivery], None], ends: bool
+        self, messages: Sequence[Delivered], action: Callable[[GroupTx], None], ends: bool
     ) -> None:
-        def settle(group: Delivery) -> None:
+        def settle(group: GroupTx) -> None:
             action(group)
             if ends:
                 mark_settled(group.tx, messages)
@@ -212,7 +213,8 @@ class Membership:
         self._acked = limits.TRIM_MESSAGES
         until = time.monotonic() + min(self.handle.busy_seconds, limits.CLOSE_SECONDS)
         try:
-            self.in_group(lambda group: group.release_owned(self.leaser.owner), until=until)
+            owner = self.leaser.owner
+            self.in_group(lambda group: settling.release_owned(group, owner), until=until)
             self._gave_back = True
         except errors.NotFound:
             self._gave_back = True  # the group was deleted, and its leases with it

@@ -9,14 +9,15 @@ from typing import TypeAlias
 from ..base import check, limits
 from ..base.clock import NS, nanoseconds
 from ..base.errors import Full
-from ..base.model import LANE_BITS
-from ..delivery.settle import Settling
-from ..format.lease_row import LeaseRow
+from ..delivery import settle
+from ..format.lanes import lane_of
 from ..format.segment import Parts
+from ..storage.hands import Lease
+from ..tables.group_tx import GroupTx
 from ..tables.log import Stored
 from .membership import Membership
 
-Action: TypeAlias = Callable[[Settling], None]
+Action: TypeAlias = Callable[[GroupTx], None]
 
 
 class Message:
@@ -37,7 +38,7 @@ class Message:
     def __init__(
         self,
         member: Membership,
-        lease: LeaseRow,
+        lease: Lease,
         stored: Stored,
         failures: int,
         parts: Parts | None = None,
@@ -72,7 +73,7 @@ class Message:
     @property
     def priority(self) -> int:
         """The lane it was put in: higher ones are delivered first."""
-        return self.offset >> LANE_BITS
+        return lane_of(self.offset)
 
     @property
     def token(self) -> int:
@@ -109,13 +110,15 @@ class Message:
         if seconds is not None:
             bounds = limits.MIN_LEASE_SECONDS, limits.MAX_LEASE_SECONDS
             seconds = check.seconds("seconds", seconds, *bounds)
-        self.member.settle(self, lambda at: at.extend(self.lease, self.offset, seconds), ends=False)
+        self.member.settle(
+            self, lambda group: settle.extend(group, self.lease, self.offset, seconds), ends=False
+        )
 
     # What a transaction does with it, to be run inside of a commit.
 
     def acking(self) -> Action:
         """For diskq's own use: the action of `ack`."""
-        return lambda at: at.ack(self.lease, [self.offset])
+        return lambda group: settle.ack(group, self.lease, [self.offset])
 
     def nacking(self, delay_seconds: float | None, error: str | None) -> Action:
         """For diskq's own use: the action of `nack`."""
@@ -129,11 +132,11 @@ class Message:
     def releasing(self, delay_seconds: float | None) -> Action:
         """For diskq's own use: the action of `release`."""
         delay_ns = 0 if delay_seconds is None else _delay_ns(delay_seconds)
-        return lambda at: at.release(self.lease, self.offset, delay_ns)
+        return lambda group: settle.release(group, self.lease, self.offset, delay_ns)
 
     def _failing(self, cause: str, error: str, delay_ns: int | None) -> Action:
-        name = self.member.name
-        return lambda at: at.fail(self.lease, self.offset, cause, name, error, delay_ns)
+        failure = cause, self.member.name, error, delay_ns
+        return lambda group: settle.fail(group, self.lease, self.offset, *failure)
 
     def __enter__(self) -> Message:
         self.member.name_handled(self)

@@ -15,6 +15,7 @@ from ..base.clock import Clock
 from ..base.errors import Busy, Closed, ConfigConflict
 from ..base.model import DURABILITIES, Finding, StoreStats
 from ..base.ondemand import lazy
+from ..delivery import making
 from ..format.layout import COPY
 from ..host import files
 from ..storage.engine import Engine
@@ -175,9 +176,9 @@ class Store:
         be made; ValueError, TypeError, Closed.
         """
         check.name("topic", name)
-        topic_id = self.handle.read(lambda tx: catalog.find_topic(tx, name, settings))
+        topic_id = self.handle.read(lambda tx: making.find_topic(tx, name, settings))
         if topic_id is None:
-            topic_id = self.handle.commit(lambda tx: catalog.make_topic(tx, name, settings))
+            topic_id = self.handle.commit(lambda tx: making.make_topic(tx, name, settings))
         return Topic(self, name, topic_id)
 
     def queue(self, name: str, **settings: Unpack[TopicChanges]) -> Queue:

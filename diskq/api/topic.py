@@ -10,11 +10,11 @@ from ..base import check, limits
 from ..base.errors import Full
 from ..base.model import LogMessage, Outgoing, Receipt, ScheduledMessage, TopicSettings, TopicStats
 from ..base.ondemand import lazy
-from ..delivery import put, retention
+from ..delivery import making, put, retention
+from ..delivery.positions import Start
 from ..storage.handle import Handle
 from ..storage.tx import Tx
 from ..tables import catalog
-from ..tables.catalog import Start
 from ..tables.refs import TopicRef
 from .group import Group
 
@@ -94,7 +94,7 @@ class Topic:
         prepared = put.prepare(messages)
 
         def operation(tx: Tx) -> Sequence[Receipt]:
-            return put.store(tx, self.ref, prepared)
+            return put.append(tx, self.ref, prepared)
 
         try:
             return put.commit(self.handle, operation, until)
@@ -189,10 +189,10 @@ class Topic:
         Raises: ConfigConflict if the group has other settings, NotFound, Full, ReadOnly, Closed.
         """
         check.name("group", name)
-        found = self.handle.read(lambda tx: catalog.find_group(tx, self.id, name, settings))
+        found = self.handle.read(lambda tx: making.find_group(tx, self.id, name, settings))
         if found is None:
             found = self.handle.commit(
-                lambda tx: catalog.make_group(tx, self.ref, name, start, settings)
+                lambda tx: making.make_group(tx, self.ref, name, start, settings)
             )
         return Group(self, name, found)
 

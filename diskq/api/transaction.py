@@ -10,9 +10,9 @@ from ..base import check
 from ..base.errors import Closed, WrongProcess
 from ..base.model import Outgoing, Receipt
 from ..delivery import put
-from ..delivery.take import Delivery
 from ..storage.handle import Handle
 from ..storage.tx import Tx
+from ..tables.group_tx import GroupTx
 from .message import Action, Message
 from .queue import Queue
 from .topic import Topic
@@ -124,7 +124,7 @@ class Transaction:
         def operation(tx: Tx) -> None:
             _settle_all(tx, settled)
             found = ((tx, topic.ref, prepared) for topic, prepared in parts)
-            receipts = [receipt for each in found for receipt in put.store(*each)]
+            receipts = [receipt for each in found for receipt in put.append(*each)]
             tx.at_commit(self, "receipts", receipts)
             tx.at_commit(self, "_over", True)
 
@@ -149,14 +149,14 @@ class Transaction:
 
 
 def _settle_all(tx: Tx, settled: Sequence[tuple[Message, Action]]) -> None:
-    groups: dict[int, Delivery] = {}
+    groups: dict[int, GroupTx] = {}
     for message, action in settled:
         place = message.member.place
-        at = groups.get(place.group_id)
-        if at is None:
-            at = groups[place.group_id] = Delivery(tx, place)
-        action(at)
-    for at in groups.values():
-        at.store()
+        group = groups.get(place.group_id)
+        if group is None:
+            group = groups[place.group_id] = GroupTx(tx, place)
+        action(group)
+    for group in groups.values():
+        group.store()
     for member in {message.member for message, _ in settled}:
         member.trim(tx)

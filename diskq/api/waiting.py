@@ -7,8 +7,9 @@ from functools import partial
 from threading import Thread
 
 from ..base import limits
-from ..delivery.take import Delivery
+from ..delivery import waiting
 from ..storage.tx import Tx
+from ..tables.group_tx import GroupTx
 from .membership import Membership
 
 
@@ -49,8 +50,8 @@ def may_get(member: Membership, thread: Thread) -> bool:
 def look(member: Membership, thread: Thread, stuck: bool, tx: Tx) -> tuple[float, bool]:
     """Seconds until there may be a message, 0 if there seems to be one; and whether the group is
     paused."""
-    group = Delivery(tx, member.place)
-    return group.look(member.leaser._replace(thread=thread), stuck), group.paused
+    group, leaser = GroupTx(tx, member.place), member.leaser._replace(thread=thread)
+    return waiting.seconds_to_wait(group, leaser, stuck=stuck), group.paused
 
 
 def sleep(

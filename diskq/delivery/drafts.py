@@ -1,5 +1,6 @@
-"""How messages come in that are not plain: with a priority, a delay or a dedup_id. Imported on
-demand, outside of any transaction; only the transaction knows what becomes of each."""
+"""Drafts: messages with a priority, a delay or a dedup_id on their way in. Imported on demand,
+outside of any transaction; only the transaction knows the offset or the due time of each.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +13,15 @@ from ..base.model import Outgoing, Receipt
 from ..format.rows import TopicRow
 from ..format.segment import RICH, TTL, encode_record, pack_records, stored_size
 from ..storage.reserve import need_room
-from ..tables import dedup, log, schedule
+from ..tables import dedup, schedule
+from ..tables import log as logs
 from ..tables.log import Log
 from . import retention
 
 
 class Draft(NamedTuple):
-    """A message, and when and where it wants to be put; `digest` is empty without a dedup_id."""
+    """An encoded message, its lane, and when to put it: at `at_ns`, or `delay_ns` from the put on.
+    `digest` is empty without a dedup_id."""
 
     record: bytes
     flags: int
@@ -26,6 +29,11 @@ class Draft(NamedTuple):
     delay_ns: int
     at_ns: int
     digest: bytes
+
+    def due_ns(self, now_ns: int) -> int:
+        """When to put the message, 0 for now."""
+        due_ns = self.at_ns or now_ns + self.delay_ns
+        return due_ns if due_ns > now_ns else 0
 
 
 def draft(message: bytes | Outgoing) -> Draft:
@@ -42,43 +50,32 @@ def draft(message: bytes | Outgoing) -> Draft:
     )
 
 
-def store_drafts(
-    source: Log, name: str, row: TopicRow, drafts: Sequence[Draft]
-) -> Sequence[Receipt]:
+def append(log: Log, name: str, row: TopicRow, drafts: Sequence[Draft]) -> Sequence[Receipt]:
     """Store messages, all or none. Raises: Full, MessageTooLarge, ValueError."""
-    ids = dedup.Ids(source.tx, source.topic_id, row)
-    found = {each.digest: ids.find(each.digest) for each in drafts if each.digest}
-    known = {digest: receipt for digest, receipt in found.items() if receipt is not None}
-    now_ns = source.tx.engine.clock.wall_ns()
     _check_lanes(name, row, drafts)
-    named = {each.digest: each for each in reversed(drafts) if each.digest not in known}
+    ids = dedup.Ids(log.tx, log.topic_id, row)
+    stored = {draft.digest: ids.find(draft.digest) for draft in drafts if draft.digest}
+    known = {digest: _duplicate(found) for digest, found in stored.items() if found is not None}
+    named = {draft.digest: draft for draft in reversed(drafts) if draft.digest not in known}
     new = [each for each in drafts if not each.digest or named.get(each.digest) is each]
-    rows = dedup.room_for(source.tx, len(named)) if named else []
-    if named:
-        ids.forget(min(4 * len(named), limits.MAX_FORGOTTEN_IDS + len(named)))
-    later = [each for each in new if _due_ns(each, now_ns)]
-    if later:
-        sizes = [len(each.record) for each in later]
-        sizes.append(max(sizes))  # once more, to move each when it is due
-        need_room(source.tx, *sizes, *rows)
-    if now := [each for each in new if not _due_ns(each, now_ns)]:
-        size = stored_size([len(each.record) for each in now], len({each.lane for each in now}))
-        retention.make_room(source, name, row, len(now), size, *([] if later else rows))
+    named.pop(b"", None)
+    now_ns = log.tx.engine.clock.wall_ns()
+    _make_room(log, name, row, ids, new, len(named), now_ns)
     lanes: list[list[Draft]] = [[] for _ in row.next]
     receipts = []
-    for each in drafts:
-        receipt = known.get(each.digest) if each.digest else None
+    for draft in drafts:
+        receipt = known.get(draft.digest) if draft.digest else None
         if receipt is None:
-            receipt = _place(source, row, ids, each, _due_ns(each, now_ns), lanes)
-            if each.digest:
-                known[each.digest] = receipt._replace(duplicate=True)
+            receipt = _place(log, row, ids, draft, draft.due_ns(now_ns), lanes)
+            if draft.digest:
+                known[draft.digest] = receipt._replace(duplicate=True)
         receipts.append(receipt)
-    for lane, its in enumerate(lanes):
-        if its:
-            flags = RICH | (TTL if any(draft.flags & TTL for draft in its) else 0)
-            source.append(row, lane, pack_records([draft.record for draft in its], flags))
+    for lane, placed in enumerate(lanes):
+        if placed:
+            flags = RICH | (TTL if any(draft.flags & TTL for draft in placed) else 0)
+            log.append(row, lane, pack_records([draft.record for draft in placed], flags))
     if new:
-        log.store(source.tx, source.topic_id, row)
+        logs.store(log.tx, log.topic_id, row)
     return receipts
 
 
@@ -91,14 +88,34 @@ def _check_lanes(name: str, row: TopicRow, drafts: Sequence[Draft]) -> None:
         )
 
 
-def _due_ns(draft: Draft, now_ns: int) -> int:
-    """When a draft is to be put, 0 for now."""
-    due_ns = draft.at_ns or now_ns + draft.delay_ns
-    return due_ns if due_ns > now_ns else 0
+def _duplicate(row: dedup.Row) -> Receipt:
+    """The receipt of the first put with a dedup_id, for a put that stores nothing."""
+    if row.number:
+        schedule_id = schedule.schedule_id(row.place, row.number - 1)
+        return Receipt(None, True, schedule_id, row.commit_id)
+    return Receipt(row.place, True, None, row.commit_id)
+
+
+def _make_room(
+    log: Log, name: str, row: TopicRow, ids: dedup.Ids, new: list[Draft], named: int, now_ns: int
+) -> None:
+    """Let new messages fit, `named` of which have a dedup_id. Raises: Full, MessageTooLarge."""
+    rows = dedup.room_for(log.tx, named) if named else []
+    if named:
+        ids.forget(min(4 * named, limits.MAX_FORGOTTEN_IDS + named))
+    later = [draft for draft in new if draft.due_ns(now_ns)]
+    if later:
+        sizes = [len(draft.record) for draft in later]
+        sizes.append(max(sizes))  # once more, to move each when it is due
+        need_room(log.tx, *sizes, *rows)
+    if now := [draft for draft in new if not draft.due_ns(now_ns)]:
+        lanes = len({draft.lane for draft in now})
+        size = stored_size([len(draft.record) for draft in now], lanes)
+        retention.make_room(log, name, row, len(now), size, *([] if later else rows))
 
 
 def _place(
-    source: Log,
+    log: Log,
     row: TopicRow,
     ids: dedup.Ids,
     draft: Draft,
@@ -106,9 +123,10 @@ def _place(
     lanes: list[list[Draft]],
 ) -> Receipt:
     """Schedule a draft, or give it the next offset of its lane."""
-    commit_id = source.tx.commit_id
+    commit_id = log.tx.commit_id
     if due_ns:
-        number = schedule.add(source, row, due_ns, draft.lane, draft.flags, draft.record)
+        scheduled = due_ns, draft.lane, draft.flags, draft.record
+        number = schedule.add(log.tx, log.topic_id, row, *scheduled)
         if draft.digest:
             ids.note(draft.digest, due_ns, number)
         return Receipt(None, False, schedule.schedule_id(due_ns, number), commit_id)

@@ -1,36 +1,31 @@
 """Retention: messages leave a topic's log once all groups settled them, or over a bound.
 
-- `trim` deletes the segments that nobody needs any more, wherever they stand, and those over the
+- `trim` deletes the segments that no group needs any more, wherever they stand, and those over the
   topic's bounds;
 - `make_room` does that before a put, or refuses the put.
 
-What leaves the log leaves every group in the same commit, where what was not settled counts as
-dropped. Each call does a bounded part, and segments go whole. What an operator wants to go is in
-purging.py.
+A message that leaves the log leaves every group in the same commit, and counts there as dropped if
+it was not settled. Each call does a bounded part, and deletes whole segments. Purges, which
+operators ask for, are in operate/purge.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from heapq import merge
-from itertools import islice, takewhile
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ..base import limits
-from ..base.clock import Stamp, nanoseconds
 from ..base.errors import Full, MessageTooLarge
-from ..base.model import LANE_BITS, TopicSettings
+from ..base.model import TopicSettings
 from ..base.ondemand import lazy
-from ..format.decoding import unpacked
-from ..format.lease_row import decode_lease
-from ..format.rows import TopicRow, decode_group, decode_topic
-from ..format.segment import LOG_KEY, head_of
+from ..format.rows import TopicRow, decode_topic
 from ..storage.handle import Handle
 from ..storage.reserve import need_room
-from ..tables import ages, leases, log
+from ..storage.tx import Tx
+from ..tables import log as logs
 from ..tables.log import Log
 from ..tables.refs import TopicRef
-from .settle import Place, Settling
+from .bounds import drop, drop_old, is_over, oldest
+from .settled import trim_settled
 
 if TYPE_CHECKING:
     from ..tables import dedup
@@ -38,54 +33,51 @@ else:
     dedup = lazy("tables.dedup")
 
 
-class Head(NamedTuple):
-    """A segment, without its messages."""
-
-    first: int
-    stop: int
-    size: int
-    put: Stamp
-
-
-def trim(source: Log, name: str, at: int | None = None) -> tuple[int, int]:
-    """Delete what no group needs or what is over a bound, a bounded part of it: from an offset on,
-    or with None from where the last trim of this process ended, and around. Returns how many
-    messages went, and where to go on, 0 at the end. Group rows must have been stored before."""
-    row = log.load(source.tx, source.topic_id, name)
-    gone = _drop_old(source, row, 0, 0)
-    settled, at = _trim_settled(source, row, at)
+def trim(log: Log, name: str, start: int | None = None) -> tuple[int, int]:
+    """Delete some segments that no group needs or that are over a bound: from an offset on, or with
+    None from where the last trim of this process ended, and around. Returns how many messages were
+    deleted, and the offset from which to go on, 0 at the end. Group rows must be stored before."""
+    row = logs.load(log.tx, log.topic_id, name)
+    gone = drop_old(log, row, 0, 0)
+    settled, go_on = trim_settled(log, row, start)
     if gone + settled:
-        log.store(source.tx, source.topic_id, row)
-        source.tx.announced.add(source.topic_id)
-    dedup.Ids(source.tx, source.topic_id, row).forget(limits.MAX_FORGOTTEN_IDS)
-    return gone + settled, at
+        logs.store(log.tx, log.topic_id, row)
+        log.tx.announced.add(log.topic_id)
+    dedup.Ids(log.tx, log.topic_id, row).forget(limits.MAX_FORGOTTEN_IDS)
+    return gone + settled, go_on
 
 
 def trim_all(handle: Handle, topic: TopicRef) -> int:
     """See Topic.trim."""
-    total = at = 0
+    total = start = 0
     while True:
-        count, at = handle.commit(lambda tx: trim(Log(tx, topic.id), topic.name, at))  # noqa: B023
+        count, start = handle.commit(
+            lambda tx: trim(Log(tx, topic.id), topic.name, start)  # noqa: B023
+        )
         total += count
-        if not count and not at:
+        if not count and not start:
             break
-    while handle.commit(lambda tx: dedup.forget_of(tx, *topic)):
+    while handle.commit(lambda tx: _forget_ids(tx, topic)):
         pass
     return total
 
 
-def make_room(source: Log, name: str, row: TopicRow, count: int, size: int, *more: int) -> None:
+def _forget_ids(tx: Tx, topic: TopicRef) -> int:
+    return dedup.Ids(tx, topic.id, logs.load(tx, *topic)).forget(limits.MAX_FORGOTTEN_IDS)
+
+
+def make_room(log: Log, name: str, row: TopicRow, count: int, size: int, *more: int) -> None:
     """Let `count` messages of `size` bytes fit, and `more` rows. The caller stores the topic's row.
 
-    Raises: Full, with `topic` if that is what is full; MessageTooLarge if they never fit.
+    Raises: Full, with its `topic` if the topic is full; MessageTooLarge if they can never fit.
     """
     bounds = decode_topic(row.config).settings
     if bounds.max_messages or bounds.max_bytes or bounds.max_age_seconds:
         _check_fits(name, bounds, count, size)
-        _drop_old(source, row, count, size)
-        if _over(row, bounds, count, size):
-            _trim_settled(source, row)
-        if _over(row, bounds, count, size):
+        drop_old(log, row, count, size)
+        if is_over(row, bounds, count, size):
+            trim_settled(log, row)
+        if is_over(row, bounds, count, size):
             raise Full(
                 f"topic {name!r} is full: {row.stored} messages of {row.bytes} bytes are"
                 " stored; consume messages, or raise its bounds",
@@ -93,12 +85,12 @@ def make_room(source: Log, name: str, row: TopicRow, count: int, size: int, *mor
             )
     while True:
         try:
-            need_room(source.tx, size, *more)
+            need_room(log.tx, size, *more)
             return
         except Full:
-            if dedup.has_stale(source.tx):  # they go first, see puts.commit
+            if dedup.has_stale(log.tx):  # they go first, see put.commit
                 raise
-            if bounds.discard != "old" or not _drop(source, row, _oldest(source, row), 16):
+            if bounds.discard != "old" or not drop(log, row, oldest(log, row), 16):
                 raise
 
 
@@ -112,127 +104,3 @@ def _check_fits(name: str, bounds: TopicSettings, count: int, size: int) -> None
                 size=found,
                 limit=most,
             )
-
-
-def _over(row: TopicRow, bounds: TopicSettings, count: int, size: int) -> bool:
-    most, room = bounds.max_messages, bounds.max_bytes
-    too_many = most is not None and row.stored + count > most
-    return too_many or (room is not None and row.bytes + size > room)
-
-
-def _drop_old(source: Log, row: TopicRow, count: int, size: int) -> int:
-    """Drop what is over the topic's age, and, if it prefers new messages, what is in the way of
-    `count` more with `size` bytes; returns how many messages went."""
-    bounds = decode_topic(row.config).settings
-    gone = 0
-    if bounds.max_age_seconds is not None:
-        now, most = ages.Now(source.tx), nanoseconds(bounds.max_age_seconds)
-        old = takewhile(lambda head: now.age_ns(head.put) >= most, _oldest(source, row))
-        gone = _drop(source, row, old)
-    if bounds.discard == "old" or bounds.retention == "limits":
-        if bounds.retention == "interest" and _over(row, bounds, count, size):
-            gone += _trim_settled(source, row)[0]
-        while _over(row, bounds, count, size) and row.segments:
-            gone += _drop(source, row, _in_the_way(source, row, count, size))
-    return gone
-
-
-def _in_the_way(source: Log, row: TopicRow, count: int, size: int) -> Iterator[Head]:
-    """The oldest segments, until so much more would fit."""
-    bounds = decode_topic(row.config).settings
-    messages = row.stored + count - (bounds.max_messages or 2**64)
-    too_large = row.bytes + size - (bounds.max_bytes or 2**64)
-    for head in _oldest(source, row):
-        if messages <= 0 and too_large <= 0:
-            return
-        messages -= head.stop - head.first
-        too_large -= head.size
-        yield head
-
-
-def _drop(source: Log, row: TopicRow, heads: Iterator[Head], most: int = 1 << 30) -> int:
-    """Drop the first segments, and count them; returns how many messages went."""
-    floors: list[int] = [lane << LANE_BITS for lane in range(len(row.next))]
-    for head in islice(heads, min(most, limits.MAX_TRIM_SEGMENTS)):
-        floors[head.first >> LANE_BITS] = head.stop
-    gone = _remove_below(source, row, floors, "dropped")
-    row.dropped += gone
-    return gone
-
-
-def _remove_below(source: Log, row: TopicRow, floors: Sequence[int], counter: str) -> int:
-    """Delete segments, after their messages have left all groups."""
-    for group in groups_of(source, row):
-        group.withdraw(floors, counter)
-        group.store()
-    most = limits.MAX_TRIM_SEGMENTS
-    return sum(
-        source.trim(row, lane << LANE_BITS, floor, most) for lane, floor in enumerate(floors)
-    )
-
-
-def _trim_settled(source: Log, row: TopicRow, at: int | None = None) -> tuple[int, int]:
-    """Delete segments that every group has settled, if the topic does not keep them; as `trim`."""
-    config = decode_topic(row.config)
-    if config.settings.retention != "interest" or not config.groups:
-        return 0, 0
-    places = source.tx.engine.trimmed
-    start = free = places.get(source.topic_id, 0) if at is None else at
-    gone, left = 0, limits.MAX_TRIM_SEGMENTS
-    needed, go_on = _needed(source, row, free)
-    for first, stop in needed:
-        if first > free:
-            before = row.segments
-            gone += source.trim(row, free, first, left)
-            left -= before - row.segments
-            if not left:
-                go_on = free
-                break
-        free = max(free, stop)
-    places[source.topic_id] = go_on
-    if at is None and start and not go_on and left:
-        around, go_on = _trim_settled(source, row, 0)
-        gone += around
-    return gone, go_on
-
-
-def _needed(source: Log, row: TopicRow, at: int) -> tuple[list[tuple[int, int]], int]:
-    """Where groups need messages of the log from an offset on, as first and stop offsets, in order;
-    and up to where these are all, 0: to the end. Every run is looked at, since they are stored by
-    deadline, but only some are decoded."""
-    tx = source.tx
-    spans: list[tuple[int, int, bytes, bytes]] = []
-    unread = row.offsets
-    for group_id in decode_topic(row.config).groups:
-        group = leases.load(tx, group_id, "")
-        unread = list(map(min, unread, group.offsets))
-        spans += (span for span in leases.spans(tx, group_id) if span[1] > at)
-    needed = [(offset, (lane + 1) << LANE_BITS) for lane, offset in enumerate(unread)]
-    for first, _, key, value in sorted(spans):
-        if len(needed) > limits.MAX_TRIM_RUNS and first > at:
-            return sorted([run for run in needed if run[0] < first] + [(first, first)]), first
-        needed += decode_lease(key, value).runs()
-    return sorted(needed), 0
-
-
-def groups_of(source: Log, row: TopicRow) -> Iterator[Settling]:
-    for group_id in decode_topic(row.config).groups:
-        group = leases.load(source.tx, group_id, "")
-        name = decode_group(group.config).name
-        yield Settling(source.tx, Place(source.topic_id, "", group_id, name), group)
-
-
-def _oldest(source: Log, row: TopicRow) -> Iterator[Head]:
-    """The segments by time, each lane in its order."""
-    lanes = [heads_of(source, row, lane) for lane in range(len(row.next))]
-    return merge(*lanes, key=lambda head: head.put.put_at_ns) if len(lanes) > 1 else lanes[0]
-
-
-def heads_of(source: Log, row: TopicRow, lane: int) -> Iterator[Head]:
-    for key, value in source.items(lane << LANE_BITS):
-        first: int = unpacked(LOG_KEY, key)[1]
-        if first >= row.offset(lane):
-            return
-        if first >> LANE_BITS == lane:
-            count, put = head_of(value)
-            yield Head(first, first + count, len(value), put)

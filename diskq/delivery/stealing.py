@@ -1,37 +1,36 @@
-"""Taking what another consumer prefetched and did not begin. Imported on demand.
+"""Taking what another consumer prefetched and did not begin to handle. Imported on demand.
 
-The thief says so in `slots` before it looks how far the other one is, and the other one looks there
-after it said what it hands out: so not both have a message.
+The thief announces itself in `slots` before it reads how far the other consumer is, and the other
+consumer looks for a thief after it wrote what it hands out. So at most one of them has a message.
 """
 
 from __future__ import annotations
 
+from ..format.lease_row import LeaseRow
 from ..tables import leases
-from .reclaim import untouched
-from .take import Delivery, Grant, Member
+from ..tables.group_tx import GroupTx
+from .grants import Grant, Member, choose_run, store_lease
+from .passing import Search
+from .reclaim import not_started
 
 
-def steal(at: Delivery, member: Member, limit: int) -> list[Grant]:
-    """The later half of what another consumer prefetched and did not begin: better it is
-    handled here and now."""
-    at.tx.engine.slots.turns.begin_stealing()
-    for lease in [lease for lease in at.leased() if lease.owner != member.owner]:
-        while left := untouched(at, lease):
-            taken = left[len(left) // 2 :][-limit:]
-            for offset in taken:
-                lease.settled |= 1 << offset - lease.first
-            leases.update(at.tx, at.id, lease)
-            at.row.leased -= len(taken)
-            run = leases.run_of(taken)
-            found = at.read(run)
-            messages, passed = at.sift(found)
-            if passed < len(found):
-                rest = leases.run_of([message.offset for message in found[passed:]])
-                leases.grant(at.tx, at.id, rest)
-                at.row.ready += rest.unsettled
-            if messages:
-                run = leases.run_of([message.offset for message in messages])
-                at.note_keys(run, messages)
-                at.row.redelivered += len(messages)
-                return [at.grant(Grant(run, messages, 0), member)]
+def steal(search: Search, member: Member, limit: int) -> list[Grant]:
+    """Lease the later half of what another consumer prefetched and did not begin, up to `limit`
+    messages: here they are handled at once."""
+    group = search.group
+    group.tx.engine.slots.turns.begin_stealing()
+    for row in [row for row in leases.leased(group) if row.owner != member.owner]:
+        while left := not_started(group, row):
+            run = _take_from(group, row, left[len(left) // 2 :][-limit:])
+            choice = choose_run(search, run)
+            if choice.messages:
+                return [store_lease(group, choice, member)]
     return []
+
+
+def _take_from(group: GroupTx, row: LeaseRow, offsets: list[int]) -> LeaseRow:
+    for offset in offsets:
+        row.settled |= 1 << offset - row.first
+    leases.update(group, row)
+    group.row.leased -= len(offsets)
+    return leases.run_of(offsets)

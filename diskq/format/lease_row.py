@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from struct import Struct
 from struct import error as struct_error
-from threading import Thread
 
-from ..base.model import LANE_BITS
 from .decoding import damaged, unpacked
+from .lanes import lane_of
 from .layout import HELD, MAX_RUN, TIME_KEY
 from .rows import Row
 
@@ -16,9 +15,10 @@ from .rows import Row
 class LeaseRow(Row, layout=">QQQHBI"):
     """The right to the unsettled messages of the run `first` to `first + count`.
 
-    `settled` is a bit set by position. Flag HELD: the one message is in `held`, not in the log.
-    Flag SOLO: each may be what killed a consumer that had several, so deliver it alone.
-    Flag PREFETCHED: its messages are handled one by one, in order; others may take the last ones.
+    `settled` is a bit set by position. Flag HELD: the only message is in `held`, not in the log.
+    Flag SOLO: each message may have killed a consumer that had several, so it is delivered alone.
+    Flag PREFETCHED: the messages are handled one by one, in order; other consumers may take the
+    last ones.
     """
 
     token: int
@@ -30,11 +30,7 @@ class LeaseRow(Row, layout=">QQQHBI"):
 
     def __init__(self, first: int, count: int, settled: int = 0, flags: int = 0) -> None:
         self.token = self.owner = self.granted_ns = self.slot = self.deadline_ns = 0
-        self.moved_ns = 0  # its deadline within a transaction that is not committed yet
-        self.lasts_ns = 0  # how long a consumer has from a grant or extension on
         self.first, self.count, self.settled, self.flags = first, count, settled, flags
-        self.keys: dict[int, int] = {}  # in a group that keeps key order: hash of each message
-        self.hands: dict[int | None, Thread | None] = {}  # who has an offset, or all; see hands.py
 
     @property
     def unsettled(self) -> int:
@@ -43,12 +39,12 @@ class LeaseRow(Row, layout=">QQQHBI"):
 
     @property
     def lane(self) -> int:
-        """The lane of its messages: a run is in one."""
-        return self.first >> LANE_BITS
+        """The lane of its messages: a run never spans two lanes."""
+        return lane_of(self.first)
 
     @property
     def next_unsettled(self) -> int:
-        """The offset of its first unsettled message; only if there is one."""
+        """The offset of its first unsettled message, of which there must be one."""
         return self.first + (~self.settled & (self.settled + 1)).bit_length() - 1
 
     def offsets(self) -> list[int]:
@@ -57,7 +53,7 @@ class LeaseRow(Row, layout=">QQQHBI"):
         return [offset for offset in run if self.holds(offset)] if self.settled else list(run)
 
     def runs(self) -> Iterator[tuple[int, int]]:
-        """Its unsettled messages as runs without a settled one: first and stop offsets, rising."""
+        """First and stop offsets of the runs of its unsettled messages, in order."""
         if not self.settled:
             yield self.first, self.first + self.count
             return
@@ -70,9 +66,9 @@ class LeaseRow(Row, layout=">QQQHBI"):
             start = unsettled.find("1", stop)
 
     def holds(self, offset: int) -> bool:
-        """Whether this offset is one of its unsettled messages."""
-        at = offset - self.first
-        return 0 <= at < self.count and not self.settled >> at & 1
+        """Whether the message at this offset is one of its unsettled messages."""
+        position = offset - self.first
+        return 0 <= position < self.count and not self.settled >> position & 1
 
     def encode(self) -> bytes:
         """The row as it is stored."""
@@ -80,7 +76,7 @@ class LeaseRow(Row, layout=">QQQHBI"):
 
 
 def decode_lease(key: bytes, value: bytes) -> LeaseRow:
-    """The inverse of LeaseRow.encode, with what the key says. Raises: Corrupt."""
+    """A row from its key and its value, the inverse of LeaseRow.encode. Raises: Corrupt."""
     try:
         _, _, deadline_ns, first = TIME_KEY.unpack(key)
         row = LeaseRow(first, 0)
@@ -90,7 +86,7 @@ def decode_lease(key: bytes, value: bytes) -> LeaseRow:
     bitmap, count = value[row.layout.size :], row.count
     row.deadline_ns, row.settled = deadline_ns, int.from_bytes(bitmap, "big")
     whole = len(bitmap) == (count + 7) // 8 and 0 < count <= MAX_RUN
-    if not whole or row.settled >> count or first + count - 1 >> LANE_BITS != first >> LANE_BITS:
+    if not whole or row.settled >> count or lane_of(first + count - 1) != lane_of(first):
         raise damaged(f"the lease at offset {first}")
     return row
 
@@ -99,7 +95,7 @@ _FLAGS_AND_COUNT = Struct(">26xBI")
 
 
 def span_of(key: bytes, value: bytes) -> tuple[int, int] | None:
-    """First and stop offset of a lease's run, None if it is HELD: all that a look at many needs."""
+    """First and stop offset of a lease's run, None if it is HELD; without decoding the rest."""
     if len(value) < LeaseRow.layout.size:
         raise damaged("a lease")
     flags, count = _FLAGS_AND_COUNT.unpack_from(value)

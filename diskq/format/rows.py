@@ -13,7 +13,6 @@ from ..base.limits import MAX_PRIORITIES
 from ..base.model import (
     DISCARDS,
     DURABILITIES,
-    LANE_BITS,
     ORDERINGS,
     RETENTIONS,
     Backoff,
@@ -21,6 +20,7 @@ from ..base.model import (
     TopicSettings,
 )
 from .decoding import WRONG, damaged, decode_name, unpacked
+from .lanes import Cursor, lane_of, lane_start
 from .layout import FORMAT_VERSION, U16, U32
 
 _MOST_SECONDS = 1e9  # of a stored duration: no sum of times is over 64 bits
@@ -97,7 +97,7 @@ class CountedRow(Row):
             self.unpack(data)
             lanes = _LANES[data[self.layout.size]]
             self.next = list(lanes.unpack_from(data, self.layout.size)[1:])
-            if max(self.next) >> LANE_BITS:
+            if lane_of(max(self.next)):
                 raise OverflowError(self.next)
         except WRONG as error:
             raise damaged("the row of a topic or group") from error
@@ -112,12 +112,12 @@ class CountedRow(Row):
 
     def offset(self, lane: int) -> int:
         """The offset that is next in a lane."""
-        return (lane << LANE_BITS) + self.next[lane]
+        return lane_start(lane) + self.next[lane]
 
     @property
-    def offsets(self) -> list[int]:
+    def offsets(self) -> Cursor:
         """The offset that is next in each lane."""
-        return [self.offset(lane) for lane in range(len(self.next))]
+        return Cursor(map(self.offset, range(len(self.next))))
 
 
 _LANES = [Struct(f">B{lanes}Q") for lanes in range(MAX_PRIORITIES + 1)]

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 from ..base.model import DURABILITIES
 from ..base.ondemand import lazy
-from ..delivery.settle import Place, Settling
+from ..delivery import settle
 from ..format.decoding import unpacked
 from ..format.layout import ID_KEY
 from ..format.rows import GroupRow, decode_group
 from ..storage.tx import Tx
 from ..tables import catalog
+from ..tables.group_tx import GroupTx, Place
 
 if TYPE_CHECKING:
     from ..storage import creation
@@ -36,6 +37,6 @@ def note_boot(tx: Tx, boot_id: bytes) -> None:
         config = decode_group(row.config)
         group_id = unpacked(ID_KEY, key)[1]
         at = Place(config.topic_id, "", group_id, config.name)
-        group = Settling(tx, at, row)
-        group.release_owned(None)
+        group = GroupTx(tx, at, row)
+        settle.release_owned(group, None)
         group.store()

@@ -1,4 +1,4 @@
-"""Settings of topics and groups: change them, pause and resume."""
+"""Settings of topics and groups: read and change them, pause and resume."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 from ..base import limits, options
 from ..base.errors import ConfigConflict
 from ..base.model import GroupSettings, TopicSettings
-from ..delivery.settle import Place
-from ..format.rows import decode_group, decode_topic
+from ..format.rows import TopicRow, decode_group, decode_topic
 from ..storage.handle import Handle
 from ..storage.tx import Tx
-from ..tables import dedup, leases, log
+from ..tables import dedup, group_tx, log
+from ..tables.group_tx import Place
 from ..tables.refs import TopicRef
 
 if TYPE_CHECKING:
-    from ..tables.catalog import Given
+    from ..delivery.making import Given
 
 
 def of_topic(handle: Handle, topic: TopicRef) -> TopicSettings:
@@ -23,9 +23,9 @@ def of_topic(handle: Handle, topic: TopicRef) -> TopicSettings:
     return handle.read(lambda tx: decode_topic(log.load(tx, *topic).config).settings)
 
 
-def of_group(handle: Handle, group: Place) -> GroupSettings:
+def of_group(handle: Handle, place: Place) -> GroupSettings:
     """The stored settings of a group. Raises: NotFound."""
-    row = handle.read(lambda tx: leases.load(tx, group.group_id, group.group))
+    row = handle.read(lambda tx: group_tx.load(tx, place.group_id, place.group))
     return decode_group(row.config).settings
 
 
@@ -46,7 +46,7 @@ def _update_topic(tx: Tx, topic_id: int, name: str, given: Given) -> TopicSettin
     config = decode_topic(row.config)
     settings = options.changes(config.settings, given)
     longer = settings.dedup_seconds > config.settings.dedup_seconds
-    if longer and dedup.forget_all_of(tx, topic_id, name):
+    if longer and _forget_ids(tx, topic_id, row):
         return None  # in a longer window they would be known again
     more = settings.priorities - len(row.next)
     if more < 0:
@@ -55,32 +55,36 @@ def _update_topic(tx: Tx, topic_id: int, name: str, given: Given) -> TopicSettin
     row.config = config._replace(settings=settings).encode()
     log.store(tx, topic_id, row)
     for group_id in config.groups if more else ():
-        group = leases.load(tx, group_id, "")
+        group = group_tx.load(tx, group_id, "")
         group.next += [0] * more
-        leases.store(tx, group_id, group)
+        group_tx.store(tx, group_id, group)
     tx.announced.add(topic_id)
     return settings
 
 
-def update_group(tx: Tx, at: Place, given: Given) -> GroupSettings:
+def _forget_ids(tx: Tx, topic_id: int, row: TopicRow) -> int:
+    return dedup.Ids(tx, topic_id, row).forget(limits.MAX_FORGOTTEN_IDS, everywhere=True)
+
+
+def update_group(tx: Tx, place: Place, given: Given) -> GroupSettings:
     """Change settings of a group; returns all of them. Raises: as update_topic."""
-    row = leases.load(tx, at.group_id, at.group)
+    row = group_tx.load(tx, place.group_id, place.group)
     config = decode_group(row.config)
     settings = options.changes(config.settings, given)
     if settings.ordering != config.settings.ordering:
-        raise _fixed("ordering", "group", at.group)
+        raise _fixed("ordering", "group", place.group)
     row.config = config._replace(settings=settings).encode()
-    leases.store(tx, at.group_id, row)
-    tx.wake(at.group_id, limits.MAX_CONSUMERS)
+    group_tx.store(tx, place.group_id, row)
+    tx.wake(place.group_id, limits.MAX_CONSUMERS)
     return settings
 
 
-def set_paused(tx: Tx, at: Place, paused: bool) -> None:
+def set_paused(tx: Tx, place: Place, paused: bool) -> None:
     """Stop deliveries of a group, or go on."""
-    row = leases.load(tx, at.group_id, at.group)
+    row = group_tx.load(tx, place.group_id, place.group)
     row.config = decode_group(row.config)._replace(paused=paused).encode()
-    leases.store(tx, at.group_id, row)
-    tx.wake(at.group_id, limits.MAX_CONSUMERS)
+    group_tx.store(tx, place.group_id, row)
+    tx.wake(place.group_id, limits.MAX_CONSUMERS)
 
 
 def _fixed(what: str, kind: str, name: str) -> ConfigConflict:

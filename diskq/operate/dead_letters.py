@@ -8,7 +8,7 @@ from itertools import islice
 from ..base import check, limits
 from ..base.errors import NotFound
 from ..base.model import DeadLetter, Failure
-from ..delivery.settle import Place, Settling
+from ..delivery import key_order, leaving
 from ..format.decoding import damaged
 from ..format.held_row import HeldRow
 from ..format.layout import DEAD
@@ -16,7 +16,8 @@ from ..format.segment import TTL, decode_record
 from ..storage.handle import Handle
 from ..storage.reserve import room_of
 from ..storage.tx import Tx
-from ..tables import held, key_owners, leases
+from ..tables import group_tx, held
+from ..tables.group_tx import GroupTx, Place
 
 _PAGE = 100  # fetched per read transaction
 
@@ -26,7 +27,7 @@ def dead(handle: Handle, place: Place, start: int) -> Iterator[DeadLetter]:
     start = check.count("start", start, 0, 2**64 - 1)
 
     def page(tx: Tx) -> list[tuple[int, HeldRow]]:
-        leases.load(tx, place.group_id, place.group)
+        group_tx.load(tx, place.group_id, place.group)
         return list(islice(held.rows(tx, place.group_id, DEAD, start), _PAGE))
 
     while found := handle.read(page):
@@ -42,7 +43,7 @@ def redrive(handle: Handle, place: Place, limit: int | None, offsets: Sequence[i
             raise ValueError("redrive takes a limit or offsets, not both")
         chosen = _offsets(offsets)
         return handle.commit(lambda tx: _revive(tx, place, chosen))
-    left = handle.read(lambda tx: leases.load(tx, place.group_id, place.group).dead)
+    left = handle.read(lambda tx: group_tx.load(tx, place.group_id, place.group).dead)
     if limit is not None:
         left = min(left, check.count("limit", limit, 0, 2**63))
     count = 0
@@ -56,12 +57,12 @@ def forget(handle: Handle, place: Place, offsets: Sequence[int]) -> None:
     chosen = _offsets(offsets)
 
     def operation(tx: Tx) -> None:
-        at = Settling(tx, place)
+        group = GroupTx(tx, place)
         for offset in chosen:
-            _load(at, offset)
-            _forget(at, offset)
-            at.row.purged += 1
-        at.store()
+            _load(group, offset)
+            held.remove_dead(group, offset)
+            group.row.purged += 1
+        group.store()
 
     handle.commit(operation)
 
@@ -74,7 +75,6 @@ def _offsets(offsets: Sequence[int]) -> list[int]:
 
 
 def _redrive_some(handle: Handle, place: Place, limit: int) -> int:
-
     def operation(tx: Tx) -> int:
         most = min(limit, limits.MAX_REDRIVE_MESSAGES)
         chosen = list(islice(held.offsets(tx, place.group_id, DEAD), most))
@@ -89,47 +89,35 @@ def _revive(tx: Tx, place: Place, offsets: Sequence[int], *, part: bool = False)
 
     Raises: NotFound, Full.
     """
-    at = Settling(tx, place)
+    group = GroupTx(tx, place)
     now, room = tx.engine.clock.wall_ns(), room_of(tx)
     for count, offset in enumerate(offsets):
-        row = _load(at, offset)
+        row = _load(group, offset)
         enough = part and count > 0
         if (enough and room.spent) or not room.take(row.size, kept=True):
             if not enough:
-                raise at.full()
-            at.store()
+                raise leaving.no_room(group)
+            group.store()
             return count
-        _forget(at, offset)
+        held.remove_dead(group, offset)
         row.failures = 0
         row.flags &= ~TTL
         row.note(Failure(now, "redriven", "", ""))
-        key = key_owners.hash_of(row.record, row.flags) if at.keyed else None
-        if key is not None and key_owners.holder(tx, at.id, key) is not None:
-            key_owners.park(tx, at.id, at.row, key, offset, row)
-            continue
-        if key is not None:
-            key_owners.take(tx, at.id, key, offset)
-        held.wait(tx, at.id, at.row, offset, row, now)
-        tx.wake(at.id, 1)
-    at.store()
+        if key_order.wait_or_park(group, offset, row, now):
+            tx.wake(group.id, 1)
+    group.store()
     return len(offsets)
 
 
-def _load(at: Settling, offset: int) -> HeldRow:
+def _load(group: GroupTx, offset: int) -> HeldRow:
     """A dead letter. Raises: NotFound."""
-    row = held.get(at.tx, at.id, DEAD, offset)
+    row = held.get(group.tx, group.id, DEAD, offset)
     if row is None:
         raise NotFound(
             f"no dead letter has offset {offset}; see group.dead() or 'diskq dead ls'",
             offset=offset,
         )
     return row
-
-
-def _forget(at: Settling, offset: int) -> None:
-    """Take a message out of the dead ones."""
-    held.drop(at.tx, at.id, offset, DEAD)
-    at.row.dead -= 1
 
 
 def _dead_letter(offset: int, row: HeldRow) -> DeadLetter:

@@ -15,7 +15,6 @@ from struct import Struct
 from ..base import limits
 from ..base.errors import Busy, NotFound
 from ..delivery import retention
-from ..delivery.settle import Place
 from ..format.decoding import unpacked
 from ..format.layout import ID_KEY, U32
 from ..format.rows import decode_group, decode_topic
@@ -23,7 +22,8 @@ from ..storage.engine import Engine
 from ..storage.environment import Database
 from ..storage.handle import Handle
 from ..storage.tx import Tx
-from ..tables import catalog, leases, log
+from ..tables import catalog, group_rows, group_tx, log
+from ..tables.group_tx import Place
 from ..tables.log import Log
 
 DELETED_TOPIC, DELETED_GROUP = 0, 1  # kinds of 'X' rows
@@ -45,7 +45,7 @@ def delete_topic(handle: Handle, name: str) -> None:
         topic = log.load(tx, topic_id, name)
         for group_id in decode_topic(topic.config).groups:
             _take_away(tx, topic_id, group_id, "")
-        tx.delete(b"N" + name.encode())
+        tx.delete(catalog.topic_name(name))
         tx.delete(ID_KEY.pack(b"T", topic_id))
         tx.announced.add(topic_id)
         tx.put(_deleted(DELETED_TOPIC, topic_id), b"")
@@ -55,20 +55,20 @@ def delete_topic(handle: Handle, name: str) -> None:
         sweep(handle.engine, handle.busy_seconds)
 
 
-def delete_group(handle: Handle, at: Place) -> None:
+def delete_group(handle: Handle, place: Place) -> None:
     """Remove a group, its leases and held messages.
 
     Raises: NotFound.
     """
 
     def operation(tx: Tx) -> None:
-        topic = log.load(tx, at.topic_id, at.topic)
+        topic = log.load(tx, place.topic_id, place.topic)
         known = decode_topic(topic.config)
-        _take_away(tx, at.topic_id, at.group_id, at.group)
-        left = tuple(group for group in known.groups if group != at.group_id)
+        _take_away(tx, place.topic_id, place.group_id, place.group)
+        left = tuple(group for group in known.groups if group != place.group_id)
         topic.config = known._replace(groups=left).encode()
-        log.store(tx, at.topic_id, topic)
-        retention.trim(Log(tx, at.topic_id), at.topic)
+        log.store(tx, place.topic_id, topic)
+        retention.trim(Log(tx, place.topic_id), place.topic)
 
     handle.commit(operation)
     with suppress(Busy):  # it is deleted; the next opening goes on
@@ -76,7 +76,7 @@ def delete_group(handle: Handle, at: Place) -> None:
 
 
 def _take_away(tx: Tx, topic_id: int, group_id: int, known_as: str) -> None:
-    name = decode_group(leases.load(tx, group_id, known_as).config).name
+    name = decode_group(group_tx.load(tx, group_id, known_as).config).name
     tx.delete(catalog.group_name(topic_id, name))
     tx.delete(ID_KEY.pack(b"G", group_id))
     tx.put(_deleted(DELETED_GROUP, group_id), b"")
@@ -97,8 +97,7 @@ def _sweep_some(key: bytes, tx: Tx) -> bool:
         more = any(_erase(tx, U32.pack(number), place) for place in places)
         more = more or _erase(tx, ID_KEY.pack(b"O", number))
     else:
-        more = any(_erase(tx, ID_KEY.pack(kind, number)) for kind in (b"L", b"D", b"K"))
-        more = more or _erase(tx, U32.pack(number), tx.engine.held)
+        more = group_rows.remove_some(tx, number, limits.MAX_TRIM_SEGMENTS) > 0
     if not more:
         tx.delete(key)
     return more

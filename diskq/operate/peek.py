@@ -10,13 +10,13 @@ from itertools import chain, islice, takewhile
 
 from ..base import check, limits
 from ..base.model import NextMessage, WaitingMessage
-from ..delivery.settle import Place
-from ..delivery.take import Delivery
+from ..delivery.passing import Search, would_end
 from ..format.held_row import HeldRow
 from ..format.segment import decode_record
 from ..storage.handle import Handle
 from ..storage.tx import Tx
-from ..tables import held, key_owners, leases
+from ..tables import group_tx, held, key_owners, leases
+from ..tables.group_tx import GroupTx, Place
 from ..tables.log import Stored, cut
 
 _PAGE = 100  # fetched per read transaction
@@ -27,29 +27,30 @@ def peek(handle: Handle, place: Place, limit: int) -> list[NextMessage]:
     most = check.count("limit", limit, 1, limits.MAX_GET_MESSAGES)
 
     def look(tx: Tx) -> list[NextMessage]:
-        at = Delivery(tx, place)
-        at.topic = at.load_topic()
-        return list(islice(chain(_retries(at), _from_log(at)), most))
+        group = GroupTx(tx, place)
+        search = Search(group, group.load_topic())
+        return list(islice(chain(_retries(search), _from_log(search)), most))
 
     return handle.read(look)
 
 
-def _retries(at: Delivery) -> Iterator[NextMessage]:
+def _retries(search: Search) -> Iterator[NextMessage]:
+    at = search.group
     now = at.clock.wall_ns()
     for due in takewhile(lambda due: due.due_ns <= now, held.due_rows(at.tx, at.id)):
         row = held.load(at.tx, at.id, due.offset)
-        if not at.would_end(Stored(due.offset, row.record, row.flags, row.put), row):
+        if not would_end(search, Stored(due.offset, row.record, row.flags, row.put), row):
             yield _next(due.offset, row)
 
 
-def _from_log(at: Delivery) -> Iterator[NextMessage]:
+def _from_log(search: Search) -> Iterator[NextMessage]:
     """Messages that were given back, then unread ones; of each key that is free the first."""
-    taken: set[int] = set()
-    for lane in range(len(at.topic.next) - 1, -1, -1):
+    at, taken = search.group, set[int]()
+    for lane in range(len(search.topic.next) - 1, -1, -1):
         given_back = merge(*(run.offsets() for run in leases.ready_rows(at.tx, at.id, lane)))
         ready = (at.log.read(offset, offset + 1)[0] for offset in given_back)
-        for message in chain(ready, _unread(at, lane)):
-            if at.would_end(message, None):
+        for message in chain(ready, _unread(search, lane)):
+            if would_end(search, message, None):
                 continue
             key = key_owners.hash_of(message.record, message.flags) if at.keyed else None
             if key is None or (
@@ -59,9 +60,9 @@ def _from_log(at: Delivery) -> Iterator[NextMessage]:
                 yield _next(message.offset, HeldRow(message.record, message.flags, *message.put))
 
 
-def _unread(at: Delivery, lane: int) -> Iterator[Stored]:
-    first, stop = at.row.offset(lane), at.topic.offset(lane)
-    for segment in at.log.segments(first) if first < stop else ():
+def _unread(search: Search, lane: int) -> Iterator[Stored]:
+    first, stop = search.group.row.offset(lane), search.topic.offset(lane)
+    for segment in search.group.log.segments(first) if first < stop else ():
         if segment.first >= stop:
             return
         yield from cut(segment, first, stop)
@@ -77,7 +78,7 @@ def waiting(handle: Handle, place: Place) -> Iterator[WaitingMessage]:
     start = (0, 0)
 
     def page(tx: Tx) -> list[WaitingMessage]:
-        leases.load(tx, place.group_id, place.group)
+        group_tx.load(tx, place.group_id, place.group)
         found = islice(held.due_rows(tx, place.group_id, *start), _PAGE)
         return [_waiting(due, held.load(tx, place.group_id, due.offset)) for due in found]
 

@@ -6,17 +6,16 @@ is left in rewritten segments: that keeps offsets dense, and tells a group which
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from ..base import limits
 from ..base.errors import Corrupt
-from ..base.model import LANE_BITS
-from ..delivery.retention import groups_of, heads_of
-from ..delivery.settle import Settling
+from ..delivery import cursor, key_order, leaving, positions
+from ..delivery.bounds import groups_of
 from ..format.held_row import HeldRow
+from ..format.lanes import Cursor, lane_of, lane_start
 from ..format.layout import HELD, LIVE
 from ..format.rows import TopicRow
 from ..format.segment import (
@@ -33,20 +32,21 @@ from ..format.segment import (
 )
 from ..storage.handle import Handle
 from ..storage.tx import Tx
-from ..tables import catalog, held, key_owners, leases, log, schedule
+from ..tables import held, key_owners, leases, log, schedule
+from ..tables.group_tx import GroupTx
 from ..tables.log import Log
 from ..tables.refs import TopicRef
 
 if TYPE_CHECKING:
-    from ..tables.catalog import Start
+    from ..delivery.positions import Start
 
 
 def purge(handle: Handle, topic: TopicRef, before: Start | None, key: bytes | None) -> int:
     """See Topic.purge."""
 
-    def find(tx: Tx) -> list[int]:
+    def find(tx: Tx) -> Cursor:
         row = log.load(tx, topic.id, topic.name)
-        return catalog.positions(
+        return positions.resolve(
             Log(tx, topic.id), row, "latest" if before is None else before, "before"
         )
 
@@ -63,7 +63,7 @@ def purge(handle: Handle, topic: TopicRef, before: Start | None, key: bytes | No
         more = count == limits.MAX_TRIM_SEGMENTS
     floors = handle.read(find)
     if before is None and key is not None:
-        floors = [2**64] * len(floors)  # what is scheduled may get its offset meanwhile
+        floors = Cursor([2**64] * len(floors))  # what is scheduled may get its offset meanwhile
     at: int | None = 0
     while at is not None:
         count, at = handle.commit(step)
@@ -79,14 +79,14 @@ def _purge_scheduled(source: Log, name: str) -> int:
     return gone
 
 
-def _purge_below(source: Log, name: str, floors: Sequence[int]) -> tuple[int, int | None]:
+def _purge_below(source: Log, name: str, floors: Cursor) -> tuple[int, int | None]:
     """Purge some of what is below these offsets, one of each lane. Returns how many messages went,
     and 0 if there is more."""
     row = log.load(source.tx, source.topic_id, name)
-    reached = [_reach(source, row, lane, floor) for lane, floor in enumerate(floors)]
-    done = reached == list(floors)
+    reached = Cursor(_reach(source, row, lane, floor) for lane, floor in enumerate(floors))
+    done = reached == floors
     for group in groups_of(source, row):
-        group.withdraw(reached, "purged")
+        cursor.withdraw(group, reached, "purged")
         if done:
             _withdraw_held(group, reached)
         group.store()
@@ -99,15 +99,15 @@ def _purge_below(source: Log, name: str, floors: Sequence[int]) -> tuple[int, in
 def _reach(source: Log, row: TopicRow, lane: int, floor: int) -> int:
     """How far one commit goes towards an offset."""
     most = limits.MAX_TRIM_SEGMENTS
-    some = list(islice(heads_of(source, row, lane), most))
+    some = list(islice(source.heads(row, lane), most))
     return some[-1].stop if len(some) == most and some[-1].stop < floor else floor
 
 
 def _cut(source: Log, row: TopicRow, lane: int, floor: int) -> int:
     """Delete what a lane has below an offset; of one segment that may be a part."""
-    gone = source.trim(row, lane << LANE_BITS, floor, limits.MAX_TRIM_SEGMENTS)
+    gone = source.trim(row, lane_start(lane), floor, limits.MAX_TRIM_SEGMENTS)
     segment = next(source.segments(floor), None)
-    if segment is None or segment.first >= floor or segment.first >> LANE_BITS != lane:
+    if segment is None or segment.first >= floor or lane_of(segment.first) != lane:
         return gone
     passed: int = floor - segment.first
     run = pack_run(list(segment.records(passed, segment.count)), segment.flags)
@@ -116,7 +116,7 @@ def _cut(source: Log, row: TopicRow, lane: int, floor: int) -> int:
 
 
 def _purge_key(
-    source: Log, name: str, floors: Sequence[int], key: bytes, start: int
+    source: Log, name: str, floors: Cursor, key: bytes, start: int
 ) -> tuple[int, int | None]:
     """Purge what of one key is below these offsets, in some segments from `start` on. Returns how
     many messages went, and where to go on, if anywhere. A message that a consumer is handling right
@@ -128,7 +128,7 @@ def _purge_key(
         at = start  # first all of the schedule: what falls due may go to a lane passed already
     else:
         for segment in list(islice(source.segments(start), limits.MAX_PURGE_SEGMENTS)):
-            gone += _purge_from(source, row, segment, floors[segment.first >> LANE_BITS], key)
+            gone += _purge_from(source, row, segment, floors[lane_of(segment.first)], key)
             at = segment.first + segment.count
     if at is None:  # the log has none any more, so nobody copies another one
         for group in groups_of(source, row):
@@ -157,36 +157,36 @@ def _purge_from(source: Log, row: TopicRow, segment: Segment, floor: int, key: b
     return len(hits)
 
 
-def _withdraw_held(group: Settling, floors: Sequence[int], key: bytes | None = None) -> None:
+def _withdraw_held(group: GroupTx, floors: Cursor, key: bytes | None = None) -> None:
     """Purge what has left the log below these offsets, all of it or that of one key."""
 
     def wanted(offset: int, message: HeldRow) -> bool:
         mine = key is None or _has_key(message.record, message.flags, key)
-        return mine and offset < floors[offset >> LANE_BITS]
+        return mine and floors.has_passed(offset)
 
     for hashed, offset, message in list(key_owners.parked(group.tx, group.id)):
         if wanted(offset, message):
-            key_owners.unpark(group.tx, group.id, group.row, hashed, offset)
+            key_owners.unpark(group, hashed, offset)
             group.row.purged += 1
     for offset, message in list(held.rows(group.tx, group.id, LIVE)):
         if not wanted(offset, message):
             continue
         if held.is_waiting(group.tx, group.id, offset, message):
-            held.stop_waiting(group.tx, group.id, group.row, offset, message)
+            held.remove_live(group, offset, message)
             group.row.purged += 1
-            group.free_key(offset, message)
+            key_order.free_key(group, offset, message)
         elif key is not None:  # who has it leased may still ack it
             message.record, message.flags = purged_record(key), message.flags | PURGED
-            held.put(group.tx, group.id, LIVE, offset, message)
-    leased = (lease for lease in group.leased() if lease.flags & HELD)
+            held.put(group, LIVE, offset, message)
+    leased = (lease for lease in leases.leased(group) if lease.flags & HELD)
     for lease in [lease for lease in leased if key is None]:
         message = held.load(group.tx, group.id, lease.first)
         if wanted(lease.first, message):
-            leases.forget(group.tx, group.id, lease)
-            held.drop(group.tx, group.id, lease.first)
-            group.unlease(1)
+            leases.remove(group, lease)
+            held.remove(group, lease.first)
+            leaving.unlease(group, 1)
             group.row.purged += 1
-            group.free_key(lease.first, message)
+            key_order.free_key(group, lease.first, message)
 
 
 def _erase_scheduled(source: Log, row: TopicRow, limit: int, key: bytes | None = None) -> int:
@@ -200,7 +200,7 @@ def _erase_scheduled(source: Log, row: TopicRow, limit: int, key: bytes | None =
     )
     found = list(islice(mine, limit))
     for each in found:
-        schedule.remove(source, row, each.due_ns, each.number)
+        schedule.remove(source.tx, source.topic_id, row, each.due_ns, each.number)
     return len(found)
 
 

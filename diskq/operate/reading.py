@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING
 
 from ..base import check, limits
 from ..base.clock import NS
-from ..base.model import LANE_BITS, LogMessage
+from ..base.model import LogMessage
+from ..delivery import positions, scheduling
+from ..format.lanes import lane_start
 from ..format.segment import is_purged
 from ..storage.handle import Handle
 from ..storage.tx import Tx
-from ..tables import catalog, log, schedule
+from ..tables import log, schedule
 from ..tables.log import Log, Stored, cut, parts_of
 from ..tables.refs import TopicRef
 
 if TYPE_CHECKING:
-    from ..tables.catalog import Start
+    from ..delivery.positions import Start
 
 
 _END = 2**64  # behind every offset
@@ -62,14 +64,14 @@ def _ranges(
 
     def find(tx: Tx) -> list[tuple[int, int]]:
         row, source = log.load(tx, topic.id, topic.name), Log(tx, topic.id)
-        lanes = [lane << LANE_BITS for lane in range(len(row.next) + 1)]
+        lanes = [lane_start(lane) for lane in range(len(row.next) + 1)]
         ends: list[list[int]] = []
         for what, place in (("start", low), ("stop", high)):
             if isinstance(place, int):
                 spans = pairwise(lanes)
                 ends.append([min(max(place, lane), behind) for lane, behind in spans])
             else:
-                ends.append(catalog.positions(source, row, place, what))
+                ends.append(positions.resolve(source, row, place, what))
         return list(zip(*ends, strict=True))
 
     return handle.read(find)
@@ -113,7 +115,7 @@ def follow(
 
     def begin(tx: Tx) -> list[int]:
         row = log.load(tx, topic.id, topic.name)
-        return catalog.places(Log(tx, topic.id), row, start, "start")
+        return positions.resolve_start(Log(tx, topic.id), row, start, "start")
 
     return _follow(handle, topic, handle.read(begin), timeout)
 
@@ -128,9 +130,9 @@ def _follow(
         handle.engine.check_place()
         wait = _promote(handle, topic)
         lanes = handle.read(lambda tx: len(log.load(tx, topic.id, topic.name).next))
-        cursor += [lane << LANE_BITS for lane in range(len(cursor), lanes)]
+        cursor += [lane_start(lane) for lane in range(len(cursor), lanes)]
         for lane, at in enumerate(cursor):
-            for message in read(handle, topic, at, (lane + 1) << LANE_BITS, None, False):
+            for message in read(handle, topic, at, lane_start(lane + 1), None, False):
                 yield message
                 cursor[lane] = message.offset + 1
                 last = time.monotonic()
@@ -154,7 +156,7 @@ def _promote(handle: Handle, topic: TopicRef) -> float:
     def promote(tx: Tx) -> None:
         row = log.load(tx, topic.id, topic.name)
         if row.scheduled:
-            schedule.promote(Log(tx, topic.id), row)
+            scheduling.promote(Log(tx, topic.id), row)
 
     while (wait := engine.read(seconds)) <= 0:
         handle.commit(promote)

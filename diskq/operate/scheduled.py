@@ -12,7 +12,6 @@ from ..format.segment import decode_record
 from ..storage.handle import Handle
 from ..storage.tx import Tx
 from ..tables import log, schedule
-from ..tables.log import Log
 from ..tables.refs import TopicRef
 
 _ID_LENGTH = 2 * 20 + 2  # more than two numbers of 64 bits have
@@ -22,7 +21,7 @@ _PAGE = 100  # fetched per read transaction
 def scheduled(handle: Handle, topic: TopicRef) -> Iterator[ScheduledMessage]:
     """See Topic.scheduled."""
 
-    def page(tx: Tx) -> list[schedule.Planned]:
+    def page(tx: Tx) -> list[schedule.Scheduled]:
         log.load(tx, topic.id, topic.name)
         return list(islice(schedule.rows(tx, topic.id, *start), _PAGE))
 
@@ -45,8 +44,8 @@ def cancel(handle: Handle, topic: TopicRef, schedule_id: object) -> None:
     known = known and max(int(due), int(number)) < 2**64
 
     def operation(tx: Tx) -> None:
-        source, row = Log(tx, topic.id), log.load(tx, topic.id, topic.name)
-        if not known or not schedule.remove(source, row, int(due), int(number)):
+        row = log.load(tx, topic.id, topic.name)
+        if not known or not schedule.remove(tx, topic.id, row, int(due), int(number)):
             raise NotFound(
                 f"no message is scheduled as {schedule_id!r}; it fell due or was cancelled, see"
                 " topic.scheduled() or 'diskq schedule ls'",

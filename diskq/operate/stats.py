@@ -24,12 +24,12 @@ from ..storage.engine import Engine
 from ..storage.readers import open_reads
 from ..storage.reserve import used_bytes
 from ..storage.tx import Tx
-from ..tables import catalog, held, leases, log
+from ..tables import catalog, group_tx, held, leases, log
 
 
 def group_stats(tx: Tx, group_id: int, name: str) -> GroupStats:
     """A group in numbers. Raises: NotFound."""
-    row = leases.load(tx, group_id, name)
+    row = group_tx.load(tx, group_id, name)
     topic = log.load(tx, decode_group(row.config).topic_id, "")
     unread = sum(topic.next) - sum(row.next) - row.ahead
     states = unread, row.ready, row.leased, row.waiting, row.parked
@@ -52,7 +52,7 @@ def topic_stats(tx: Tx, topic_id: int, name: str) -> TopicStats:
 
 def pending(tx: Tx, group_id: int, name: str) -> Iterator[PendingMessage]:
     """The leased messages of a group, by deadline. Raises: NotFound."""
-    leases.load(tx, group_id, name)
+    group_tx.load(tx, group_id, name)
     for lease in leases.rows(tx, group_id, 1):
         slots = tx.engine.members
         alive = slots and slots.alive(lease.slot, lease.owner)
@@ -67,7 +67,7 @@ def consumers(tx: Tx) -> Iterator[ConsumerInfo]:
     """The live consumers of all processes, by slot."""
     for slot in tx.engine.members.live() if tx.engine.members else ():
         try:
-            group = decode_group(leases.load(tx, slot.group, "").config)
+            group = decode_group(group_tx.load(tx, slot.group, "").config)
             topic = decode_topic(log.load(tx, group.topic_id, "").config)
         except NotFound:
             continue  # it learns soon

@@ -23,7 +23,7 @@ from ..format.segment import (
     purged_record,
 )
 from ..tables import schedule
-from ..tables.schedule import Planned
+from ..tables.schedule import Scheduled
 
 
 def hollow_segment(key: bytes, value: bytes, segment: Segment) -> tuple[bytes, list[str]]:
@@ -58,7 +58,7 @@ def hollow_held(key: bytes, value: bytes) -> tuple[bytes, list[str]]:
     return row.encode(), [f"held message {key.hex()} cannot be decoded, and is lost"]
 
 
-def sound_scheduled(key: bytes, value: bytes) -> Planned:
+def sound_scheduled(key: bytes, value: bytes) -> Scheduled:
     """A scheduled message. Raises: Corrupt, if it cannot be decoded; it is left out then."""
     message = schedule.decode(key, value)
     decode_record(message.record, message.flags)

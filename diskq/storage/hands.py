@@ -1,9 +1,10 @@
 """Messages of a group in the hands of this process: handed out and not settled.
 
-It is kept in memory and only for suspects, see reclaim.py. When a process dies, whatever it had in
-hand may have killed it; so a suspect is handed out only while no other thread has a message of the
-group in hand, and until it is settled the other threads get none. Leases are known by weak
-references: what nobody knows any more, or what a failed transaction leased, is in nobody's hand.
+This is kept in memory, and only for suspects, see delivery/suspects.py. When a process dies,
+anything it had in hand may have killed it. So a suspect is handed out only while no other thread
+has a message of the group in hand, and until it is settled the other threads get none. Hands knows
+leases by weak references: a lease that the program dropped, or that a failed transaction granted,
+is in nobody's hand.
 """
 
 from __future__ import annotations
@@ -17,25 +18,46 @@ from ..format.layout import SOLO
 from ..format.lease_row import LeaseRow
 
 
+class Lease:
+    """A lease as its holder knows it: where its row is, and what is kept only in memory.
+
+    `moved_ns` is its deadline within a transaction that is not committed yet; `lasts_ns` how long a
+    grant or an extension lasts. `keys` has the hash of each message's key, in a group that keeps
+    key order: an ack then need not read the messages. `hands` names the thread that has the message
+    at an offset in hand; the key None stands for all messages that no other key names.
+    """
+
+    __slots__ = (
+        *("count", "deadline_ns", "first", "flags", "hands"),
+        *("keys", "lasts_ns", "moved_ns", "token", "__weakref__"),
+    )
+
+    def __init__(self, row: LeaseRow, lasts_ns: int, keys: dict[int, int]) -> None:
+        self.first, self.count, self.flags, self.token = row.first, row.count, row.flags, row.token
+        self.deadline_ns, self.moved_ns, self.lasts_ns = row.deadline_ns, 0, lasts_ns
+        self.keys = keys
+        self.hands: dict[int | None, Thread | None] = {}
+
+
 class Hand(NamedTuple):
     """A thread has a whole lease in hand, or the one message of it at `offset`."""
 
-    lease: LeaseRow
+    lease: Lease
     offset: int | None
 
 
 class Hands:
-    """The leases of one group. They are added by one thread at a time: inside of commits."""
+    """The leases of one group. One thread at a time adds to them: the one that commits."""
 
     def __init__(self) -> None:
-        self._all: list[weakref.ref[LeaseRow]] = []
-        self.suspects: list[weakref.ref[LeaseRow]] = []  # of them
-        self._most = 64  # entries, until the forgotten ones are removed
+        self._all: list[weakref.ref[Lease]] = []
+        self.suspects: list[weakref.ref[Lease]] = []  # a part of all
+        self._most = 64  # entries, until those of dropped leases are removed
         self.waiting: set[Thread | None] = set()  # in a get
         self.held_up = False  # a thread waits until what others have in hand is settled
 
-    def add(self, thread: Thread | None, lease: LeaseRow) -> None:
-        """A thread has a new lease, until it is said which thread has which message of it."""
+    def add(self, thread: Thread | None, lease: Lease) -> None:
+        """Note that a thread has a new lease, until `lease.hands` says more."""
         lease.hands = {None: thread}
         if len(self._all) >= self._most:
             self._all = [known for known in self._all if known() is not None]
@@ -46,20 +68,20 @@ class Hands:
             self.suspects += [weakref.ref(lease)] if lease.flags & SOLO else []
 
     def of_others(self, thread: Thread | None) -> Iterator[Hand]:
-        """Messages that other threads work on; some may be settled. Those that wait for more do not
-        work: or two of them might wait for each other."""
+        """Messages that other threads work on; some may be settled. Threads that wait for more are
+        left out, or two of them might wait for each other."""
         return self._find(self._all, {thread, *self.waiting})
 
     def suspects_of_others(self, thread: Thread | None) -> Iterator[Hand]:
         """The suspects that other threads have; some may be settled."""
         return self._find(self.suspects, {thread})
 
-    def own_suspects(self, thread: Thread | None) -> list[LeaseRow]:
+    def own_suspects(self, thread: Thread | None) -> list[Lease]:
         """The suspects that this thread was given and no other handles; some may be settled."""
-        found = [known() for known in self.suspects]
-        return [lease for lease in found if lease and thread in lease.hands.values()]
+        leases = [known() for known in self.suspects]
+        return [lease for lease in leases if lease and thread in lease.hands.values()]
 
-    def _find(self, among: list[weakref.ref[LeaseRow]], but: set[Thread | None]) -> Iterator[Hand]:
+    def _find(self, among: list[weakref.ref[Lease]], but: set[Thread | None]) -> Iterator[Hand]:
         for known in list(among):
             lease = known()
             for offset, holder in list(lease.hands.items()) if lease else ():

@@ -1,9 +1,9 @@
-"""How old things are, for TTLs, max_age and dedup windows, whatever happens to the wall clock.
+"""Ages of messages and ids, for TTLs, max_age and dedup windows, whatever the wall clock does.
 
-Within one boot an age is what a monotonic clock counted: a wall clock that is wrong when something
-is put, or when it is looked at, neither prolongs a life nor ends one early. That clock starts again
-with the machine, so anything older than the boot goes by the wall clock; if that dates it into the
-future, it counts as put when the store was first opened in this boot.
+Within one boot a monotonic clock counts an age: a wall clock that is wrong at the put, or later,
+neither prolongs a life nor ends one early. That clock starts again with the machine, so the age of
+anything older than the boot goes by the wall clock; if that dates the put into the future, it
+counts as made when the store was first opened in this boot.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _BOOTS = 2**16 - 1
 
 
 class Now:
-    """The clocks, read once in a transaction."""
+    """The clocks as they were read once in a transaction."""
 
     __slots__ = ("_boot", "_elapsed_ns", "_since_boot_ns", "_wall_ns")
 
@@ -34,7 +34,7 @@ class Now:
         return Stamp(max(wall_ns, last_put_ns), wall_ns, self._elapsed_ns, self._boot)
 
     def age_ns(self, put: Stamp) -> int:
-        """Nanoseconds since something was put, at least 0."""
+        """Nanoseconds since a put, at least 0."""
         put_at_ns, since_ns, elapsed_ns, boot = put
         since_ns = since_ns or put_at_ns
         if not boot:
@@ -47,6 +47,6 @@ class Now:
 
 
 def due_stamp(due_ns: int, last_put_ns: int) -> Stamp:
-    """The time of a scheduled message, which is put when somebody notes that it is due: its age
-    counts from `due_ns`, and goes by the wall clock as the delay did."""
+    """The time of the put of a scheduled message: its age counts from `due_ns`, however late the
+    message gets its offset, and goes by the wall clock, as the delay did."""
     return Stamp(max(due_ns, last_put_ns), due_ns)

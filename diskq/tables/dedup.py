@@ -1,15 +1,15 @@
 """Receipts of puts with a `dedup_id`, kept for the topic's `dedup_seconds`.
 
-    dedup   topic, bucket, zeros            when the bucket was begun; else as below, but zeros
+    dedup   topic, bucket, zeros            when the bucket was begun; as below, with other zeros
     dedup   topic, bucket, digest of id     wall_ns u64, elapsed_ns u64, boot u16, commit id u64,
                                             offset or due_ns u64, number + 1 of a scheduled message,
                                             or 0: u64
 
-Buckets are numbered: a put begins the next one when the last was begun a window ago, so two of
-them have all that is remembered, side by side in the file. No bucket is named after a time, since a
-clock may be wrong and the window may change: each row says when it was put, and goes once that is a
-window ago. A put removes a few rows, a trim some, and a put that finds the store full as many as it
-needs.
+Buckets are numbered: a put begins the next bucket when the last one was begun a window ago, so two
+buckets hold all ids of the window, side by side in the file. No bucket is named after a time, since
+a clock may be wrong and the window may change: each row has the time of its put, and is stale once
+that is a window ago. A put removes a few stale rows, a trim some, and a put that finds the store
+full as many as it needs.
 """
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ from typing import NamedTuple
 
 from ..base import limits, ondemand
 from ..base.clock import Stamp, nanoseconds
-from ..base.model import Receipt
 from ..format.decoding import unpacked
 from ..format.layout import DEDUP_KEY, ID_KEY, U32
 from ..format.rows import TopicRow, decode_topic
 from ..storage.tx import Tx
-from . import ages, log
-from .schedule import schedule_id
+from . import ages
 
 ROW = Struct(">QQHQQQ")
 _ROOM_BYTES = 144  # of a row on a page that is two thirds full
@@ -37,7 +35,8 @@ _MAX_BUCKETS = 1_000  # looked at: more are there only if the window was a momen
 
 
 class Row(NamedTuple):
-    """The receipt of a put; `place` is its offset, or due_ns if `number` is not 0."""
+    """A put: `place` is its offset; or, if `number` is not 0, when the message is due, and `number`
+    is one more than its number in the schedule."""
 
     put: Stamp
     commit_id: int
@@ -51,16 +50,16 @@ def digest_of(dedup_id: str) -> bytes:
 
 
 def decode(value: bytes) -> Row:
-    """A row taken apart. Raises: Corrupt."""
+    """A row from its value. Raises: Corrupt."""
     wall_ns, elapsed_ns, boot, *rest = unpacked(ROW, value)
     return Row(Stamp(wall_ns, wall_ns, elapsed_ns, boot), *rest)
 
 
 def room_for(tx: Tx, count: int) -> list[int]:
-    """What the rows of so many ids take, as sizes of pages. They come in no order: pages are split,
-    and a large batch copies all the pages there are. It cannot use again what the one before copied
-    (mdb.c, mdb_page_alloc), so they are there twice, a third of `max_bytes` of them over the
-    bound."""
+    """The room that the rows of `count` ids take, as sizes of pages. Ids come in no order, so pages
+    are split, and a large batch copies all pages of the database. A batch cannot use the pages that
+    the batch before it copied (mdb.c, mdb_page_alloc), so all pages are there twice, a third of
+    `max_bytes` of them over the bound."""
     size, most = count * _ROOM_BYTES, tx.engine.meta.max_bytes // 3
     if most and 2 * count * limits.PAGE_BYTES > most:
         pages = min(tx.lmdb.stat(tx.engine.dedup)["leaf_pages"], count)
@@ -79,23 +78,22 @@ class Ids:
 
     @cached_property
     def _buckets(self) -> list[tuple[int, bool]]:
-        """Those that may have an id of the window, latest first, and whether they take no more ids;
-        at least one."""
+        """The buckets that may have an id of the window, latest first, and whether each of them
+        takes no more ids; at least one."""
         return list(islice(self._recent(), _MAX_BUCKETS)) or [(0, True)]
 
-    def find(self, digest: bytes) -> Receipt | None:
-        """The receipt of the first put with this id, if that was within the window."""
+    def find(self, digest: bytes) -> Row | None:
+        """The row of the first put with this id, if that was within the window."""
         for bucket, _ in self._buckets:
             value = self._get(bucket, digest)
             if value is not None:
-                put, commit_id, place, number = decode(value)
-                if self._now.age_ns(put) < self.window_ns:
-                    name = schedule_id(place, number - 1) if number else None
-                    return Receipt(None if number else place, True, name, commit_id)
+                row = decode(value)
+                if self._now.age_ns(row.put) < self.window_ns:
+                    return row
         return None
 
     def note(self, digest: bytes, place: int, number: int | None) -> None:
-        """Remember a put: its offset, or when it is due and its number."""
+        """Remember a put: its offset, or the time when it is due and its number."""
         _, wall_ns, elapsed_ns, boot = self._now.stamp(0)
         when = wall_ns, elapsed_ns, boot, self.tx.commit_id
         bucket, over = self._buckets[0]
@@ -107,14 +105,15 @@ class Ids:
         self._put(bucket, digest, ROW.pack(*when, place, numbered))
 
     def forget(self, limit: int, *, everywhere: bool = False) -> int:
-        """Remove up to `limit` rows that a window has passed over; returns how many."""
+        """Remove up to `limit` stale rows; returns how many. `everywhere`: also those behind a row
+        that is still needed, before the window gets longer."""
         found = list(islice(self._stale(everywhere), limit))
         for key in found:
             self.tx.lmdb.delete(key, db=self.tx.engine.dedup)
         return len(found)
 
     def _stale(self, everywhere: bool = False) -> Iterator[bytes]:
-        """Keys of the oldest rows, up to the first that is still needed, or `everywhere`."""
+        """Keys of stale rows: the oldest ones up to the first row that is still needed, or all."""
         for key, value in self.tx.scan(U32.pack(self.topic_id), database=self.tx.engine.dedup):
             if self._now.age_ns(decode(value).put) >= self.window_ns:
                 yield key
@@ -137,7 +136,7 @@ class Ids:
                 return
 
     def _is_over(self, bucket: int) -> bool:
-        """Whether a bucket was begun a window ago: then the row that says so may be gone."""
+        """Whether a bucket was begun a window ago; the row that says so may be removed by then."""
         value = self._get(bucket, _BEGUN)
         return value is None or self._now.age_ns(decode(value).put) >= self.window_ns
 
@@ -151,24 +150,13 @@ class Ids:
 
 
 def forget(tx: Tx, limit: int = limits.MAX_FORGOTTEN_IDS) -> int:
-    """Remove up to `limit` rows of all topics that a window has passed over; returns how many."""
+    """Remove up to `limit` stale rows of all topics; returns how many."""
     removed = 0
     for ids in _topics(tx):
         removed += ids.forget(limit - removed)
         if removed == limit:
             break
     return removed
-
-
-def forget_of(tx: Tx, topic_id: int, name: str) -> int:
-    """The same of one topic. Raises: NotFound."""
-    return Ids(tx, topic_id, log.load(tx, topic_id, name)).forget(limits.MAX_FORGOTTEN_IDS)
-
-
-def forget_all_of(tx: Tx, topic_id: int, name: str) -> int:
-    """The same, but also among those that are still needed: before the window gets longer."""
-    ids = Ids(tx, topic_id, log.load(tx, topic_id, name))
-    return ids.forget(limits.MAX_FORGOTTEN_IDS, everywhere=True)
 
 
 def has_stale(tx: Tx) -> bool:
@@ -183,6 +171,6 @@ def _topics(tx: Tx) -> Iterator[Ids]:
     while topic_id < 2**32 and cursor.set_range(U32.pack(topic_id)):
         topic_id = unpacked(U32, cursor.key()[: U32.size])[0]
         data = tx.get(ID_KEY.pack(b"T", topic_id))
-        if data is not None:  # else it is being deleted
+        if data is not None:  # otherwise it is being deleted
             yield Ids(tx, topic_id, TopicRow(data))
         topic_id += 1

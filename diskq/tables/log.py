@@ -1,7 +1,7 @@
 """The segment log of a topic: append, find, read, trim; and the topic's row.
 
-Segments are immutable and keyed by topic and first offset; a segment begins where the one before it
-ends, or where the gap behind that one ends, see gaps.py. All functions run inside a transaction.
+Segments are immutable, and their keys are the topic and the first offset. A segment begins where
+the one before it ends, or where the gap behind that one ends, see gaps.py.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from ..base import limits
 from ..base.clock import Stamp
 from ..base.errors import WAY_OUT, Corrupt, NotFound
-from ..base.model import LANE_BITS
 from ..format.decoding import unpacked
+from ..format.lanes import lane_of, lane_start
 from ..format.layout import ID_KEY
 from ..format.rows import TopicRow, decode_topic
 from ..format.segment import LOG_KEY, Packed, Parts, Segment, decode_record, encode_segment, head_of
@@ -24,7 +24,7 @@ _CACHED_BYTES = 64 * limits.KIB  # larger segments are not kept for the next rea
 
 
 class Stored(NamedTuple):
-    """A message as the log has it; `flags` tell how to take the record apart."""
+    """A message as the log has it; `flags` tell how to decode the record."""
 
     offset: int
     record: bytes
@@ -32,8 +32,17 @@ class Stored(NamedTuple):
     put: Stamp
 
 
+class Head(NamedTuple):
+    """A segment, without its messages."""
+
+    first: int
+    stop: int
+    size: int
+    put: Stamp
+
+
 def load(tx: Tx, topic_id: int, name: str) -> TopicRow:
-    """The topic's row, to be changed and stored again.
+    """The row of a topic, which the caller may change and store.
 
     Raises: NotFound if the topic was deleted.
     """
@@ -86,8 +95,8 @@ class Log:
         return first
 
     def read(self, first: int, stop: int, row: TopicRow | None = None) -> list[Stored]:
-        """The messages `first` to before `stop`, all of which must be there. With the topic's row,
-        a segment that was just read is not read again.
+        """The messages from `first` to before `stop`, all of which must be there. With the topic's
+        row, the segment that was read last is not read again.
 
         Raises: Corrupt.
         """
@@ -98,7 +107,7 @@ class Log:
         return found
 
     def read_run(self, first: int, stop: int, row: TopicRow | None = None) -> list[Stored]:
-        """The same, but only those of the first segment."""
+        """As `read`, but only the messages of the first segment."""
         cache = self.tx.engine.segments
         rewritten, segment = cache.get(self.topic_id, (0, None)) if row else (0, None)
         if (
@@ -122,7 +131,7 @@ class Log:
         end = row.offset(lane)
         if self.database is not None:
             cursor = self.tx.lmdb.cursor(self.database)
-            if cursor.set_range(LOG_KEY.pack(self.topic_id, lane << LANE_BITS)):
+            if cursor.set_range(LOG_KEY.pack(self.topic_id, lane_start(lane))):
                 topic_id, offset = unpacked(LOG_KEY, cursor.key())
                 if topic_id == self.topic_id:
                     return min(int(offset), end)
@@ -141,7 +150,7 @@ class Log:
         return gaps.past(self.tx, self.topic_id, row, low)
 
     def segments(self, offset: int) -> Iterator[Segment]:
-        """The segments from the one that has `offset`, or the next behind it, in key order.
+        """The segments in key order, from the one that has `offset`, or else the next one.
 
         Raises: Corrupt.
         """
@@ -159,16 +168,26 @@ class Log:
         return segment if segment.first < offset else None
 
     def items(self, offset: int = 0) -> Iterator[tuple[bytes, bytes]]:
-        """Keys and values of the segments, as `segments` has them, but not checked."""
+        """Keys and values of the segments, as `segments` returns them, but not checked."""
         if self.database is not None:
             cursor = self.tx.lmdb.cursor(self.database)
             if self._seek(cursor, offset):
                 start = cursor.key()
                 yield from self.tx.scan(start[:4], start, self.database)
 
+    def heads(self, row: TopicRow, lane: int) -> Iterator[Head]:
+        """The segments of a lane, in order, without their messages."""
+        for key, value in self.items(lane_start(lane)):
+            first: int = unpacked(LOG_KEY, key)[1]
+            if first >= row.offset(lane):
+                return
+            if lane_of(first) == lane:
+                count, put = head_of(value)
+                yield Head(first, first + count, len(value), put)
+
     def trim(self, row: TopicRow, first: int, stop: int, limit: int) -> int:
-        """Delete the segments that lie between two offsets of a lane, at most `limit` of them, and
-        note the gap they leave; returns how many messages went. No group may need one of them."""
+        """Delete the segments between two offsets of a lane, at most `limit` of them, and note the
+        gap they leave; returns how many messages were deleted. No group may need one of them."""
         deleted = 0
         front, begin, end = -1, first, first
         cursor = self.tx.lmdb.cursor(self.database)
@@ -181,7 +200,7 @@ class Log:
             if offset + count > stop:
                 break
             if not deleted:
-                begin, front = offset, self.first(row, offset >> LANE_BITS)
+                begin, front = offset, self.first(row, lane_of(offset))
             end = offset + count
             cursor.delete()
             row.stored -= count
@@ -190,13 +209,13 @@ class Log:
             deleted += count
             limit -= 1
         if begin == front:
-            gaps.remove_below(self.tx, self.topic_id, row, self.first(row, begin >> LANE_BITS))
+            gaps.remove_below(self.tx, self.topic_id, row, self.first(row, lane_of(begin)))
         elif deleted:
             gaps.add(self.tx, self.topic_id, row, begin, end)
         return deleted
 
     def _seek(self, cursor: Any, offset: int) -> bool:
-        """Place the cursor on the last key that is not behind `offset`, else on the next one."""
+        """Place the cursor on the last key that is not behind `offset`, or else on the next one."""
         wanted = LOG_KEY.pack(self.topic_id, offset)
         found = cursor.set_range(wanted)
         if found and cursor.key() == wanted:
@@ -211,7 +230,7 @@ class Log:
 
 
 def cut(segment: Segment, first: int, stop: int) -> list[Stored]:
-    """The messages of a segment that are between the two offsets, maybe none."""
+    """The messages of a segment from `first` to before `stop`, maybe none."""
     low = max(first - segment.first, 0)
     high = max(min(stop - segment.first, segment.count), 0)
     low = min(low, high)

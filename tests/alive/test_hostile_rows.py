@@ -15,6 +15,7 @@ from diskq.format import segment
 from diskq.format.layout import DEAD, ID_KEY, LIVE, SCHEDULE_KEY, U32, checked
 from diskq.repair.salvage import salvage
 from diskq.tables import held
+from diskq.tables.group_tx import GroupTx
 
 HEAD = segment._RECORD
 RECORDS = {  # that claim to be RICH
@@ -68,7 +69,7 @@ def plant_held(group, kind, offset, record):
     def operation(tx):
         row = held.get(tx, group.id, kind, offset)
         row.record, row.flags = record, segment.RICH
-        held.put(tx, group.id, kind, offset, row)
+        held.put(GroupTx(tx, group.place), kind, offset, row)
 
     group.topic.store.engine.commit(operation)
 
@@ -180,7 +181,7 @@ def test_a_dead_letter_without_a_history_is_corrupt(store):
     def operation(tx):
         row = held.get(tx, group.id, DEAD, 0)
         row.history = ()
-        held.put(tx, group.id, DEAD, 0, row)
+        held.put(GroupTx(tx, group.place), DEAD, 0, row)
 
     store.engine.commit(operation)
     raises_corrupt(store, lambda: list(group.dead()))

@@ -11,7 +11,8 @@ from support.stores import bodies
 import diskq
 from diskq import Outgoing
 from diskq.base import limits
-from diskq.tables import dedup
+from diskq.format.rows import decode_topic
+from diskq.tables import dedup, log
 
 MIB = 2**20
 
@@ -149,11 +150,11 @@ def test_a_window_that_changes_holds_for_the_ids_that_are_there(store, clock):
 
     def change(seconds):
         def operation(tx):
-            row = dedup.log.load(tx, topic.id, "t")
-            config = dedup.decode_topic(row.config)
+            row = log.load(tx, topic.id, "t")
+            config = decode_topic(row.config)
             settings = config.settings._replace(dedup_seconds=seconds)
             row.config = config._replace(settings=settings).encode()
-            dedup.log.store(tx, topic.id, row)
+            log.store(tx, topic.id, row)
 
         store.engine.commit(operation)
 

@@ -32,8 +32,8 @@ from support.clock import NS, ManualClock
 from support.stores import dump
 
 import diskq
-from diskq.delivery.settle import Settling
-from diskq.tables import ages, dedup, gaps, held, key_owners, leases
+from diskq.delivery import cursor
+from diskq.tables import ages, dedup, gaps, group_tx, held, key_owners, leases
 
 MEMORY = Path("/dev/shm")
 PLACE = MEMORY if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) else None
@@ -958,22 +958,22 @@ def test_the_model_finds_an_ack_that_does_not_check_its_token(monkeypatch):
 
 
 def test_the_model_finds_a_take_that_does_not_advance_the_cursor(monkeypatch):
-    stored = leases.store
+    stored = group_tx.store
 
     def store(tx, group_id, group):
         before = type(group)(group.data)
         group.next = before.next
         stored(tx, group_id, group)
 
-    monkeypatch.setattr(leases, "store", store)
+    monkeypatch.setattr(group_tx, "store", store)
     assert isinstance(find_fault(), AssertionError)
 
 
 def test_the_model_finds_a_retry_that_is_never_due(monkeypatch):
     waited = held.wait
 
-    def wait(tx, group_id, group, offset, row, due_ns):
-        waited(tx, group_id, group, offset, row, due_ns + 10**15)
+    def wait(group, offset, row, due_ns):
+        waited(group, offset, row, due_ns + 10**15)
 
     monkeypatch.setattr(held, "wait", wait)
     assert find_fault() is not None
@@ -1003,12 +1003,12 @@ def test_the_model_finds_ages_that_go_by_a_clock_that_was_wrong(monkeypatch):
 
 
 def test_the_model_finds_a_dropped_message_that_stays_leased(monkeypatch):
-    def withdraw(self, floors, counter):
+    def withdraw(group, floors, counter):
         rows = leases.rows
         with monkeypatch.context() as patch:
             patch.setattr(leases, "rows", lambda *at: (r for r in rows(*at) if not r.deadline_ns))
-            withdrawn(self, floors, counter)
+            withdrawn(group, floors, counter)
 
-    withdrawn = Settling.withdraw
-    monkeypatch.setattr(Settling, "withdraw", withdraw)
+    withdrawn = cursor.withdraw
+    monkeypatch.setattr(cursor, "withdraw", withdraw)
     assert isinstance(find_fault(), (AssertionError, diskq.Corrupt))

@@ -13,7 +13,7 @@ from support.workers import Worker
 import diskq
 from diskq import Backoff, Outgoing
 from diskq.base import limits
-from diskq.delivery.take import Delivery
+from diskq.delivery import take
 from diskq.tables import key_owners
 
 HOT = 100_000
@@ -60,14 +60,14 @@ def holder_of_few(store, start):
 @pytest.fixture
 def careless(monkeypatch):
     """A planted fault: each get looks again at all messages that are parked."""
-    take = Delivery.take
+    taken = take.take
 
-    def look_again(self, member, limit):
-        for key, _, _ in key_owners.parked(self.tx, self.id):
-            key_owners.holder(self.tx, self.id, key)
-        return take(self, member, limit)
+    def look_again(group, member, limit):
+        for key, _, _ in key_owners.parked(group.tx, group.id):
+            key_owners.holder(group.tx, group.id, key)
+        return taken(group, member, limit)
 
-    monkeypatch.setattr(Delivery, "take", look_again)
+    monkeypatch.setattr(take, "take", look_again)
 
 
 def park_all(store: diskq.Store, consumer: diskq.Consumer, hot: int) -> float:

@@ -12,7 +12,7 @@ from support.roles.deliveries import END
 from support.workers import jain, wait_for_blocked, wait_until
 
 import diskq
-from diskq.delivery.take import Delivery
+from diskq.delivery import waiting
 
 MESSAGES = 30_000
 
@@ -141,7 +141,7 @@ def test_a_batch_taker_leaves_waiting_consumers_their_share(path, start):
 
 def test_a_batch_taker_that_leaves_nothing_is_found_out(path, start, monkeypatch):
     """Negative control: a batch takes all there is, whoever waits."""
-    monkeypatch.setattr(Delivery, "_fair_share", lambda _self, _member, limit: limit)
+    monkeypatch.setattr(waiting, "fair_share", lambda _group, _topic, _member, limit: limit)
     with pytest.raises(AssertionError, match="900 == 300"):
         check_batch(path, start)
 

@@ -22,6 +22,7 @@ from diskq.base import limits
 from diskq.format.layout import DEAD, FORMAT_VERSION, ID_KEY, META_KEY
 from diskq.format.rows import GroupRow
 from diskq.tables import held
+from diskq.tables.group_tx import GroupTx
 
 golden_stores = pytest.mark.parametrize("golden", formats(), ids=lambda golden: golden.name)
 
@@ -98,7 +99,7 @@ def change_a_letter(store: diskq.Store) -> None:
     def operation(tx: Any) -> None:
         offset, row = next(held.rows(tx, group.id, DEAD))
         row.record = row.record[:-1] + bytes([row.record[-1] ^ 1])
-        held.put(tx, group.id, DEAD, offset, row)
+        held.put(GroupTx(tx, group.place), DEAD, offset, row)
 
     store.handle.commit(operation)
 

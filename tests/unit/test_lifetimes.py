@@ -13,7 +13,7 @@ from support.stores import bodies, dump, nothing_changes, offsets
 
 import diskq
 from diskq.base import limits
-from diskq.delivery.take import Delivery
+from diskq.delivery import waiting
 
 
 def in_child(call):
@@ -255,12 +255,16 @@ def test_a_blocked_loop_ends_when_its_store_is_closed(store, topic, consumer):
 def test_a_batch_leaves_their_share_to_consumers_that_wait(store, topic, group, clock, monkeypatch):
     monkeypatch.setattr(limits, "WAIT_SECONDS", 60)
     looks = []
-    look = Delivery.look
+    look = waiting.seconds_to_wait
     greedy = group.consumer()
     topic.put_many([b""] * 40)
     for message in greedy.get_many(40, timeout=0):
         message.nack(delay_seconds=1000)
-    monkeypatch.setattr(Delivery, "look", lambda *at: looks.append(look(*at)) or looks[-1])
+    monkeypatch.setattr(
+        waiting,
+        "seconds_to_wait",
+        lambda *at, **stuck: looks.append(look(*at, **stuck)) or looks[-1],
+    )
     found = []
     threads = [
         threading.Thread(target=outcome_of, args=(group.consumer().get, found)) for _ in range(3)

@@ -12,26 +12,25 @@ from typing import Any
 from diskq.api.consumer import Consumer
 from diskq.api.message import Message
 from diskq.api.topic import Topic
-from diskq.delivery.settle import Settling
-from diskq.format.lease_row import LeaseRow
+from diskq.delivery import settle
 from diskq.host.slots import Slots
+from diskq.storage.hands import Lease
 from diskq.tables import leases
+from diskq.tables.group_tx import GroupTx
 
 DAWDLES, DAWDLE_LEASES = 0.3, (1.0, 6.0)  # of consumers of a run with a plant: many are too late
 
 
 def ack_without_token(_: random.Random) -> None:
     """Ack whatever lease has the message now, as queues do that ack by a bare id."""
-    ack = Settling.ack
+    ack = settle.ack
 
-    def careless(self: Settling, lease: LeaseRow, offsets: Sequence[int]) -> None:
+    def careless(group: GroupTx, lease: Lease, offsets: Sequence[int]) -> None:
         for offset in offsets:
-            rows = (row for row in leases.rows(self.tx, self.id, 1) if row.holds(offset))
-            row = next(rows, lease)
-            row.keys = lease.keys
-            ack(self, row, [offset])
+            row = next((row for row in leases.leased(group) if row.holds(offset)), None)
+            ack(group, Lease(row, lease.lasts_ns, lease.keys) if row else lease, [offset])
 
-    Settling.ack = careless  # type: ignore[method-assign]
+    settle.ack = careless
 
 
 def lost_ack(chance: random.Random) -> None:
@@ -49,15 +48,15 @@ def lost_ack(chance: random.Random) -> None:
 
 def lost_row(chance: random.Random) -> None:
     """A nack that drops the message instead of keeping it for a retry."""
-    fail = Settling.fail
+    fail = settle.fail
 
-    def careless(self: Settling, lease: LeaseRow, offset: int, cause: str, *rest: Any) -> None:
+    def careless(group: GroupTx, lease: Lease, offset: int, cause: str, *rest: Any) -> None:
         if cause == "nack" and chance.random() < 0.5:
-            self.ack(lease, [offset])
+            settle.ack(group, lease, [offset])
         else:
-            fail(self, lease, offset, cause, *rest)
+            fail(group, lease, offset, cause, *rest)
 
-    Settling.fail = careless  # type: ignore[method-assign, assignment]
+    settle.fail = careless  # type: ignore[assignment]
 
 
 def lost_put(chance: random.Random) -> None:
