@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
-from struct import Struct
 from typing import TYPE_CHECKING
 
 from ..base import limits, options
@@ -21,7 +20,18 @@ from ..base.ondemand import lazy
 from ..delivery import retention
 from ..delivery.settle import Place, Settling
 from ..format.decoding import unpacked
-from ..format.layout import DEAD, HELD, ID_KEY, KEY_KEY, LIVE, SOLO, U32
+from ..format.layout import (
+    DEAD,
+    DELETED_GROUP,
+    DELETED_KEY,
+    DELETED_TOPIC,
+    HELD,
+    ID_KEY,
+    KEY_KEY,
+    LIVE,
+    SOLO,
+    U32,
+)
 from ..format.rows import GroupRow, TopicRow, decode_group, decode_topic, new_group
 from ..storage.engine import Engine
 from ..storage.environment import Database
@@ -40,9 +50,6 @@ if TYPE_CHECKING:
     from ..api.group import Group
     from ..api.topic import Topic
     from ..tables.catalog import Given, Start
-
-DELETED_TOPIC, DELETED_GROUP = 0, 1  # kinds of 'X' rows
-_DELETED = Struct(">cBI")  # their keys
 
 
 def update_topic(topic: Topic, given: Given) -> TopicSettings:
@@ -264,7 +271,7 @@ def sweep(engine: Engine, busy_seconds: float) -> None:
 
 
 def _sweep_some(key: bytes, tx: Tx) -> bool:
-    number = int(unpacked(_DELETED, key)[2])
+    number = int(unpacked(DELETED_KEY, key)[2])
     if key[1] == DELETED_TOPIC:
         places = tx.log(number), tx.engine.schedule, tx.engine.dedup
         more = any(_erase(tx, U32.pack(number), place) for place in places)
@@ -307,4 +314,4 @@ def note_boot(tx: Tx, boot_id: bytes) -> None:
 
 
 def _deleted(kind: int, number: int) -> bytes:
-    return _DELETED.pack(b"X", kind, number)
+    return DELETED_KEY.pack(b"X", kind, number)

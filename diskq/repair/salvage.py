@@ -25,6 +25,7 @@ from ..format.decoding import unpacked
 from ..format.layout import (
     COPY,
     DEDUP_KEY,
+    DELETED_TOPIC,
     FORMAT_VERSION,
     GAP_KEY,
     HELD,
@@ -37,10 +38,10 @@ from ..format.layout import (
 )
 from ..format.lease_row import decode_lease
 from ..format.lmdb_pages import Snapshot, snapshots
+from ..format.meta_page import META_BYTES, meta_pages
 from ..format.rows import GroupRow, Meta, TopicRow, decode_group, decode_topic, new_meta, new_topic
 from ..format.segment import LOG_KEY, Segment
 from ..host import files
-from ..operate.changes import DELETED_TOPIC
 from ..storage.creation import COPIED, building, create_in, later
 from ..storage.engine import Engine
 from ..storage.environment import Database, translating
@@ -98,7 +99,7 @@ def salvage(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> S
 def _state_of(file: int) -> tuple[object, ...]:
     """Some properties of a data file, of which any commit changes one."""
     status = os.fstat(file)
-    return status.st_size, status.st_mtime_ns, files.meta_pages(file)
+    return status.st_size, status.st_mtime_ns, meta_pages(os.pread(file, META_BYTES, 0))
 
 
 def _choose(file: int) -> tuple[Snapshot, Snapshot | None]:
@@ -159,7 +160,7 @@ class _Salvage:
             self.place, files.identity_of(self.place), readonly=False, clock=Clock()
         )
         try:
-            self.engine.open(time.monotonic() + limits.BUSY_SECONDS, suspect=True)
+            self.engine.open(time.monotonic() + limits.BUSY_SECONDS)
             for name in sorted(self.logs):
                 self._put_all(self._log_rows(self.logs[name]))
             if self.searched is not None:

@@ -1,49 +1,50 @@
 """Every invariant of a store, as a generator of findings: for tests, for tools and for users.
 
 It reads all of a store in one snapshot and recounts what the commits counted. LMDB can end a
-process that reads damaged pages, so pages.py looks at them first; `check_in_child` survives all.
+process that reads damaged pages, so pages.py looks at them first; `fitness.check_in_child`
+survives all.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import chain
-from signal import SIGABRT, SIGBUS, SIGSEGV, Signals
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from ..base.clock import Clock
-from ..base.errors import WAY_OUT, Busy, Corrupt, DiskqError, NotAStore, ReadOnly
+from ..base.errors import Busy, Corrupt, NotAStore, ReadOnly
 from ..base.limits import BUSY_SECONDS, MIB, NOWAIT_SECONDS
 from ..base.model import LANE_BITS, Finding
-from ..base.ondemand import lazy
 from ..format.decoding import WRONG, unpacked
-from ..format.layout import BURIED, DEAD, HELD, ID_KEY, LIVE, META_KEY, PARKED, TIME_KEY, U32
-from ..format.lmdb_pages import check_pages
+from ..format.layout import (
+    BURIED,
+    DEAD,
+    DELETED_GROUP,
+    HELD,
+    ID_KEY,
+    LIVE,
+    META_KEY,
+    PARKED,
+    TIME_KEY,
+    U32,
+)
 from ..format.rows import GroupRow, Meta, TopicRow, decode_group, decode_topic
 from ..format.segment import LOG_KEY, Segment, head_of
 from ..host import files
-from ..operate.changes import DELETED_GROUP
 from ..storage.engine import Engine
 from ..storage.environment import translating
 from ..storage.readers import is_used
 from ..storage.tx import TOKEN_BITS, Tx
 from ..tables import catalog, gaps, held, key_owners, leases, schedule
 from ..tables.log import Log
-from . import contents
-
-if TYPE_CHECKING:
-    from ..host import child
-else:
-    child = lazy("host.child")
-
+from . import contents, fitness
+from .pages import check_pages
 
 R = TypeVar("R", TopicRow, GroupRow)
 _LARGE_BYTES = 256 * MIB
-_OF_DAMAGE = SIGABRT, SIGBUS, SIGSEGV  # LMDB ends a process with
 
 
 def findings(engine: Engine) -> list[Finding]:
@@ -58,7 +59,7 @@ def findings(engine: Engine) -> list[Finding]:
         if os.stat(os.path.join(path, files.DATA)).st_size < _LARGE_BYTES:
             found = check_store(engine)
         else:
-            lines = check_in_child(path, identity)
+            lines = fitness.check_in_child(path, identity)
             found = [Finding(*line.partition(": ")[::2]) for line in lines]
         files.check_identity(path, identity)
     return found
@@ -97,75 +98,14 @@ def _check_suspect(path: str) -> list[Finding]:
     what only a writer reads."""
     engine = Engine(path, files.identity_of(path), readonly=False, clock=Clock())
     try:
-        engine.open(time.monotonic() + NOWAIT_SECONDS, suspect=True)
+        engine.open(time.monotonic() + NOWAIT_SECONDS)
     except Busy:
         engine = Engine(path, engine.identity, readonly=True, clock=Clock())
-        engine.open(time.monotonic() + BUSY_SECONDS, suspect=True)
+        engine.open(time.monotonic() + BUSY_SECONDS)
     found = check_store(engine)
     with suppress(_Undo, Busy, ReadOnly):
         engine.commit(_read_free_list, time.monotonic() + NOWAIT_SECONDS)
     return found
-
-
-def check_short(path: str, name: str, size: int, expected: int) -> None:
-    """A file may rightly end before the last page that LMDB counts: a page that was freed in the
-    transaction that took it is never written. Then what is in use checks out, in a process of its
-    own, and the file is made whole, so that no page is behind its end."""
-    if check_in_child(path):
-        raise Corrupt(
-            f"{name} is cut short: {size} bytes of {expected}; {WAY_OUT}",
-            size=size,
-            expected=expected,
-        )
-    file = files.open_regular(name, os.O_RDWR)
-    try:
-        os.posix_fallocate(file, expected - 1, 1)  # never overwrites, never shortens
-    finally:
-        os.close(file)
-
-
-def check_boot(path: str, boot_id: bytes) -> None:
-    """A store that is not flushed may be damaged when the power failed. So who opens it first after
-    a boot reads all of it, in ways that damage cannot turn against its process.
-
-    Raises: Corrupt.
-    """
-    name = os.path.join(path, files.BOOT)
-    boot = boot_id.hex()
-    with open(files.open_regular(name, os.O_RDONLY), encoding="ascii", errors="replace") as file:
-        if file.read() == boot:
-            return
-    with open(
-        files.open_regular(name, os.O_RDWR), "r+", encoding="ascii", errors="replace"
-    ) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # nobody writes to the store while it is read
-        if file.read() != boot:
-            if found := check_in_child(path):
-                raise Corrupt(
-                    f"store {path} was in use when the power failed, its commits are not flushed,"
-                    f" and it is damaged ({found[0]}); 'diskq -s {path} salvage NEW' copies what is"
-                    " sound to a new store"
-                )
-            file.seek(0)
-            file.truncate()
-            file.write(boot)
-
-
-def check_in_child(path: str, identity: tuple[int, ...] = ()) -> list[str]:
-    """The findings of `verify`, run in a process of its own, so that damage cannot end this one.
-
-    Raises: StoreMoved; DiskqError if it could not be checked.
-    """
-    try:
-        lines = child.run("repair.verify:main", path, *map(str, identity))
-    except child.Died as error:
-        if error.code is None or -error.code not in _OF_DAMAGE:
-            raise DiskqError(f"store {path} could not be checked: {error}") from error
-        return [f"store: checking it ended with {Signals(-error.code).name}"]
-    except DiskqError as error:
-        error.args = (f"store {path} could not be checked: {error}",)
-        raise
-    return [line.replace("\t", ": ") for line in lines]
 
 
 class _Undo(Exception):

@@ -38,7 +38,7 @@ from ..host.slots import Slots
 from .commits import Call, Door
 from .environment import FAULTS, Database, full, open_databases, translate
 from .hands import Hands
-from .opened import Opened
+from .opened import Fitness, Opened
 from .tx import LogIsClosed, Tx, run_others
 
 T = TypeVar("T")
@@ -58,12 +58,19 @@ class Engine:
     slots: Slots
 
     def __init__(
-        self, path: str, identity: tuple[int, int], *, readonly: bool, clock: Clock
+        self,
+        path: str,
+        identity: tuple[int, int],
+        *,
+        readonly: bool,
+        clock: Clock,
+        fitness: Fitness | None = None,
     ) -> None:
         self._name(path)
         self.paths = {path: True}  # by which it was opened; in order
         self.identity = identity  # of the data file
         self.readonly = readonly
+        self._fitness = fitness  # checks before each opening; None for a store that is suspect
         self.clock = clock
         self.users: set[object] = set()
         self._env: lmdb.Environment | None = None
@@ -385,15 +392,15 @@ class Engine:
 
     # Opening, closing, forking
 
-    def open(self, until: float, *, suspect: bool = False) -> None:
-        """Open the environment; `suspect`: whatever may be wrong with it.
+    def open(self, until: float) -> None:
+        """Open the environment.
 
         Raises: NotAStore, Corrupt, WrongFormat, Unsupported, StoreMoved, Busy, Full; then nothing
         is open, and nothing was changed.
         """
-        opened = self._opened = Opened(self.path, readonly=self.readonly)
+        opened = self._opened = Opened(self.path, readonly=self.readonly, fitness=self._fitness)
         try:
-            opened.open(self.clock, until, suspect=suspect)
+            opened.open(self.clock, until)
             self.check_place()
         except BaseException:
             guard.surely(int, opened.close)
