@@ -51,6 +51,7 @@ from ..storage.tx import Tx
 from ..tables import catalog, dedup, gaps, log
 from ..tables.log import Log
 from . import verify
+from .check_group import check_group
 from .holes import Holes, fillers
 from .hollow import hollow_held, hollow_segment, sound_scheduled
 from .regroup import restart_group
@@ -443,7 +444,7 @@ class _Salvage:
             topic_id, name = decode_group(group.config)[:2]
             source, topic = Log(tx, topic_id), self.topics[topic_id]
             broken = group_id in self.broken
-            findings = verify.check_group(source, f"group {name}", group_id, topic, group)
+            findings = check_group(source, f"group {name}", group_id, topic, group)
             wrong = list(islice(findings, 3))
             if broken or wrong:
                 self.findings += map("\t".join, wrong)
