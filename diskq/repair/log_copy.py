@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TypeAlias
 
-from ..base.model import LANE_BITS, TopicSettings
+from ..base.model import LANE_BITS, SalvagedTopic, TopicSettings
 from ..format.layout import (
     DELETED_TOPIC,
     GAP_KEY,
     U64,
 )
 from ..format.lmdb_pages import Snapshot
-from ..format.rows import TopicRow, new_topic
+from ..format.rows import TopicRow, decode_topic, new_topic
 from ..format.segment import LOG_KEY, Segment
 from ..storage.engine import Engine
 from ..storage.environment import Database
@@ -131,3 +131,16 @@ class LogCopy:
         row.bytes += len(value)
         row.last_put_ns = max(row.last_put_ns, put_at_ns)
         return self.engine.log(topic_id), key, value
+
+    def report(self, restarted: dict[int, list[str]]) -> list[SalvagedTopic]:
+        """Numbers of each topic; `restarted` are the names of groups, by topic."""
+        return [
+            SalvagedTopic(
+                decode_topic(row.config).name,
+                row.stored - self.lost[topic_id],
+                self.lost[topic_id],
+                row.scheduled,
+                tuple(restarted.get(topic_id, ())),
+            )
+            for topic_id, row in self.remains.topics.items()
+        ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from functools import partial
-from itertools import islice
 
 from ..base import limits
 from ..base.clock import Clock
@@ -21,10 +20,7 @@ from ..storage.creation import COPIED, create_in, later
 from ..storage.engine import Engine
 from ..storage.tx import Tx
 from ..tables import catalog, gaps, log
-from ..tables.log import Log
-from .check_group import check_group
 from .log_copy import LogCopy, Put
-from .regroup import restart_group
 from .remains import Remains
 
 _BATCH_BYTES = 16 * limits.MIB
@@ -72,22 +68,6 @@ def write_heads(tx: Tx, remains: Remains, copy: LogCopy) -> None:
 
 def _topic_of(group: GroupRow) -> int:
     return decode_group(group.config).topic_id
-
-
-def restart_groups(tx: Tx, remains: Remains) -> dict[int, list[str]]:
-    """Let the groups whose rows do not add up start again; their names, by topic."""
-    restarted: dict[int, list[str]] = {}
-    for group_id, group in remains.groups.items():
-        topic_id, name = decode_group(group.config)[:2]
-        source, topic = Log(tx, topic_id), remains.topics[topic_id]
-        broken = group_id in remains.broken
-        findings = check_group(source, f"group {name}", group_id, topic, group)
-        wrong = list(islice(findings, 3))
-        if broken or wrong:
-            remains.findings += map("\t".join, wrong)
-            restart_group(source, topic, group_id, group)
-            restarted.setdefault(topic_id, []).append(name)
-    return restarted
 
 
 def _some(puts: Iterator[Put]) -> Iterator[Put]:

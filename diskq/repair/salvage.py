@@ -10,24 +10,17 @@ kept: messages that are missing without such a row are lost.
 from __future__ import annotations
 
 import os
-import time
 
-from ..base import errors, limits
-from ..base.clock import Clock
-from ..base.model import Salvaged, SalvagedTopic
-from ..format.rows import decode_topic
+from ..base import errors
+from ..base.model import Salvaged
 from ..host import files
 from ..storage.creation import building
-from ..storage.engine import Engine
 from ..storage.environment import translating
 from ..storage.readers import is_used
 from ..storage.registry import is_open
-from . import verify
 from .choosing import choose, state_of
-from .log_copy import LogCopy
-from .new_store import create, put_all, restart_groups, write_heads
+from .rebuild import copy_sound
 from .remains import Remains
-from .row_copy import group_rows, topic_rows
 
 
 def salvage(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Salvaged:
@@ -63,42 +56,3 @@ def salvage(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> S
         return outcome
     finally:
         os.close(file)
-
-
-def copy_sound(remains: Remains, place: str) -> Salvaged:
-    """Write what remains of a store to the new one that is being built in `place`."""
-    create(remains, place)
-    engine = Engine(place, files.identity_of(place), readonly=False, clock=Clock())
-    copy = LogCopy(remains, engine)
-    try:
-        engine.open(time.monotonic() + limits.BUSY_SECONDS)
-        for name in sorted(remains.logs):
-            put_all(engine, copy.log_rows(remains.logs[name]))
-        if remains.searched is not None:
-            put_all(engine, copy.log_rows(copy.newer_segments(remains.searched)))
-        if remains.rowless and not copy.ends:
-            raise errors.Corrupt("no message of diskq is in it")
-        put_all(engine, copy.rest_of_logs())
-        put_all(engine, group_rows(remains, engine))
-        put_all(engine, topic_rows(remains, copy, engine))
-        engine.commit(lambda tx: write_heads(tx, remains, copy))
-        restarted = engine.commit(lambda tx: restart_groups(tx, remains))
-        remains.findings += map("\t".join, verify.check_store(engine))
-        return Salvaged(_report(remains, copy, restarted), remains.findings)
-    finally:
-        engine.close()
-
-
-def _report(
-    remains: Remains, copy: LogCopy, restarted: dict[int, list[str]]
-) -> list[SalvagedTopic]:
-    return [
-        SalvagedTopic(
-            decode_topic(row.config).name,
-            row.stored - copy.lost[topic_id],
-            copy.lost[topic_id],
-            row.scheduled,
-            tuple(restarted.get(topic_id, ())),
-        )
-        for topic_id, row in remains.topics.items()
-    ]
