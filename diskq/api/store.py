@@ -29,12 +29,13 @@ from .topic import Topic
 
 if TYPE_CHECKING:
     from ..operate import boots, deletion, stats
-    from ..repair import backup, verify
+    from ..repair import backup, fitness, verify
     from . import transaction
 else:
     backup = lazy("repair.backup")
     boots = lazy("operate.boots")
     deletion = lazy("operate.deletion")
+    fitness = lazy("repair.fitness")
     stats = lazy("operate.stats")
     transaction = lazy("api.transaction")
     verify = lazy("repair.verify")
@@ -100,6 +101,7 @@ def open(  # noqa: A001 - diskq.open is to diskq what open is to files
             mode=mode or files.PRIVATE,
             clock=clock or Clock(),
             busy_seconds=busy,
+            fitness=fitness,
         )
         _check_equal(engine, "durability", durability, DURABILITIES[engine.meta.durability])
         _check_equal(engine, "max_bytes", max_bytes, engine.meta.max_bytes)

@@ -8,6 +8,7 @@ import signal
 import click
 
 from diskq import Corrupt, Finding
+from diskq.host.child import OF_DAMAGE
 from diskq.storage.readers import NOTICED_LAG
 
 from . import output
@@ -19,7 +20,6 @@ from .topics import TOPIC_COLUMNS
 _CONSUMER_COLUMNS = "name", "pid", "topic", "group", "waiting", "handling"
 
 DAMAGE_FOUND = 5
-_DIES_OF_DAMAGE = signal.SIGBUS, signal.SIGSEGV, signal.SIGABRT
 
 
 @click.command()
@@ -95,7 +95,7 @@ def verify(as_json: bool) -> None:
             raise
         if code >= 0:
             ctx.exit(code)
-        if -code not in _DIES_OF_DAMAGE:
+        if -code not in OF_DAMAGE:
             die_of(-code)
         findings = [Finding("store", f"checking it ended with {signal.Signals(-code).name}")]
     else:

@@ -47,6 +47,7 @@ SCHEDULE_KEY = Struct(">IQQ")
 DEDUP_KEY = Struct(">IQ16s")
 KEY_KEY = Struct(">cIQ")  # of the row that says which message has a key
 GAP_KEY = Struct(">cIQ")
+DELETED_KEY = Struct(">cBI")  # of a deleted topic or group: prefix, kind, id
 META_KEY = b"M"
 
 COPY = b"\xff" * 16  # a boot that never was: whoever opens a copy voids the leases in it
@@ -56,6 +57,7 @@ RETURNED = 4  # flag of a held message: it was delivered, and given back for lat
 
 LIVE, DEAD, PARK = 0, 1, 2  # kinds of keys of held messages
 WAITING, BURIED, PARKED = STATES = 1, 3, 4  # their states; a leased one keeps WAITING, see held.py
+DELETED_TOPIC, DELETED_GROUP = 0, 1  # kinds of the rows of what is deleted
 CAUSES = ("", "nack", "reject", "expired", "crashed", "redriven", "ttl")
 
 

@@ -21,7 +21,7 @@ from contextlib import suppress
 from struct import Struct, unpack_from
 from typing import Any, NamedTuple
 
-from ..host import files
+from .meta_page import META_BYTES, MetaPage, meta_pages
 
 _PAGE = Struct("=QHHHH")
 _NODE = Struct("=IHH")
@@ -56,7 +56,7 @@ class Snapshot:
     `findings` grows while trees are walked; `used` are the pages they consist of.
     """
 
-    def __init__(self, file: int, meta: files.MetaPage) -> None:
+    def __init__(self, file: int, meta: MetaPage) -> None:
         self.txn_id = meta.txn_id
         self.findings: list[str] = []
         self.used: set[int] = set()
@@ -218,17 +218,8 @@ class Snapshot:
 
 def snapshots(file: int) -> list[Snapshot]:
     """The committed states of an open data file, the latest first; none if both are damaged."""
-    return [Snapshot(file, meta) for meta in sorted(files.meta_pages(file), reverse=True)]
-
-
-def check_pages(path: str) -> list[str]:
-    """What is wrong with the pages of the store at `path`, as its latest commit has them."""
-    file = files.open_regular(os.path.join(path, files.DATA), os.O_RDONLY)
-    try:
-        found = snapshots(file)
-        return found[0].check() if found else ["both of its meta pages are damaged"]
-    finally:
-        os.close(file)
+    found = meta_pages(os.pread(file, META_BYTES, 0))
+    return [Snapshot(file, meta) for meta in sorted(found, reverse=True)]
 
 
 def _count(value: bytes) -> int:

@@ -27,6 +27,8 @@ _START_SECONDS = 60.0  # until the word must be there
 _SLOWEST_LOOK_SECONDS = 0.05
 _MARK = "DISKQ_CHILD"  # in the environment of a child
 _DONE = "done"
+# The signals that end a process in which LMDB reads damaged pages.
+OF_DAMAGE = signal.SIGABRT, signal.SIGBUS, signal.SIGSEGV
 
 
 class Died(DiskqError):

@@ -1,8 +1,5 @@
 """Is this path a store, could it become one, and can its disk keep the promises?
 
-Looks at names, sizes and LMDB's two meta pages with plain reads, because LMDB maps the file: a
-truncated one would end the process with SIGBUS instead of an error.
-
 A store's files are regular files: no symbolic link is followed, no FIFO is waited for. Those beside
 data.mdb have its owner, group and permissions, whichever process makes them and whenever.
 """
@@ -12,21 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import struct
-import sys
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
 
-from ..base.errors import WAY_OUT, Corrupt, NotAStore, NotFound, StoreMoved, Unsupported
+from ..base.errors import NotAStore, NotFound, StoreMoved, Unsupported
 from ..base.limits import MAX_READERS
-from ..base.ondemand import lazy
-
-if TYPE_CHECKING:
-    from ..repair import verify
-else:
-    verify = lazy("repair.verify")
-
 
 DATA, LOCK, SLOTS = "data.mdb", "lock.mdb", "slots"
 BOOT = "boot"  # only where commits are not flushed: the boot that last found the store sound
@@ -46,23 +33,6 @@ _KINDS = {
 
 # POSIX locks or shared maps do not reach all users of a file there; see "Caveats" in lmdb.h.
 _REFUSED = {"nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "afs", "ceph", "lustre", "fuse"}
-
-# mdb.c, MDB_page header and MDB_meta: magic, version, address, map size, the tree of free pages
-# (which begins with the page size), the main one, last page, transaction id.
-_META_PAGE = struct.Struct("=10xH4xIIQQ48s48sQQ")
-_META_FLAG, _MAGIC = 0x08, 0xBEEFC0DE
-_PAGE_BYTES = [512 << power for power in range(8)]  # what LMDB allows
-_MAX_PAGES = 1 << 35  # no address space has room for more
-
-
-class MetaPage(NamedTuple):
-    """What a meta page says of the commit that wrote it."""
-
-    txn_id: int
-    last_page: int
-    page_bytes: int
-    free: bytes
-    main: bytes
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
@@ -283,50 +253,6 @@ def check_data_file(data: str, expected: tuple[int, int]) -> int:
         f"{data} {what}: the store was removed, moved or restored while it was open; nothing was"
         " changed, close this store and open the path again"
     )
-
-
-def check_data(path: str) -> None:
-    """Refuse a data file that LMDB could not map: empty, cut short, or of another kind.
-
-    Raises: Corrupt, NotAStore.
-    """
-    name = os.path.join(path, DATA)
-    file = open_regular(name, os.O_RDONLY)
-    try:
-        found = meta_pages(file)
-        size = os.fstat(file).st_size
-    finally:
-        os.close(file)
-    if not size:
-        raise Corrupt(f"{name} is empty, it was damaged; {WAY_OUT}")
-    if not found:
-        raise NotAStore(f"{name} is not an LMDB file, or its first pages are damaged")
-    latest = max(found)
-    expected = (latest.last_page + 1) * latest.page_bytes
-    if latest.last_page >= _MAX_PAGES:
-        raise Corrupt(f"{name} cannot have {latest.last_page} pages, it was damaged; {WAY_OUT}")
-    if size < expected:
-        verify.check_short(path, name, size, expected)
-
-
-def meta_pages(file: int) -> list[MetaPage]:
-    """The two meta pages of an open data file, without those that are damaged."""
-    start = os.pread(file, 2 * 65536, 0)
-    first = _meta_page(start, 0)
-    second = _meta_page(start, first.page_bytes if first else 4096)
-    return [page for page in (first, second) if page is not None]
-
-
-def _meta_page(data: bytes, at: int) -> MetaPage | None:
-    if len(data) < at + _META_PAGE.size:
-        return None
-    flags, magic, _, _, _, free, main, last_page, txn_id = _META_PAGE.unpack_from(data, at)
-    if not flags & _META_FLAG or magic != _MAGIC:
-        return None
-    page_bytes = int.from_bytes(free[:4], sys.byteorder)
-    if page_bytes not in _PAGE_BYTES:
-        return None
-    return MetaPage(txn_id, last_page, page_bytes, free, main)
 
 
 def _check_file_system(path: str) -> None:

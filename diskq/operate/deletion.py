@@ -10,13 +10,12 @@ from __future__ import annotations
 from contextlib import suppress
 from functools import partial
 from itertools import islice
-from struct import Struct
 
 from ..base import limits
 from ..base.errors import Busy, NotFound
 from ..delivery import retention
 from ..format.decoding import unpacked
-from ..format.layout import ID_KEY, U32
+from ..format.layout import DELETED_GROUP, DELETED_KEY, DELETED_TOPIC, ID_KEY, U32
 from ..format.rows import decode_group, decode_topic
 from ..storage.engine import Engine
 from ..storage.environment import Database
@@ -25,9 +24,6 @@ from ..storage.tx import Tx
 from ..tables import catalog, group_rows, group_tx, log
 from ..tables.group_tx import Place
 from ..tables.log import Log
-
-DELETED_TOPIC, DELETED_GROUP = 0, 1  # kinds of 'X' rows
-_DELETED = Struct(">cBI")  # their keys
 
 
 def delete_topic(handle: Handle, name: str) -> None:
@@ -91,7 +87,7 @@ def sweep(engine: Engine, busy_seconds: float) -> None:
 
 
 def _sweep_some(key: bytes, tx: Tx) -> bool:
-    number = int(unpacked(_DELETED, key)[2])
+    number = int(unpacked(DELETED_KEY, key)[2])
     if key[1] == DELETED_TOPIC:
         places = tx.log(number), tx.engine.schedule, tx.engine.dedup
         more = any(_erase(tx, U32.pack(number), place) for place in places)
@@ -111,4 +107,4 @@ def _erase(tx: Tx, prefix: bytes, database: Database = None) -> bool:
 
 
 def _deleted(kind: int, number: int) -> bytes:
-    return _DELETED.pack(b"X", kind, number)
+    return DELETED_KEY.pack(b"X", kind, number)

@@ -10,6 +10,7 @@ from ..format.rows import Meta
 from ..host import child, files
 from ..storage.creation import COPIED, building, later, write_meta
 from ..storage.environment import adopting, open_environment, read_row, translating
+from . import fitness
 
 
 def copy_store(source: str, identity: tuple[int, int], path: str) -> None:
@@ -34,7 +35,7 @@ def copy_store(source: str, identity: tuple[int, int], path: str) -> None:
     with building(path, source=source) as place:
         child.run("repair.backup:main", source, *map(str, identity), place, path)
         try:
-            files.check_data(place)
+            fitness.check_data(place)
         except (errors.DiskqError, OSError) as error:
             raise errors.DiskqError(f"the copy for {path} cannot be read ({error})") from error
         files.check_identity(source, identity)

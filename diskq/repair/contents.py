@@ -16,6 +16,7 @@ from ..format.held_row import decode_held
 from ..format.layout import (
     DEAD,
     DEDUP_KEY,
+    DELETED_KEY,
     HELD_KEY,
     ID_KEY,
     KEY_KEY,
@@ -126,5 +127,5 @@ _STATE: dict[bytes, Callable[[bytes, bytes], object]] = {
     b"D": _decode_due,
     b"K": lambda key, value: (unpacked(KEY_KEY, key), unpacked(U64, value)),
     b"O": gaps.decode,
-    b"X": lambda key, value: (unpacked(Struct(">cBI"), key), unpacked(_NOTHING, value)),
+    b"X": lambda key, value: (unpacked(DELETED_KEY, key), unpacked(_NOTHING, value)),
 }

@@ -22,7 +22,7 @@ from ..host.slots import Slots
 from .environment import Database, open_databases
 from .hands import Hands
 from .location import Location
-from .opened import Opened
+from .opened import Fitness, Opened
 
 
 class LogIsClosed(Exception):
@@ -45,12 +45,19 @@ class Connection:
     slots: Slots
 
     def __init__(
-        self, path: str, identity: tuple[int, int], *, readonly: bool, clock: Clock
+        self,
+        path: str,
+        identity: tuple[int, int],
+        *,
+        readonly: bool,
+        clock: Clock,
+        fitness: Fitness | None = None,
     ) -> None:
         self.location = Location(path, identity)
         self.check_place = self.location.check
         self.identity = identity
         self.readonly = readonly
+        self._fitness = fitness  # checks before each opening; None for a store that is suspect
         self.clock = clock
         self.users: set[object] = set()
         self._env: lmdb.Environment | None = None
@@ -82,15 +89,15 @@ class Connection:
 
     # Opening
 
-    def open(self, until: float, *, suspect: bool = False) -> None:
-        """Open the environment; `suspect`: whatever may be wrong with it.
+    def open(self, until: float) -> None:
+        """Open the environment.
 
         Raises: NotAStore, Corrupt, WrongFormat, Unsupported, StoreMoved, Busy, Full; then nothing
         is open, and nothing was changed.
         """
-        opened = self._opened = Opened(self.path, readonly=self.readonly)
+        opened = self._opened = Opened(self.path, readonly=self.readonly, fitness=self._fitness)
         try:
-            opened.open(self.clock, until, suspect=suspect)
+            opened.open(self.clock, until)
             self.check_place()
         except BaseException:
             guard.surely(int, opened.close)

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import lmdb
 
@@ -20,12 +20,12 @@ from ..base import errors, guard
 from ..base.clock import Clock
 from ..base.limits import WAKE_WORDS
 from ..base.model import DURABILITIES
-from ..base.ondemand import lazy
 from ..format.layout import FORMAT_VERSION, META_KEY
 from ..format.rows import Meta, format_version
 from ..host import files, locks
 from ..host.process import maps_file
 from ..host.slots import Slots
+from . import data_file
 from .commits import Call
 from .environment import (
     FAULTS,
@@ -38,22 +38,27 @@ from .environment import (
     translate,
 )
 
-if TYPE_CHECKING:
-    from ..repair import verify
-else:
-    verify = lazy("repair.verify")
-
-
 _NAP_SECONDS = 0.001
 _NAMES = b"state", b"held", b"schedule", b"dedup"
+
+
+class Fitness(Protocol):
+    """Checks of a store that may be damaged, for which it is read in another process."""
+
+    def check_short(self, path: str, size: int, expected: int) -> None:
+        """Refuse a data file that ends too early. Raises: Corrupt."""
+
+    def check_boot(self, path: str, boot_id: bytes) -> None:
+        """Refuse a store that was damaged when the power failed. Raises: Corrupt."""
 
 
 class Opened:
     """A store that is open. `close` closes as much of it as is open, at whatever point `open`
     ended."""
 
-    def __init__(self, path: str, *, readonly: bool) -> None:
+    def __init__(self, path: str, *, readonly: bool, fitness: Fitness | None) -> None:
         self.path = path
+        self._fitness = fitness
         self.readonly = readonly
         self.env: lmdb.Environment | None = None
         self.members: Slots | None = None  # who is alive, if that can be told
@@ -62,19 +67,19 @@ class Opened:
         self.main: Database = None
         self.databases: list[Database] = []
 
-    def open(self, clock: Clock, until: float, *, suspect: bool = False) -> None:
+    def open(self, clock: Clock, until: float) -> None:
         """Open the environment as the durability inside of it wants: modes must not be mixed.
-        `suspect`: whatever may be wrong with it.
+        Without a `fitness`, whatever may be wrong with the store.
 
         Raises: NotAStore, Corrupt, WrongFormat, Unsupported, Busy, Full; then nothing is open, and
         nothing was changed.
         """
         try:
-            if not suspect:
-                files.check_data(self.path)
+            if self._fitness is not None:
+                self._check_size(self._fitness)
             self._open_slots()
-            if not suspect:
-                self._check_boot(clock.boot_id())
+            if self._fitness is not None:
+                self._check_boot(self._fitness, clock.boot_id())
             guard.surely(lambda: self._open_environment(until), self._end_opening)
         except BaseException as error:
             guard.surely(int, self.close)
@@ -90,12 +95,17 @@ class Opened:
         else:
             self.members = Slots(name)
 
-    def _check_boot(self, boot_id: bytes) -> None:
+    def _check_size(self, fitness: Fitness) -> None:
+        size, expected = data_file.sizes(self.path)
+        if size < expected:
+            fitness.check_short(self.path, size, expected)
+
+    def _check_boot(self, fitness: Fitness, boot_id: bytes) -> None:
         """A store whose commits are not flushed is checked by who opens it first after a boot.
         There was none while somebody lives, and none that is known of without a boot id."""
         name = os.path.join(self.path, files.BOOT)
         if any(boot_id) and os.path.exists(name) and not self.used_elsewhere():
-            verify.check_boot(self.path, boot_id)
+            fitness.check_boot(self.path, boot_id)
 
     def used_elsewhere(self) -> bool:
         """Whether somebody else has the store open, known to be sound."""

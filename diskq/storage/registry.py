@@ -20,6 +20,7 @@ from ..host import files
 from ..host.process import ONE_INTERPRETER, is_second_interpreter
 from .engine import Engine
 from .environment import translate
+from .opened import Fitness
 
 if TYPE_CHECKING:
     from . import creation
@@ -44,10 +45,11 @@ def open_engine(
     mode: int,
     clock: Clock,
     busy_seconds: float,
+    fitness: Fitness,
 ) -> Engine:
     """The engine of the store at `path`, open; `close_engine(user)` gives it back, also if this
-    raised. Durability, size and permissions are those of a store that is
-    created."""
+    raised. Durability, size and permissions are those of a store that is created; `fitness` checks
+    an existing one."""
     if is_second_interpreter():
         raise errors.Unsupported(f"store {path} cannot be opened here; {ONE_INTERPRETER}")
 
@@ -66,7 +68,9 @@ def open_engine(
                 raise guard.reentered()
             engine = None
         if engine is None:
-            engine = _engines[identity] = Engine(path, identity, readonly=readonly, clock=clock)
+            engine = _engines[identity] = Engine(
+                path, identity, readonly=readonly, clock=clock, fitness=fitness
+            )
         if engine.readonly and not readonly:
             raise errors.Unsupported(f"{path} is open read-only in this process; close that first")
         engine.users.add(user)

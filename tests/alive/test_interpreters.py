@@ -232,4 +232,4 @@ def test_another_store_at_the_path_is_neither_copied_nor_checked(
 
 def test_the_error_of_a_child_is_that_of_its_parent(store, tmp_path, monkeypatch):
     with pytest.raises(diskq.NotFound, match="is not there any more"):
-        child.run("verify:main", str(tmp_path / "nowhere"))
+        child.run("repair.verify:main", str(tmp_path / "nowhere"))

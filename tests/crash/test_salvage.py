@@ -14,8 +14,9 @@ from support.programs import ROOT
 from support.stores import dump
 
 import diskq
-from diskq.format.lmdb_pages import check_pages
+from diskq.format.meta_page import META_BYTES, meta_pages
 from diskq.host import files
+from diskq.repair.pages import check_pages
 
 PAGE = 4096
 
@@ -173,7 +174,7 @@ def test_a_page_that_cannot_be_what_its_parent_says_is_found(built, copy, at, va
 
 def _root_of_the_list_of_databases(path):
     with open(path / files.DATA, "rb") as file:
-        latest = max(files.meta_pages(file.fileno()))
+        latest = max(meta_pages(os.pread(file.fileno(), META_BYTES, 0)))
     return struct.unpack("=Q", latest.main[-8:])[0]
 
 
@@ -197,7 +198,7 @@ def test_a_lost_meta_page_is_told_as_one_commit_that_may_be_lost(tmp_path, commi
         topic.put(b"before")
         topic.put_many(b"message %d" % number for number in range(5_000))
     with open(tmp_path / "store" / files.DATA, "r+b") as file:
-        latest = max(files.meta_pages(file.fileno())).txn_id
+        latest = max(meta_pages(os.pread(file.fileno(), META_BYTES, 0))).txn_id
         file.seek((latest - commits_ago) % 2 * PAGE)
         file.write(bytes(PAGE))
     done = subprocess.run(
@@ -221,7 +222,7 @@ def test_messages_of_a_commit_whose_meta_page_is_lost_are_found(tmp_path):
         topic.put(b"before")
         topic.put_many(b"message %d" % number for number in range(5_000))
     with open(tmp_path / "store" / files.DATA, "r+b") as file:
-        file.seek(max(files.meta_pages(file.fileno())).txn_id % 2 * PAGE)
+        file.seek(max(meta_pages(os.pread(file.fileno(), META_BYTES, 0))).txn_id % 2 * PAGE)
         file.write(bytes(PAGE))
     diskq.salvage(tmp_path / "store", tmp_path / "new")
     with diskq.open(tmp_path / "new") as store:

@@ -9,7 +9,7 @@ from support.stores import digest, dump
 
 import diskq
 from diskq.host import child, files
-from diskq.repair import verify
+from diskq.repair import fitness
 
 
 @pytest.fixture
@@ -21,13 +21,13 @@ def place(tmp_path):
 def checks(monkeypatch):
     """The paths that were checked."""
     found = []
-    check = verify.check_in_child
+    check = fitness.check_in_child
 
     def note(path):
         found.append(path)
         return check(path)
 
-    monkeypatch.setattr(verify, "check_in_child", note)
+    monkeypatch.setattr(fitness, "check_in_child", note)
     return found
 
 

@@ -17,12 +17,12 @@ from contextlib import suppress
 from typing import Any
 
 import diskq
-from diskq.repair import verify
+from diskq.repair import fitness, verify
 
 from .view import REBOOT_NS, MachineClock, rows, view
 
 OPENED, ABSENT, REFUSED = "opened", "absent", "refused"
-check_in_child = verify.check_in_child
+check_in_child = fitness.check_in_child
 
 
 def check(request: dict[str, Any]) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def check(request: dict[str, Any]) -> dict[str, Any]:
     says what to do), `problems` is what is wrong whatever was acknowledged."""
     answer: dict[str, Any] = {"found": OPENED, "problems": []}
     clock = MachineClock(boot=request["boot"], wall=REBOOT_NS)
-    verify.check_in_child = _check_in_fork if request["fork"] else check_in_child
+    fitness.check_in_child = _check_in_fork if request["fork"] else check_in_child
     path = os.path.join(request["root"], "store")
     try:
         _check_store(path, clock, request, answer)
