@@ -25,8 +25,9 @@ except ImportError as error:
 from .api.consumer import Consumer
 from .api.group import Group
 from .api.message import Message
+from .api.opening import open  # noqa: A004 - diskq.open is to diskq what open is to files
 from .api.queue import Queue
-from .api.store import Store, open  # noqa: A004 - diskq.open is to diskq what open is to files
+from .api.store import Store
 from .api.topic import Topic
 from .base import errors, limits, model, ondemand  # noqa: F401 - limits are public
 from .base.clock import Clock

@@ -25,12 +25,12 @@ from ..tables.group_tx import Place
 from .consumer import Consumer
 
 if TYPE_CHECKING:
-    from ..base.options import GroupChanges
-    from ..delivery.positions import Start
-    from ..operate import configure, dead_letters, deletion, peek, seek, stats
+    from ..base.options import GroupChanges, Start
+    from ..operate import configure, dead_letters, deletion, fork, peek, seek, stats
     from .topic import Topic
 else:
     deletion = lazy("operate.deletion")
+    fork = lazy("operate.fork")
     seek = lazy("operate.seek")
     configure = lazy("operate.configure")
     dead_letters = lazy("operate.dead_letters")
@@ -70,7 +70,7 @@ class Group:
         consumer: Consumer | None = None
         try:
             consumer = Consumer(self, name, prefetch, heartbeat)
-            self.topic.store.adopt(consumer)
+            self.topic.store.adopt(consumer.member)
             return consumer
         except BaseException:  # nobody else can close it
             if consumer is not None:
@@ -161,7 +161,7 @@ class Group:
         """
         check.name("group", name)
         place = self.place
-        group_id = self.handle.commit(lambda tx: seek.fork_group(tx, place, name))
+        group_id = self.handle.commit(lambda tx: fork.fork_group(tx, place, name))
         return Group(self.topic, name, group_id)
 
     def pause(self) -> None:

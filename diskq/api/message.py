@@ -123,20 +123,16 @@ class Message:
     def nacking(self, delay_seconds: float | None, error: str | None) -> Action:
         """For diskq's own use: the action of `nack`."""
         delay_ns = None if delay_seconds is None else _delay_ns(delay_seconds)
-        return self._failing("nack", check.text("error", error or ""), delay_ns)
+        return _failing(self, "nack", check.text("error", error or ""), delay_ns)
 
     def rejecting(self, reason: str) -> Action:
         """For diskq's own use: the action of `reject`."""
-        return self._failing("reject", check.text("reason", reason), None)
+        return _failing(self, "reject", check.text("reason", reason), None)
 
     def releasing(self, delay_seconds: float | None) -> Action:
         """For diskq's own use: the action of `release`."""
         delay_ns = 0 if delay_seconds is None else _delay_ns(delay_seconds)
         return lambda group: settle.release(group, self.lease, self.offset, delay_ns)
-
-    def _failing(self, cause: str, error: str, delay_ns: int | None) -> Action:
-        failure = cause, self.member.name, error, delay_ns
-        return lambda group: settle.fail(group, self.lease, self.offset, *failure)
 
     def __enter__(self) -> Message:
         self.member.name_handled(self)
@@ -162,6 +158,11 @@ class Message:
 
     def __repr__(self) -> str:
         return f"<Message {self.topic}/{self.offset} attempt {self.attempt} {len(self.body)} bytes>"
+
+
+def _failing(message: Message, cause: str, error: str, delay_ns: int | None) -> Action:
+    failure = cause, message.member.name, error, delay_ns
+    return lambda group: settle.fail(group, message.lease, message.offset, *failure)
 
 
 def _text_of(error: Exception) -> str:

@@ -1,28 +1,21 @@
-"""Store: one directory with topics. `diskq.open` is where everything begins."""
+"""Store: one directory with topics."""
 
 from __future__ import annotations
 
-import math
 import os
-import time
 import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn, TypeVar, Unpack
 
-from ..base import check, guard, limits
-from ..base.clock import Clock
-from ..base.errors import Busy, Closed, ConfigConflict
-from ..base.model import DURABILITIES, Finding, StoreStats
+from ..base import check, guard
+from ..base.errors import Closed
+from ..base.model import Finding, StoreStats
 from ..base.ondemand import lazy
 from ..delivery import making
-from ..format.layout import COPY
 from ..host import files
-from ..storage.engine import Engine
 from ..storage.handle import Handle
-from ..storage.registry import close_engine, open_engine
 from ..tables import catalog
-from .consumer import Consumer
 from .membership import Membership
 from .queue import DEFAULT_GROUP, Queue
 from .topic import Topic
@@ -48,92 +41,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def open(  # noqa: A001 - diskq.open is to diskq what open is to files
-    path: str | os.PathLike[str],
-    *,
-    durability: str | None = None,
-    create: bool = True,
-    readonly: bool = False,
-    max_bytes: int | None = None,
-    mode: int | None = None,
-    busy_seconds: float | None = None,
-    clock: Clock | None = None,
-) -> Store:
-    """Open the store in directory `path`; make it, complete or not at all, unless `create=False`.
-
-    `durability` says what a power cut can undo: "commit" (a new store's) nothing that returned,
-    "relaxed" at most the last commit, "process" anything, even damage it; kill -9 undoes nothing in
-    any. `max_bytes` (at least 4 MiB, None: the disk) bounds a new store's file: puts raise Full
-    before it is reached, settling goes on, copies of what fails may exceed it by half, from 64 MiB
-    on by a quarter. Both are kept in the store; None takes what is stored.
-
-    `mode` (None: 0o600) is the permissions of a new store's files, whatever the umask is, and its
-    directory's with an x beside each r: 0o660 lets a group use the store. An existing store keeps
-    its permissions; so does an empty directory that becomes a store.
-
-    `busy_seconds` (30; 0: one attempt of at most 0.1 s; math.inf: without end): how long a call
-    that changes something waits for other processes and threads that do; then it raises Busy.
-
-    The same path may be opened more than once in a process, by its main interpreter. `clock` is for
-    tests.
-
-    Raises: NotFound, NotAStore, ConfigConflict, WrongFormat, Corrupt, NoPermission, ReadOnly,
-    Unsupported, Full, Busy, StoreMoved, Reentered.
-    """
-    if durability not in (None, *DURABILITIES):
-        raise ValueError(f"durability must be one of {', '.join(DURABILITIES)}, not {durability!r}")
-    if max_bytes is not None:
-        check.count("max_bytes", max_bytes, limits.MIN_STORE_BYTES, limits.TIB)
-    busy = limits.BUSY_SECONDS
-    if busy_seconds is not None:
-        busy = check.seconds("busy_seconds", busy_seconds, 0, math.inf)
-    if mode is not None:
-        check.mode(mode)
-    user = object()  # of the engine that all stores at this path share
-    try:
-        engine = open_engine(
-            files.absolute(path),
-            user,
-            durability=durability or "commit",
-            create=create,
-            readonly=readonly,
-            max_bytes=max_bytes or 0,
-            mode=mode or files.PRIVATE,
-            clock=clock or Clock(),
-            busy_seconds=busy,
-            fitness=fitness,
-        )
-        _check_equal(engine, "durability", durability, DURABILITIES[engine.meta.durability])
-        _check_equal(engine, "max_bytes", max_bytes, engine.meta.max_bytes)
-        if not engine.readonly:
-            _catch_up(engine, time.monotonic() + busy)
-        engine.join()
-        return Store(Handle(engine, user, readonly=readonly, busy_seconds=busy))
-    except BaseException:
-        close_engine(user)
-        raise
-
-
-def _catch_up(engine: Engine, until: float) -> None:
-    """Void the leases of the last boot; go on with a deletion that was cut off."""
-    boot_id, noted = engine.clock.boot_id(), engine.meta.boot_id
-    # In a container the system may tell another boot, or none. A boot ends all processes, though.
-    other = boot_id != noted and (any(boot_id) or noted == COPY) and not engine.used_elsewhere()
-    if other or engine.read(lambda tx: any(tx.scan(b"X"))):
-        if other:
-            engine.commit(lambda tx: boots.note_boot(tx, boot_id), until)
-        with suppress(Busy):  # the next opening goes on
-            deletion.sweep(engine, max(until - time.monotonic(), 0))
-
-
-def _check_equal(engine: Engine, what: str, wanted: object, stored: object) -> None:
-    if wanted is not None and wanted != stored:
-        raise ConfigConflict(
-            f"store {engine.path} has {what}={stored!r}, not {wanted!r}; leave it out to take what"
-            " is stored"
-        )
-
-
 class Store:
     """One directory with topics; made by `diskq.open`. A context manager. Safe across threads, and
     in a child after fork."""
@@ -142,11 +49,6 @@ class Store:
         self.handle = handle  # for diskq's own use
         self._consumers: weakref.WeakSet[Membership] = weakref.WeakSet()
         self._adopting = guard.new_lock()
-
-    @property
-    def engine(self) -> Engine:
-        """For diskq's own use. Raises: Closed."""
-        return self.handle.engine
 
     @property
     def busy_seconds(self) -> float:
@@ -160,7 +62,7 @@ class Store:
     @property
     def path(self) -> str:
         """The directory."""
-        return self.engine.path
+        return self.handle.engine.path
 
     def topic(self, name: str, **settings: Unpack[TopicChanges]) -> Topic:
         """The topic of this name, made if need be, durably when this returns. A setting that is
@@ -211,7 +113,7 @@ class Store:
 
     def stats(self) -> StoreStats:
         """The store in numbers, from one snapshot; the same cost with any backlog."""
-        return stats.store_stats(self.engine)
+        return stats.store_stats(self.handle.engine)
 
     def verify(self) -> Iterator[Finding]:
         """Check every invariant of the store, and yield what is wrong; nothing if it is sound.
@@ -221,7 +123,7 @@ class Store:
 
         Raises: StoreMoved, Closed.
         """
-        return iter(verify.findings(self.engine))
+        return iter(verify.findings(self.handle.engine))
 
     def backup(self, path: str | os.PathLike[str]) -> None:
         """Make a copy of the store at `path`, which must not exist: a store that is as this one was
@@ -236,13 +138,13 @@ class Store:
         Raises: NotAStore (something is at `path`), Full (its disk), NotFound, DiskFailed, Closed,
         StoreMoved (another store is at this one's path), NoPermission, ReadOnly.
         """
-        engine = self.engine
+        engine = self.handle.engine
         backup.copy_store(engine.path, engine.identity, files.absolute(path))
 
-    def adopt(self, consumer: Consumer) -> None:
+    def adopt(self, member: Membership) -> None:
         """For diskq's own use: close this consumer with the store."""
         with self._adopting:
-            self._consumers.add(consumer.member)
+            self._consumers.add(member)
 
     def close(self) -> None:
         """Close the store's consumers, then the store. May be called twice, and by a signal

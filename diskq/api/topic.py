@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Unpack
 
-from ..base import check, limits
-from ..base.errors import Full
+from ..base import check
 from ..base.model import LogMessage, Outgoing, Receipt, ScheduledMessage, TopicSettings, TopicStats
 from ..base.ondemand import lazy
-from ..delivery import making, put, retention
-from ..delivery.positions import Start
+from ..delivery import making, put
 from ..storage.handle import Handle
-from ..storage.tx import Tx
 from ..tables import catalog
 from ..tables.refs import TopicRef
 from .group import Group
@@ -21,7 +17,7 @@ from .group import Group
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from ..base.options import GroupChanges, PutOptions, TopicChanges
+    from ..base.options import GroupChanges, PutOptions, Start, TopicChanges
     from ..operate import configure, purge, reading, scheduled, stats
     from .store import Store
 else:
@@ -90,32 +86,7 @@ class Topic:
     ) -> Sequence[Receipt]:
         if timeout is not None or not block:
             timeout = check.timeout(timeout) if block else 0
-        until = None if timeout is None else time.monotonic() + timeout
-        prepared = put.prepare(messages)
-
-        def operation(tx: Tx) -> Sequence[Receipt]:
-            return put.append(tx, self.ref, prepared)
-
-        try:
-            return put.commit(self.handle, operation, until)
-        except Full as error:
-            if timeout == 0 or not hasattr(error, "topic"):
-                raise
-        return self._put_when_there_is_room(operation, until)
-
-    def _put_when_there_is_room(
-        self, operation: Callable[[Tx], Sequence[Receipt]], until: float | None
-    ) -> Sequence[Receipt]:
-        while True:
-            seen = self.handle.engine.slots.watch(self.id, room=True)
-            try:
-                return put.commit(self.handle, operation, until)
-            except Full as error:
-                left = limits.WAIT_SECONDS if until is None else until - time.monotonic()
-                if left <= 0 or not hasattr(error, "topic"):
-                    raise
-            seconds = min(left, limits.WAIT_SECONDS)
-            self.handle.engine.slots.wait_for_topic(self.id, seen, seconds)
+        return put.put(self.handle, self.ref, put.prepare(messages), timeout)
 
     # What is to come, and what is to go
 
@@ -139,7 +110,7 @@ class Topic:
 
         Raises: NotFound, ReadOnly, Closed.
         """
-        return retention.trim_all(self.handle, self.ref)
+        return purge.trim(self.handle, self.ref)
 
     def purge(self, *, before: Start | None = None, key: str | None = None) -> int:
         """Delete messages, whether groups are done with them or not: all, those `before` an offset

@@ -4,7 +4,7 @@ on demand."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple, TypedDict, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypedDict, TypeVar
 
 from . import check, limits
 from .clock import NS, nanoseconds
@@ -12,6 +12,10 @@ from .model import DISCARDS, ORDERINGS, RETENTIONS, Backoff
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+
+# An offset, "earliest", "latest", or a time: that of the first message put then or later.
+Start: TypeAlias = "int | str | datetime"
 
 
 class PutOptions(TypedDict, total=False):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..base import options
-    from ..base.options import Settings
+    from ..base.options import Settings, Start
 else:
     options = lazy("base.options")
 
@@ -67,7 +67,7 @@ def find_group(tx: Tx, topic_id: int, name: str, given: Given) -> int | None:
     return group_id
 
 
-def make_group(tx: Tx, ref: TopicRef, name: str, start: positions.Start, given: Given) -> int:
+def make_group(tx: Tx, ref: TopicRef, name: str, start: Start, given: Given) -> int:
     """The id of a topic's group, which is made if there is none of this name. Raises: Full, and as
     find_group."""
     log, topic = Log(tx, ref.id), logs.load(tx, *ref)

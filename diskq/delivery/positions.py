@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from ..base import check
 from ..format.lanes import Cursor, lane_of
@@ -11,10 +11,7 @@ from ..tables import gaps
 from ..tables.log import Log
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
-# An offset, "earliest", "latest", or a time: that of the first message put then or later.
-Start: TypeAlias = "int | str | datetime"
+    from ..base.options import Start
 
 
 def resolve_start(log: Log, topic: TopicRow, start: Start, what: str) -> Cursor:

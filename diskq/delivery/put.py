@@ -6,9 +6,11 @@ begins. If one of the messages is not plain, all are drafts, see drafts.py.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from ..base import limits
 from ..base.errors import Full
 from ..base.model import Outgoing, Receipt, Receipts
 from ..base.ondemand import lazy
@@ -58,21 +60,21 @@ def _needs_draft(message: Outgoing) -> bool:
     return bool(priority or delay_seconds) or at is not None or dedup_id is not None
 
 
-def append(tx: Tx, topic: TopicRef, put: Prepared) -> Sequence[Receipt]:
+def append(tx: Tx, topic: TopicRef, prepared: Prepared) -> Sequence[Receipt]:
     """Append messages to a topic, all or none. Raises: Full, MessageTooLarge, ValueError,
     NotFound."""
     log, name = Log(tx, topic.id), topic.name
     row = logs.load(tx, *topic)
     if row.scheduled:
         scheduling.promote(log, row)
-    if put.drafts:
-        return drafts.append(log, name, row, put.drafts)
-    retention.make_room(log, name, row, put.messages, put.size)
-    first = log.append(row, 0, put.runs)
+    if prepared.drafts:
+        return drafts.append(log, name, row, prepared.drafts)
+    retention.make_room(log, name, row, prepared.messages, prepared.size)
+    first = log.append(row, 0, prepared.runs)
     logs.store(tx, topic.id, row)
-    if put.messages == 1:
+    if prepared.messages == 1:
         return [Receipt(first, False, None, tx.commit_id)]
-    return Receipts(range(first, first + put.messages), tx.commit_id)
+    return Receipts(range(first, first + prepared.messages), tx.commit_id)
 
 
 def commit(handle: Handle, operation: Callable[[Tx], T], until: float | None = None) -> T:
@@ -84,3 +86,30 @@ def commit(handle: Handle, operation: Callable[[Tx], T], until: float | None = N
         except Full as error:
             if hasattr(error, "topic") or not handle.commit(dedup.forget, until):
                 raise
+
+
+def put(
+    handle: Handle, topic: TopicRef, prepared: Prepared, timeout: float | None
+) -> Sequence[Receipt]:
+    """Append messages; while the topic is full, wait for room up to `timeout` seconds, None:
+    without end. Raises: as `append`, and Busy."""
+    until = None if timeout is None else time.monotonic() + timeout
+
+    def operation(tx: Tx) -> Sequence[Receipt]:
+        return append(tx, topic, prepared)
+
+    try:
+        return commit(handle, operation, until)
+    except Full as error:
+        if timeout == 0 or not hasattr(error, "topic"):
+            raise
+    while True:
+        slots = handle.engine.slots
+        seen = slots.watch(topic.id, room=True)
+        try:
+            return commit(handle, operation, until)
+        except Full as error:
+            left = limits.WAIT_SECONDS if until is None else until - time.monotonic()
+            if left <= 0 or not hasattr(error, "topic"):
+                raise
+        slots.wait_for_topic(topic.id, seen, min(left, limits.WAIT_SECONDS))

@@ -18,12 +18,9 @@ from ..base.errors import Full, MessageTooLarge
 from ..base.model import TopicSettings
 from ..base.ondemand import lazy
 from ..format.rows import TopicRow, decode_topic
-from ..storage.handle import Handle
 from ..storage.reserve import need_room
-from ..storage.tx import Tx
 from ..tables import log as logs
 from ..tables.log import Log
-from ..tables.refs import TopicRef
 from .bounds import drop, drop_old, is_over, oldest
 from .settled import trim_settled
 
@@ -45,25 +42,6 @@ def trim(log: Log, name: str, start: int | None = None) -> tuple[int, int]:
         log.tx.announced.add(log.topic_id)
     dedup.Ids(log.tx, log.topic_id, row).forget(limits.MAX_FORGOTTEN_IDS)
     return gone + settled, go_on
-
-
-def trim_all(handle: Handle, topic: TopicRef) -> int:
-    """See Topic.trim."""
-    total = start = 0
-    while True:
-        count, start = handle.commit(
-            lambda tx: trim(Log(tx, topic.id), topic.name, start)  # noqa: B023
-        )
-        total += count
-        if not count and not start:
-            break
-    while handle.commit(lambda tx: _forget_ids(tx, topic)):
-        pass
-    return total
-
-
-def _forget_ids(tx: Tx, topic: TopicRef) -> int:
-    return dedup.Ids(tx, topic.id, logs.load(tx, *topic)).forget(limits.MAX_FORGOTTEN_IDS)
 
 
 def make_room(log: Log, name: str, row: TopicRow, count: int, size: int, *more: int) -> None:

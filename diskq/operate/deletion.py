@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
-from itertools import islice
 
 from ..base import limits
 from ..base.errors import Busy, NotFound
@@ -18,7 +17,6 @@ from ..format.decoding import unpacked
 from ..format.layout import DELETED_GROUP, DELETED_KEY, DELETED_TOPIC, ID_KEY, U32
 from ..format.rows import decode_group, decode_topic
 from ..storage.engine import Engine
-from ..storage.environment import Database
 from ..storage.handle import Handle
 from ..storage.tx import Tx
 from ..tables import catalog, group_rows, group_tx, log
@@ -87,23 +85,16 @@ def sweep(engine: Engine, busy_seconds: float) -> None:
 
 
 def _sweep_some(key: bytes, tx: Tx) -> bool:
-    number = int(unpacked(DELETED_KEY, key)[2])
+    number, most = int(unpacked(DELETED_KEY, key)[2]), limits.MAX_TRIM_SEGMENTS
     if key[1] == DELETED_TOPIC:
         places = tx.log(number), tx.engine.schedule, tx.engine.dedup
-        more = any(_erase(tx, U32.pack(number), place) for place in places)
-        more = more or _erase(tx, ID_KEY.pack(b"O", number))
+        more = any(tx.erase(U32.pack(number), most, place) for place in places)
+        more = more or tx.erase(ID_KEY.pack(b"O", number), most) > 0
     else:
-        more = group_rows.remove_some(tx, number, limits.MAX_TRIM_SEGMENTS) > 0
+        more = group_rows.remove_some(tx, number, most) > 0
     if not more:
         tx.delete(key)
     return more
-
-
-def _erase(tx: Tx, prefix: bytes, database: Database = None) -> bool:
-    keys = [key for key, _ in islice(tx.scan(prefix, database=database), limits.MAX_TRIM_SEGMENTS)]
-    for key in keys:
-        tx.lmdb.delete(key, db=database or tx.engine.state)
-    return bool(keys)
 
 
 def _deleted(kind: int, number: int) -> bytes:

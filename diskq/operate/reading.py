@@ -23,7 +23,7 @@ from ..tables.log import Log, Stored, cut, parts_of
 from ..tables.refs import TopicRef
 
 if TYPE_CHECKING:
-    from ..delivery.positions import Start
+    from ..base.options import Start
 
 
 _END = 2**64  # behind every offset

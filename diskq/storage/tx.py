@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,13 @@ class Tx:
                 if not item[0].startswith(prefix):
                     return
                 yield item
+
+    def erase(self, prefix: bytes, limit: int, database: Database = None) -> int:
+        """Remove up to `limit` rows whose keys have this prefix; returns how many."""
+        keys = [key for key, _ in islice(self.scan(prefix, database=database), limit)]
+        for key in keys:
+            self.lmdb.delete(key, db=database or self.engine.state)
+        return len(keys)
 
     @property
     def tokens_left(self) -> int:

@@ -214,6 +214,17 @@ class Log:
             gaps.add(self.tx, self.topic_id, row, begin, end)
         return deleted
 
+    def replace(self, row: TopicRow, old: Segment, first: int, run: Packed) -> None:
+        """Write a run in the place of a segment, maybe from a later offset on. The caller stores
+        the row."""
+        self.tx.lmdb.delete(LOG_KEY.pack(self.topic_id, old.first), db=self.database)
+        key = LOG_KEY.pack(self.topic_id, first)
+        value = encode_segment(key, run, *old.put)
+        self.tx.lmdb.put(key, value, db=self.database)
+        row.stored += run.length - old.count
+        row.bytes += len(value) - len(old.data)
+        row.rewritten += 1
+
     def _seek(self, cursor: Any, offset: int) -> bool:
         """Place the cursor on the last key that is not behind `offset`, or else on the next one."""
         wanted = LOG_KEY.pack(self.topic_id, offset)

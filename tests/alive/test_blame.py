@@ -107,7 +107,7 @@ def suspects(group, count):
     holder = [group.consumer("victim")]
     holder[0].get_many(count, timeout=0)
     forget(holder)
-    group.topic.store.engine.looked_ns.clear()  # the next get looks for who died
+    group.topic.store.handle.engine.looked_ns.clear()  # the next get looks for who died
 
 
 def in_thread(call):
@@ -134,7 +134,7 @@ def test_a_suspect_is_charged_until_a_handler_lives_on(topic, group):
         holder = [group.consumer()]
         assert [(m.offset, m.attempt) for m in holder[0].get_many(3, timeout=0)] == [(0, attempt)]
         forget(holder)
-        topic.store.engine.looked_ns.clear()  # whatever the last look took
+        topic.store.handle.engine.looked_ns.clear()  # whatever the last look took
     consumer = group.consumer()
     message = consumer.get_nowait()
     message.nack()
@@ -348,7 +348,7 @@ def test_two_threads_in_with_blocks_do_not_clear_each_others_names(topic, group)
         [told] = [each.handling for each in topic.store.stats().consumers]
         return told
 
-    slots = topic.store.engine.slots
+    slots = topic.store.handle.engine.slots
     first, second, third = consumer.get_many(3, timeout=0)
     with first:
         assert handling() == 0

@@ -131,7 +131,7 @@ def test_an_id_is_known_at_a_wrong_time_and_after_it(topic, clock, wrong):
 
 def test_ids_are_forgotten_though_the_clock_was_wrong(store, topic, clock, wrong):
     at_a_wrong_time(clock, wrong, lambda: topic.put(b"", dedup_id="first"))
-    engine = store.engine
+    engine = store.handle.engine
 
     def rows():
         return engine.read(lambda tx: sum(1 for _ in tx.scan(b"", database=engine.dedup)))

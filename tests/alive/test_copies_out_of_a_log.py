@@ -234,7 +234,7 @@ def looks(monkeypatch):
         monkeypatch.setattr(os, name, counted)
 
     def watch(store):
-        commit = store.engine.commit
+        commit = store.handle.engine.commit
 
         def counted(operation, *waits):
             def run(tx):
@@ -246,7 +246,7 @@ def looks(monkeypatch):
 
             return commit(run, *waits)
 
-        monkeypatch.setattr(store.engine, "commit", counted)
+        monkeypatch.setattr(store.handle.engine, "commit", counted)
 
     count("statvfs", os.statvfs)
     count("stat", os.stat)

@@ -52,7 +52,7 @@ def record(request):
 
 def plant(topic, offset, record):
     """Put a record in the place of a message, in a segment whose checksum is right."""
-    log = topic.store.engine.log(topic.id)
+    log = topic.store.handle.engine.log(topic.id)
     key = segment.LOG_KEY.pack(topic.id, offset)
 
     def operation(tx):
@@ -60,7 +60,7 @@ def plant(topic, offset, record):
         value = segment.encode_segment(key, segment.pack_run([record], segment.RICH), *put)
         tx.lmdb.put(key, value, db=log)
 
-    topic.store.engine.commit(operation)
+    topic.store.handle.engine.commit(operation)
 
 
 def plant_held(group, kind, offset, record):
@@ -71,7 +71,7 @@ def plant_held(group, kind, offset, record):
         row.record, row.flags = record, segment.RICH
         held.put(GroupTx(tx, group.place), kind, offset, row)
 
-    group.topic.store.engine.commit(operation)
+    group.topic.store.handle.engine.commit(operation)
 
 
 def raises_corrupt(store, call):
@@ -183,7 +183,7 @@ def test_a_dead_letter_without_a_history_is_corrupt(store):
         row.history = ()
         held.put(GroupTx(tx, group.place), DEAD, 0, row)
 
-    store.engine.commit(operation)
+    store.handle.engine.commit(operation)
     raises_corrupt(store, lambda: list(group.dead()))
 
 
@@ -193,7 +193,7 @@ def test_a_scheduled_one_is_corrupt_and_can_be_cancelled(store, record, clock):
     due_ns, number = map(int, receipt.schedule_id.split("-"))
     key = SCHEDULE_KEY.pack(topic.id, due_ns, number)
     value = checked(bytes((0, segment.RICH)) + record)
-    store.engine.commit(lambda tx: tx.lmdb.put(key, value, db=store.engine.schedule))
+    store.handle.engine.commit(lambda tx: tx.lmdb.put(key, value, db=store.handle.engine.schedule))
     raises_corrupt(store, lambda: list(topic.scheduled()))
     assert "cannot be decoded" in problems(store)
     topic.cancel(receipt.schedule_id)
@@ -208,7 +208,7 @@ def test_a_scheduled_one_that_falls_due_takes_no_lease(store, record, clock):
     due_ns, number = map(int, receipt.schedule_id.split("-"))
     key = SCHEDULE_KEY.pack(topic.id, due_ns, number)
     value = checked(bytes((0, segment.RICH)) + record)
-    store.engine.commit(lambda tx: tx.lmdb.put(key, value, db=store.engine.schedule))
+    store.handle.engine.commit(lambda tx: tx.lmdb.put(key, value, db=store.handle.engine.schedule))
     clock.advance(30)
     raises_corrupt(store, group.consumer().get_nowait)
     topic.put(b"notes what is due")
@@ -222,7 +222,7 @@ def test_a_lane_that_the_topic_has_not_is_corrupt(store, clock):
     due_ns, number = map(int, receipt.schedule_id.split("-"))
     key = SCHEDULE_KEY.pack(topic.id, due_ns, number)
     value = checked(bytes((9, segment.RICH)) + HEAD.pack(0, 0, 0))
-    store.engine.commit(lambda tx: tx.lmdb.put(key, value, db=store.engine.schedule))
+    store.handle.engine.commit(lambda tx: tx.lmdb.put(key, value, db=store.handle.engine.schedule))
     clock.advance(10)
     raises_corrupt(store, topic.group("g").consumer().get_nowait)
     topic.cancel(receipt.schedule_id)
@@ -263,7 +263,7 @@ SOUND = {  # a body may be shorter or longer, numbers may be any, and there is n
 def test_no_verb_raises_anything_but_errors_of_diskq(store, clock, row, change):
     topic, group, consumer = everything(store, clock)
     place, _, kind = row.partition(" ")
-    engine = store.engine
+    engine = store.handle.engine
 
     def operation(tx):
         database = None if place == "state" else getattr(engine, place)
@@ -310,8 +310,8 @@ def test_verify_reports_each_and_goes_on(store, clock):
     plant(topic, 6, RECORDS["headers that end early"])
     plant_held(group, LIVE, 0, RECORDS["a key that is no text"])
     plant_held(group, DEAD, 1, RECORDS["nothing"])
-    store.engine.commit(lambda tx: tx.put(ID_KEY.pack(b"G", 99), b"short"))
-    store.engine.commit(lambda tx: tx.put(b"N\xff", U32.pack(7)))
+    store.handle.engine.commit(lambda tx: tx.put(ID_KEY.pack(b"G", 99), b"short"))
+    store.handle.engine.commit(lambda tx: tx.put(b"N\xff", U32.pack(7)))
     found = problems(store)
     assert found.count("cannot be decoded") >= 6
     for wanted in ("offset 4: a message", "offset 6: a message", "of held: a message", "of state"):
@@ -348,13 +348,13 @@ def test_a_segment_whose_ends_lie_is_corrupt(store):
     topic = store.topic("t")
     group = topic.group("g")
     topic.put_many([b"a", b"bc"])
-    log = store.engine.log(topic.id)
+    log = store.handle.engine.log(topic.id)
     key = segment.LOG_KEY.pack(topic.id, 0)
     for ends in (3, 3), (2, 1), (9, 3), (1, 2), (0, 4):
         content = U32.pack(ends[0]) + U32.pack(ends[1]) + b"abc"
         run = segment.Packed(2, 0, content, segment.crc32(content))
         value = segment.encode_segment(key, run, 1)
-        store.engine.commit(lambda tx: tx.lmdb.put(key, value, db=log))  # noqa: B023
+        store.handle.engine.commit(lambda tx: tx.lmdb.put(key, value, db=log))  # noqa: B023
         if ends != (3, 3):
             raises_corrupt(store, group.consumer().get_nowait)
             assert "cannot be taken apart" in problems(store)

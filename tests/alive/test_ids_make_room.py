@@ -19,7 +19,7 @@ MIB = 2**20
 
 def remembered(store):
     """How many rows of ids the store has."""
-    engine = store.engine
+    engine = store.handle.engine
     return engine.read(lambda tx: sum(1 for _ in tx.scan(b"", database=engine.dedup)))
 
 
@@ -156,7 +156,7 @@ def test_a_window_that_changes_holds_for_the_ids_that_are_there(store, clock):
             row.config = config._replace(settings=settings).encode()
             log.store(tx, topic.id, row)
 
-        store.engine.commit(operation)
+        store.handle.engine.commit(operation)
 
     for number in range(10):
         topic.put(b"", dedup_id=f"a{number}")
@@ -179,8 +179,8 @@ def test_many_topics_with_ids_are_all_looked_at(store, clock):
     for topic in topics:
         topic.put(b"", dedup_id="x")
     clock.advance(120)
-    assert store.engine.commit(dedup.forget) == 240  # with a row for each bucket
-    assert store.engine.commit(dedup.forget) == 0
+    assert store.handle.engine.commit(dedup.forget) == 240  # with a row for each bucket
+    assert store.handle.engine.commit(dedup.forget) == 0
     assert remembered(store) == 0
 
 

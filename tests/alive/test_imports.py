@@ -117,7 +117,7 @@ with diskq.open(sys.argv[1]) as store:
     topic.put(b"before")
     ways = (
         (store.handle.commit, lambda: topic.put(b"finalizer")),
-        (store.engine.read, topic.stats),
+        (store.handle.engine.read, topic.stats),
     )
     loaded, module = 0, ""
     sys.meta_path.insert(0, finder := Finder())

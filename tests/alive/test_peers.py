@@ -169,7 +169,7 @@ def test_no_commit_waits_for_a_lock_that_a_thread_has_outside_of_commits(path, c
         holder = child(HOLDS, path)
         assert holder.stdout.readline() == "holding\n"
         with queue.consumer() as consumer:
-            locks = set(locks_of(store.engine, set())) - set(store.engine.locks())
+            locks = set(locks_of(store.handle.engine, set())) - set(store.handle.engine.locks())
             assert locks
             held, over = threading.Event(), threading.Event()
 

@@ -31,7 +31,7 @@ def store(real_store):
 def wait_for_blocked(store, count):
     """Wait until so many threads of all processes count as waiting."""
     until = time.monotonic() + DEADLINE_SECONDS
-    while sum(slot.waiting for slot in store.engine.slots.live()) < count:
+    while sum(slot.waiting for slot in store.handle.engine.slots.live()) < count:
         assert time.monotonic() < until
         time.sleep(0.002)
 
@@ -83,7 +83,7 @@ def test_each_blocked_thread_counts(store, topic, group, members):
         blocked = Blocked(store, [consumers[each] for each in members])
         topic.put_many([b"x"] * 9)
         assert blocked.shares() == [3, 3, 3]
-        assert not any(slot.waiting for slot in store.engine.slots.live())
+        assert not any(slot.waiting for slot in store.handle.engine.slots.live())
 
 
 def test_retries_that_are_not_due_yet_do_not_count_as_something_to_share(store, topic, group):
@@ -146,4 +146,4 @@ def test_a_closed_consumer_leaves_nobody_waiting(store, group):
     wait_for_blocked(store, 1)
     consumer.close()
     blocked.join(DEADLINE_SECONDS)
-    assert not any(slot.waiting for slot in store.engine.slots.live())
+    assert not any(slot.waiting for slot in store.handle.engine.slots.live())

@@ -86,7 +86,7 @@ def break_the_row_of_the_group(path, topic):
             row[7] ^= 1  # how many are acked
             tx.put(key, bytes(row))
 
-        store.engine.commit(break_it)
+        store.handle.engine.commit(break_it)
         assert list(store.verify())
 
 
@@ -122,7 +122,7 @@ def test_messages_of_a_topic_whose_row_is_lost_are_kept_under_another_name(built
         topic = store.topic("b")
         count = topic.stats().stored
         key = b"T" + struct.pack(">I", topic.id)
-        store.engine.commit(lambda tx: tx.put(key, b"nonsense"))
+        store.handle.engine.commit(lambda tx: tx.put(key, b"nonsense"))
     outcome = diskq.salvage(copy, tmp_path / "new")
     with diskq.open(tmp_path / "new") as store:
         assert list(store.verify()) == []

@@ -878,7 +878,10 @@ class QueueMachine(RuleBasedStateMachine):
         assert found.bytes == sum(segment.size for segment in model.segments)
         assert found.scheduled == len(model.scheduled)
         assert found.dropped == model.dropped
-        assert self.store.engine.read(lambda tx: list(gaps.rows(tx, self.topic.id))) == model.gaps
+        assert (
+            self.store.handle.engine.read(lambda tx: list(gaps.rows(tx, self.topic.id)))
+            == model.gaps
+        )
         assert self.other.stats().put == self.other_count
         expected = [self.models[name].stats("t", name) for name in sorted(self.models)]
         assert list(found.groups) == expected

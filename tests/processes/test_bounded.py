@@ -69,7 +69,7 @@ def wait_for_room(store: diskq.Store, producer: Worker) -> None:
     """Wait until the producer sleeps because the topic is full."""
     topic = store.topic("bounded")
     stat = Path(f"/proc/{producer.pid}/stat")
-    wait_until(lambda: store.engine.slots.watched(topic.id))
+    wait_until(lambda: store.handle.engine.slots.watched(topic.id))
     wait_until(lambda: stat.read_text().rsplit(")", 1)[1].split()[0] == "S")
 
 
@@ -102,7 +102,7 @@ def test_an_ack_wakes_a_producer_that_waits_for_room(path, start):
 def test_a_producer_that_nobody_wakes_is_found_out(path, start, monkeypatch):
     """Negative control: without the wake-up it finds the room only when it looks by itself."""
     with diskq.open(path) as store:
-        monkeypatch.setattr(store.engine.slots, "announce", lambda _topic, _value: None)
+        monkeypatch.setattr(store.handle.engine.slots, "announce", lambda _topic, _value: None)
         seconds = wake_seconds(store, start, 3)
     print(f"\nwithout a wake-up: {statistics.median(seconds) * 1e3:.0f} ms")
     assert statistics.median(seconds) > 0.05

@@ -21,14 +21,14 @@ def per_commit(monkeypatch):
     """Counts something after each commit of a store; returns how much each of them changed it."""
 
     def watch(store, count):
-        commit, seen = store.engine.commit, [count()]
+        commit, seen = store.handle.engine.commit, [count()]
 
         def counted(operation, *waits):
             result = commit(operation, *waits)
             seen.append(count())
             return result
 
-        monkeypatch.setattr(store.engine, "commit", counted)
+        monkeypatch.setattr(store.handle.engine, "commit", counted)
         return lambda: [abs(after - before) for before, after in pairwise(seen)]
 
     return watch

@@ -28,7 +28,7 @@ def look(tx):
     tx.get(b"M")
     tell("reading")
     sys.stdin.readline()
-store.engine.read(look)
+store.handle.engine.read(look)
 """
 DIE_HANDLING_THE_THIRD = """
 consumer = group.consumer()
@@ -149,7 +149,7 @@ def test_the_slot_of_a_dead_consumer_is_not_cleared_under_the_one_that_took_it(p
         group = topic.group("workers")
         topic.put(b"x")
         index, owner = map(int, run_python(PREPARE + DIE_IDLE, path, check=False).stdout.split())
-        slots = store.engine.slots
+        slots = store.handle.engine.slots
         fill, told = slots._fill, []
 
         def fill_late(*arguments):

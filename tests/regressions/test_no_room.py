@@ -57,7 +57,7 @@ def test_a_put_that_waits_for_room_learns_at_once_that_its_topic_was_deleted(sto
     monkeypatch.setattr(limits, "WAIT_SECONDS", 10 * DEADLINE_SECONDS)
     topic = store.topic("bounded", max_messages=1)
     topic.put(b"x")
-    slots = store.engine.slots
+    slots = store.handle.engine.slots
     wait, waiting, raised = slots.wait_for_topic, threading.Event(), []
 
     def tell_and_wait(*arguments):
@@ -90,7 +90,7 @@ def test_a_write_cut_short_for_want_of_room_is_full_and_goes_on_when_there_is_ro
 
     topic.put(b"x")
     message = consumer.get_nowait()
-    monkeypatch.setattr(topic.store.engine.writes, "_run", run)
+    monkeypatch.setattr(topic.store.handle.engine.writes, "_run", run)
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=2, f_frsize=4096))
     with pytest.raises(diskq.Full):
         message.ack()

@@ -23,12 +23,12 @@ def in_one_commit(store, *calls):
 
     threads = [threading.Thread(target=run, args=[call]) for call in calls]
     # The first operation of all waits for the lock; those behind it queue up and go together.
-    with store.engine.writes.lock:
+    with store.handle.engine.writes.lock:
         blocker = threading.Thread(target=lambda: store.handle.commit(lambda tx: None))
         for count, thread in enumerate([blocker, *threads], 1):
             thread.start()
             until = time.monotonic() + DEADLINE_SECONDS
-            while store.engine.in_line() < count and time.monotonic() < until:
+            while store.handle.engine.in_line() < count and time.monotonic() < until:
                 time.sleep(0.001)
     for thread in [blocker, *threads]:
         thread.join()

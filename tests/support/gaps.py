@@ -23,7 +23,7 @@ def ready(consumer):
 
 def gaps_of(topic):
     """First and stop offsets of the gaps."""
-    return topic.store.engine.read(lambda tx: list(gaps.rows(tx, topic.id)))
+    return topic.store.handle.engine.read(lambda tx: list(gaps.rows(tx, topic.id)))
 
 
 def settle_all_but(topic, group, *kept, count=20):
@@ -49,7 +49,7 @@ def make_gaps(topic, group):
     for number in range(20):
         topic.put(b"%d" % number)
         messages.append(consumer.get_nowait())
-        topic.store.engine.clock.advance(1)
+        topic.store.handle.engine.clock.advance(1)
     consumer.ack_many(message for message in messages if message.offset not in STORED)
     topic.trim()
     assert gaps_of(topic) == [(1, 7), (9, 13), (14, 20)]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 def dump(store):
     """Every row of a store, byte for byte."""
-    engine = store.engine
+    engine = store.handle.engine
     logs = {topic.name: engine.log(topic.id) for topic in store.topics()}
 
     def rows(tx):

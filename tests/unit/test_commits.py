@@ -31,10 +31,10 @@ class Gate:
     def queued(self, count):
         """Wait until so many operations queue."""
         for _ in range(3000):
-            if self.store.engine.in_line() >= count:
+            if self.store.handle.engine.in_line() >= count:
                 return
             threading.Event().wait(0.01)
-        raise AssertionError(f"{self.store.engine.in_line()} operations queue, not {count}")
+        raise AssertionError(f"{self.store.handle.engine.in_line()} operations queue, not {count}")
 
     def open(self):
         self.go.set()
@@ -76,7 +76,7 @@ def test_an_operation_that_raises_does_not_disturb_those_it_shares_a_commit_with
     assert len(failed) == 8
     assert sorted(receipt.offset for receipt in receipts) == list(range(1, 9))
     assert sorted(bodies(topic.read(1))) == [b"%d" % number for number in range(8)]
-    assert store.engine.read(lambda tx: tx.get(b"Zzz")) is None
+    assert store.handle.engine.read(lambda tx: tx.get(b"Zzz")) is None
 
 
 def test_an_operation_that_raises_leaves_no_commit(store):
@@ -99,7 +99,7 @@ def test_what_an_undone_commit_read_is_not_delivered_later(store, topic, consume
         raise Captured
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.engine, "commit", capture)
+        patch.setattr(store.handle.engine, "commit", capture)
         with pytest.raises(Captured):
             topic.put_many([b"undone", b"undone"])
         with pytest.raises(Captured):

@@ -15,7 +15,7 @@ from diskq.base import limits
 
 def remembered(store):
     """How many dedup rows the store has."""
-    engine = store.engine
+    engine = store.handle.engine
     return engine.read(lambda tx: sum(1 for _ in tx.scan(b"", database=engine.dedup)))
 
 

@@ -31,7 +31,7 @@ def gappy(topic):
 @contextmanager
 def changed(topic, *rows, **counts):
     """Write gap rows and numbers of the topic's row for a while; what verify then finds."""
-    before = topic.store.engine.read(lambda tx: dict(tx.scan(b"")))
+    before = topic.store.handle.engine.read(lambda tx: dict(tx.scan(b"")))
 
     def change(tx):
         for first, stop in rows:
@@ -90,7 +90,7 @@ def test_verify_finds_a_gap_before_the_front(topic, gappy):
 
 @pytest.mark.parametrize("offset", [0, 7, 8, 13])
 def test_verify_finds_a_lost_segment_beside_gaps(topic, gappy, offset):
-    engine = topic.store.engine
+    engine = topic.store.handle.engine
     database, key = engine.log(topic.id), LOG_KEY.pack(topic.id, offset)
     value = engine.read(lambda tx: tx.lmdb.get(key, db=database))
     engine.commit(lambda tx: tx.lmdb.delete(key, db=database))
@@ -110,7 +110,7 @@ def test_verify_finds_a_lost_segment_beside_gaps(topic, gappy, offset):
 def test_verify_finds_a_group_that_does_not_fit_the_gaps(topic, gappy, name, value, problem):
     late = topic.group("late")
     key = ID_KEY.pack(b"G", late.id)
-    right = topic.store.engine.read(lambda tx: tx.get(key))
+    right = topic.store.handle.engine.read(lambda tx: tx.get(key))
     row = GroupRow(right)
     setattr(row, name, value)
     topic.store.handle.commit(lambda tx: tx.put(key, row.encode()))
@@ -128,9 +128,9 @@ def test_verify_finds_the_gap_of_a_topic_that_is_not_there(topic):
 
 def test_a_trim_that_overlooks_a_lease_is_found_out(topic, gappy, monkeypatch):
     """Negative control."""
-    database = topic.store.engine.log(topic.id)
-    before = topic.store.engine.read(lambda tx: dict(tx.scan(b"")))
-    segments = topic.store.engine.read(lambda tx: dict(tx.scan(b"", database=database)))
+    database = topic.store.handle.engine.log(topic.id)
+    before = topic.store.handle.engine.read(lambda tx: dict(tx.scan(b"")))
+    segments = topic.store.handle.engine.read(lambda tx: dict(tx.scan(b"", database=database)))
     monkeypatch.setattr(LeaseRow, "runs", lambda lease: [(0, 1)])
     topic.trim()
     monkeypatch.undo()
@@ -205,7 +205,7 @@ def test_salvage_loses_no_message_to_a_wrong_gap(damaged, tmp_path, damage):
 
 
 def test_salvage_counts_a_lost_segment_beside_gaps(damaged, tmp_path):
-    engine = damaged.store.engine
+    engine = damaged.store.handle.engine
     database = engine.log(damaged.id)
     key = LOG_KEY.pack(damaged.id, 8)
     engine.commit(lambda tx: tx.lmdb.delete(key, db=database))
@@ -241,7 +241,7 @@ def test_a_group_that_starts_again_keeps_what_waits_though_its_segment_is_gone(d
         getattr(message, verb)()
     damaged.trim()
     key = ID_KEY.pack(b"G", group.id)
-    row = GroupRow(damaged.store.engine.read(lambda tx: tx.get(key)))
+    row = GroupRow(damaged.store.handle.engine.read(lambda tx: tx.get(key)))
     row.acked += 1
     damaged.store.handle.commit(lambda tx: tx.put(key, row.encode()))
     outcome, found, _, _ = saved(damaged, tmp_path)

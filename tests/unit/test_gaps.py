@@ -22,7 +22,7 @@ from diskq.tables import gaps, log
 
 def row_of(topic):
     """The topic's row."""
-    return topic.store.engine.read(lambda tx: log.load(tx, topic.id, topic.name))
+    return topic.store.handle.engine.read(lambda tx: log.load(tx, topic.id, topic.name))
 
 
 def trim_once(topic, at=None):
@@ -309,7 +309,7 @@ def test_a_late_group_counts_gaps_as_skipped(topic, group, gappy, limit):
         consumer.ack_many(messages)
         assert late.stats().unread == 4 - len(found)
     assert found == [*STORED]
-    row = topic.store.engine.read(lambda tx: GroupRow(tx.get(ID_KEY.pack(b"G", late.id))))
+    row = topic.store.handle.engine.read(lambda tx: GroupRow(tx.get(ID_KEY.pack(b"G", late.id))))
     assert (row.acked, row.skipped, row.ahead, row.next) == (4, 16, 0, [20])
 
 

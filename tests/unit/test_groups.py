@@ -374,13 +374,13 @@ def test_a_group_made_again_starts_anew_and_old_members_stay_out(topic, group):
 def test_a_deleted_topic_leaves_nothing_behind_and_its_name_can_be_used_again(store, topic, group):
     topic.put_many([bytes(100)] * 500)
     kill(group, 3)
-    log = store.engine.log(topic.id)
+    log = store.handle.engine.log(topic.id)
     topic.put(b"")
     store.delete_topic("mail")
     assert store.topics() == []
     assert rows_of(store, b"TNGHLDX") == []
     assert dump(store)["held"] == {}
-    assert store.engine.read(lambda tx: list(tx.scan(b"", database=log))) == []
+    assert store.handle.engine.read(lambda tx: list(tx.scan(b"", database=log))) == []
     again = store.topic("mail")
     assert again.put(b"new").offset == 0
     assert bodies(again.read()) == [b"new"]

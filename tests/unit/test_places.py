@@ -132,7 +132,7 @@ def test_a_store_made_leaves_nothing_else_behind(path):
 
 def test_another_format_version_is_refused(path):
     with diskq.open(path) as store:
-        row = store.engine.read(lambda tx: tx.get(b"M"))
+        row = store.handle.engine.read(lambda tx: tx.get(b"M"))
         assert format_version(row) == FORMAT_VERSION
         store.handle.commit(
             lambda tx: tx.put(b"M", (99).to_bytes(2, "big") + b"what version 99 has")
@@ -229,7 +229,7 @@ def test_a_file_that_rightly_ends_before_the_last_page_is_opened(path):
 def test_a_damaged_segment_is_found_and_not_delivered(path):
     with diskq.open(path) as store:
         topic = store.topic("t")
-        log = store.engine.log(topic.id)
+        log = store.handle.engine.log(topic.id)
 
         def damage(tx):
             key, value = list(tx.scan(b"", database=log))[-1]

@@ -37,7 +37,7 @@ class Blocked:
         self.topic, self.body, self.timeout = topic, body, timeout
         self.thread = threading.Thread(target=self._put)
         self.thread.start()
-        while self.thread.is_alive() and not topic.store.engine.slots.watched(topic.id):
+        while self.thread.is_alive() and not topic.store.handle.engine.slots.watched(topic.id):
             self.thread.join(0.001)
 
     def _put(self):

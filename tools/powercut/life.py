@@ -47,7 +47,7 @@ class Ledger:
         """Note the state of the store, if it is open and has changed."""
         if self.store is None:
             return
-        txn = self.store.engine.look(lambda env: env.info()["last_txnid"])
+        txn = self.store.handle.engine.look(lambda env: env.info()["last_txnid"])
         if txn != self._txn:
             self._txn = txn
             self.views.append(view(self.store))
@@ -93,7 +93,7 @@ class Life:
         path = os.path.join(self.root, "store")
         self.store = diskq.open(path, durability=self.durability, clock=self.clock)
         for topic in self.store.topics():
-            self.store.engine.log(topic.id)  # a view inside of a commit must find it open
+            self.store.handle.engine.log(topic.id)  # a view inside of a commit must find it open
         self.ledger.store = self.store
         self.ledger.committed()
         self.orders = self.store.topic("orders", dedup_seconds=7 * 86_400)

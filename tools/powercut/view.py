@@ -84,7 +84,7 @@ def _group(group: diskq.Group) -> dict[str, Any]:
 
 def rows(store: diskq.Store) -> str:
     """A digest of every row of a store."""
-    engine = store.engine
+    engine = store.handle.engine
     logs = [(topic.name, engine.log(topic.id)) for topic in store.topics()]
     named = ("held", engine.held), ("schedule", engine.schedule), ("dedup", engine.dedup), *logs
 

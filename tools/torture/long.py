@@ -116,7 +116,7 @@ class LongRun:
     def _visit(self) -> None:
         with diskq.open(self.path) as store:
             while True:
-                store.engine.read(lambda _: time.sleep(0.01))
+                store.handle.engine.read(lambda _: time.sleep(0.01))
                 list(store.topic("bounded").read(limit=100))
 
     # Watching
@@ -232,7 +232,7 @@ def _stale_readers(path: Path) -> int:
 
 
 def _readers(store: Store) -> list[str]:
-    environment: lmdb.Environment = store.engine.live()
+    environment: lmdb.Environment = store.handle.engine.live()
     return environment.readers().splitlines()[1:]
 
 

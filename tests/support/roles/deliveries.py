@@ -192,7 +192,7 @@ def _ack_without_token(group: diskq.Group, offset: int) -> None:
             if int.from_bytes(key[-8:], "big") == offset:
                 tx.delete(key)
 
-    group.topic.store.engine.commit(operation)
+    group.topic.store.handle.engine.commit(operation)
 
 
 # Histories --------------------------------------------------------------------------------------

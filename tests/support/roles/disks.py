@@ -143,7 +143,7 @@ def _fail_writes(path: str, seed: int, number: int, fault: bool) -> tuple[Ledger
     failed = failing(0, 0, 0, 0)
     done = ledger.done()
     if fault:
-        drill.store.engine.writes._failed = ""
+        drill.store.handle.engine.writes._failed = ""
     for _ in range(5):
         drill.put()
         drill.settle(8)

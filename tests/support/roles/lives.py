@@ -245,5 +245,5 @@ def read_on(path: str) -> None:
             tell("reading")
             told()
 
-        store.engine.read(read)
+        store.handle.engine.read(read)
         tell("done")

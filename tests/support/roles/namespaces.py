@@ -23,7 +23,7 @@ def keep_snapshot(path: str, careless: bool = False) -> None:
     lives, as happens to a process that closes any descriptor of the lock file: the engine sees what
     came of that, and reads again."""
     with diskq.open(path, create=False) as store:
-        log = store.engine.log(store.topic("q").id)
+        log = store.handle.engine.log(store.topic("q").id)
 
         def digest(tx: Any) -> str:
             return hashlib.sha256(b"".join(value for _, value in tx.lmdb.cursor(log))).hexdigest()
@@ -41,7 +41,7 @@ def keep_snapshot(path: str, careless: bool = False) -> None:
             told()
             return digest(tx) == before
 
-        tell("looked", same=store.engine.read(look))
+        tell("looked", same=store.handle.engine.read(look))
 
 
 def hold_and_read(path: str, count: int) -> None:
@@ -53,7 +53,7 @@ def hold_and_read(path: str, count: int) -> None:
             tell("holding", offsets=offsets, pid=os.getpid())
             told()
 
-        store.engine.read(wait)
+        store.handle.engine.read(wait)
 
 
 def take_and_look(path: str, count: int, fault: bool = False) -> None:
