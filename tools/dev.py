@@ -96,6 +96,7 @@ def bare() -> int:
     shutil.rmtree(ROOT / "build", ignore_errors=True)  # or old modules were installed, too
     make(BARE)
     install(BARE, str(ROOT))
+    shutil.rmtree(ROOT / "build", ignore_errors=True)
     program = str(BARE / "bin" / "diskq")
     with tempfile.TemporaryDirectory() as folder:
         for words in ("--help", "put mail hello", "group create mail default", "get mail"):

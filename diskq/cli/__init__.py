@@ -181,12 +181,11 @@ def _report(error: Exception) -> int:
 
 def _text(error: Exception) -> str:
     match error:
-        case click.NoSuchOption(option_name="-s" | "--store"):
-            text = error.message.rstrip(".")
-            return f"{text} here; it goes before the verb: diskq -s STORE put ..."
+        case click.NoSuchOption(option_name="-s" | "--store" as name):
+            return f"No such option {name!r} here; it goes before the verb: diskq -s STORE put ..."
         case click.NoSuchOption(option_name=str(name)) if name[1:2].isdigit():
-            text = error.message.rstrip(".")
-            return f"{text}; write -- before what begins with a minus: diskq put TOPIC -- {name}"
+            way_out = "write -- before what begins with a minus"
+            return f"No such option {name!r}; {way_out}: diskq put TOPIC -- {name}"
         case click.UsageError():
             text = error.format_message().rstrip(".")
             return f"{text}; see '{error.ctx.command_path} --help'" if error.ctx else text

@@ -112,7 +112,7 @@ def test_without_a_file_left_every_verb_works_or_says_so(tmp_path, loaded):
 
 def test_a_store_that_the_process_may_not_map_any_larger_is_full_and_goes_on(tmp_path):
     """LMDB loses its map when it cannot have a larger one: nothing could be used any more."""
-    small = "from diskq import limits\nlimits.MAP_BYTES = (16 << 20,)\n"
+    small = "from diskq.base import limits\nlimits.MAP_BYTES = (16 << 20,)\n"
     lines = run_python(small + NO_MEMORY_LEFT, tmp_path / "store").stdout.splitlines()
     assert lines == ["Full", "first", "2"]
 

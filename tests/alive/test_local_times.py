@@ -26,7 +26,7 @@ TIMES = {
 CODE = """
 import sys
 from datetime import datetime
-from diskq import check
+from diskq.base import check
 from diskq.cli import units
 for text in sys.argv[1:]:
     when = datetime.fromisoformat(text)

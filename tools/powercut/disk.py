@@ -1,5 +1,5 @@
 """A disk that forgets: files and directories as the kernel has them, and as they may be found after
-the power was cut. Part of powercut.py.
+the power was cut. Part of the power cuts.
 
 The kernel may write what was not flushed at any time and in any order. So after a cut
 

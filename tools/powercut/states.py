@@ -1,5 +1,5 @@
 """Crash states of a recorded workload: where the power goes, what survives, and what had been
-acknowledged. Part of powercut.py.
+acknowledged. Part of the power cuts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a traced process did to the files below one directory, as a list of events.
 
 It reads the output of `strace -f -xx -y`, in which all strings are hexadecimal and descriptors come
-with their paths. Part of powercut.py.
+with their paths. Part of the power cuts.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Call(NamedTuple):
 def read_trace(trace: Path, root: str, ledger: str) -> list[Event]:
     """The events of a trace that concern what is below `root`, and the lines of the ledger.
 
-    Raises: ValueError for a call that powercut.py does not know how to replay.
+    Raises: ValueError for a call that the power cuts do not know how to replay.
     """
     with open(trace, encoding="ascii", errors="replace") as file:
         calls = list(_calls(file))

@@ -1,4 +1,4 @@
-"""What a store holds, and the clock of the machines of powercut.py.
+"""What a store holds, and the clock of machines whose power is cut.
 
 `view` shows it as users see it, and so that a reboot changes nothing: leased counts as ready.
 `rows` tells every row apart.

@@ -1,4 +1,4 @@
-"""Kill, stop and interrupt the processes of a store, and judge what came of it.
+"""Kill, stop and interrupt the processes of a store, then prove that nothing was lost.
 
     python3 tools/dev.py torture --seconds 600              kill producers and consumers, judge
     python3 tools/dev.py torture check DIR                  judge the ledgers of a kept run again
