@@ -9,12 +9,12 @@ import click
 
 from diskq import LogMessage, Topic
 from diskq.base import check
-from diskq.base.model import LANE_BITS
 
 from . import output, units
 from .common import (
     NOTHING,
     find_topic,
+    lane,
     listed,
     may_remove,
     open_store,
@@ -99,8 +99,9 @@ def _before(topic: Topic, before: int | datetime | None) -> Iterator[LogMessage]
     if isinstance(before, datetime):
         until_ns = check.wall_ns("--before", before)
     else:
-        mine, offset = min(before >> LANE_BITS, topic.settings.priorities - 1), before
-        there = next(topic.read(offset, (mine + 1) << LANE_BITS, limit=1), None)
+        lanes = range(topic.settings.priorities)
+        mine, offset = next((p for p in lanes if before in lane(p)), lanes[-1]), before
+        there = next(topic.read(offset, lane(mine).stop, limit=1), None)
         until_ns = there.put_at_ns if there else 2**63
     for message in topic.read():
         if message.offset < offset if message.priority == mine else message.put_at_ns < until_ns:

@@ -13,6 +13,7 @@ import click
 import diskq
 from diskq import Group, NotFound, Store, Topic
 from diskq.base import limits
+from diskq.base.model import LANE_BITS
 
 from . import output, units
 
@@ -203,6 +204,20 @@ def find_group(store: Store, topic_name: str, name: str) -> Group:
         f"topic {topic_name!r} has no group {name!r};"
         f" 'diskq group create {topic_name} {shlex.quote(name)}' creates it"
     )
+
+
+def check_priority(topic: Topic, priority: int) -> None:
+    """Raises: ValueError if the topic has no such priority."""
+    if priority and priority >= (lanes := topic.settings.priorities):
+        raise ValueError(
+            f"priority {priority} is over {lanes - 1}, the highest of topic {topic.name!r};"
+            f" 'diskq topic set {topic.name} --priorities {priority + 1}' gives it more"
+        )
+
+
+def lane(priority: int) -> range:
+    """The offsets that messages of a priority may have."""
+    return range(priority << LANE_BITS, (priority + 1) << LANE_BITS)
 
 
 def plural(count: int, noun: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from diskq.base.model import GroupStats
+from diskq import GroupStats
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

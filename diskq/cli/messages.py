@@ -10,10 +10,9 @@ import click
 
 from diskq import Empty, LogMessage, Message, Topic
 from diskq.base import check
-from diskq.base.model import LANE_BITS
 
 from . import output, units
-from .common import find_group, find_topic, group_option, json_option, open_store, parsed
+from .common import find_group, find_topic, group_option, json_option, lane, open_store, parsed
 from .stopping import at_the_end
 
 _GET_MESSAGES = 100  # leased, printed and acked together
@@ -173,30 +172,29 @@ def tail(
         raise Empty(f"topic {topic!r} has no stored message{' from there on' if start else ''}")
 
 
-def _lanes(topic: Topic) -> list[tuple[int, int]]:
-    """The first and the stop offset of each priority."""
-    lanes = range(topic.settings.priorities)
-    return [(lane << LANE_BITS, (lane + 1) << LANE_BITS) for lane in lanes]
+def _lanes(topic: Topic) -> list[range]:
+    """The offsets of each priority."""
+    return [lane(priority) for priority in range(topic.settings.priorities)]
 
 
-def _by_time(topic: Topic, parts: list[tuple[int, int]]) -> Iterator[LogMessage]:
-    """The messages of a part of each priority."""
-    found = [topic.read(low, stop) for low, stop in parts if low < stop]
-    return merge(*found, key=lambda message: message.put_at_ns)
+def _by_time(topic: Topic, parts: list[range]) -> Iterator[LogMessage]:
+    """The messages at these offsets, a range of each priority, in the order of their puts."""
+    runs = [topic.read(part.start, part.stop) for part in parts if part]
+    return merge(*runs, key=lambda message: message.put_at_ns)
 
 
 def _last(topic: Topic, count: int) -> Iterator[LogMessage]:
     """The last messages put, of all priorities."""
     newest = (
         (message.put_at_ns, message.offset)
-        for low, stop in _lanes(topic)
-        for message in topic.read(low, stop, limit=count, reverse=True)
+        for offsets in _lanes(topic)
+        for message in topic.read(offsets.start, offsets.stop, limit=count, reverse=True)
     )
     chosen = [offset for _, offset in nlargest(count, newest)]
     parts = []
-    for low, stop in _lanes(topic):
-        mine = [offset for offset in chosen if low <= offset < stop]
-        parts += [(min(mine), max(mine) + 1)] if mine else []
+    for offsets in _lanes(topic):
+        mine = [offset for offset in chosen if offset in offsets]
+        parts += [range(min(mine), max(mine) + 1)] if mine else []
     return _by_time(topic, parts)
 
 
@@ -209,7 +207,7 @@ def _since(topic: Topic, start: int | str | datetime) -> Iterator[LogMessage]:
     low, since_ns = 0, 0
     if isinstance(start, datetime):
         low, since_ns = topic.offset_at(start), check.wall_ns("--from", start)
-    parts = [(max(low, first), stop) for first, stop in _lanes(topic)]
+    parts = [range(max(low, offsets.start), offsets.stop) for offsets in _lanes(topic)]
     return (message for message in _by_time(topic, parts) if message.put_at_ns >= since_ns)
 
 

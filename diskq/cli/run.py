@@ -95,6 +95,11 @@ def run(*, topic: str, group: str, jobs: int, once: bool, command: tuple[str, ..
     handled = sum(worker.handled for worker in workers)
     if not handled:
         raise Empty(f"no message is ready in group {group!r} of {topic!r}")
+    _end(workers, handled, failed)
+
+
+def _end(workers: Sequence[_Worker], handled: int, failed: set[int]) -> None:
+    """Tell what failed, and set the exit code."""
     if failed:
         output.error(f"{len(failed)} of {handled} messages failed or were rejected")
     if any(worker.said_later for worker in workers):

@@ -1,0 +1,55 @@
+"""The verdict of the demo: whether every promise that it makes was kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import diskq
+
+from . import demo_view
+
+
+class Outcome(NamedTuple):
+    """All that the verdict depends on."""
+
+    expected: Mapping[str, str]  # the digest of each file, computed here
+    digests: Mapping[str, set[str]]  # what the consumers said
+    put: int
+    group: diskq.GroupStats
+    findings: Sequence[diskq.Finding]
+    redelivery_seconds: float | None
+    redriven: int
+
+
+def judge(outcome: Outcome) -> list[str]:
+    """What is wrong; nothing if all went as promised."""
+    wrong = [
+        f"{path}: digest {digests or 'missing'}, should be {digest}"
+        for path, digest in outcome.expected.items()
+        if (digests := outcome.digests.get(path, set())) != {digest}
+    ]
+    wrong += [f"{path}: nobody put this" for path in outcome.digests.keys() - outcome.expected]
+    wrong += [f"verify: {where}: {problem}" for where, problem in outcome.findings]
+    if outcome.put != len(outcome.expected):
+        wrong.append(f"{outcome.put} messages for {len(outcome.expected)} files")
+    if outcome.group.acked != outcome.put or demo_view.lost(outcome.put, outcome.group):
+        wrong.append(demo_view.balance(outcome.put, outcome.group))
+    if outcome.redelivery_seconds is None:
+        wrong.append("the message of the killed consumer was not delivered again")
+    if outcome.redriven != 1:
+        wrong.append(f"{outcome.redriven} dead letters were redriven, not 1")
+    return wrong
+
+
+def comes_back(
+    lease: diskq.PendingMessage, pending: Iterable[diskq.PendingMessage], failures: int
+) -> bool:
+    """Whether the message of a killed consumer is delivered again, rather than acked.
+
+    A process that is killed inside a commit may have completed it on the disk, though nobody could
+    see that yet. So this compares what a commit after the kill made visible: `pending`, and after
+    that `failures`, which count since before the kill. The lease is still there, or another
+    consumer took it back and charged the failure, or the message is acked.
+    """
+    return any(each.token == lease.token for each in pending) or failures > 0
