@@ -1,4 +1,4 @@
-"""trim and purge: what goes from the log, because nobody needs it or nobody wants it."""
+"""trim and purge: delete messages from a log that no group needs, or that the user names."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from .common import (
 @click.command()
 @topic_argument
 def trim(topic_name: str) -> None:
-    """Delete what no group of a topic needs any more, and what is over its bounds. Puts and acks do
-    the same now and then.
+    """Delete messages that no group of a topic needs any more, and those over its bounds. Puts and
+    acks do the same now and then.
 
     \b
     diskq trim mail
@@ -45,19 +45,20 @@ def trim(topic_name: str) -> None:
     "--before",
     metavar="OFFSET|TIME",
     callback=parsed(units.parse_place),
-    help="Only what is below an offset, or older than a time such as 2026-01-31T08:00.",
+    help="Only messages below an offset, or put before a time such as 2026-01-31T08:00.",
 )
 @click.option(
     "--key",
     callback=parsed(units.parse_text),
-    help="Only messages of this key, scheduled ones too.",
+    help="Only messages of this key, including scheduled ones.",
 )
 @removal_options
 def purge(
     *, topic_name: str, before: int | datetime | None, key: str | None, yes: bool, dry_run: bool
 ) -> None:
-    """Delete messages of a topic, whether groups are done with them or not: all of them and what is
-    scheduled, or those that the options say. What waits goes too; dead letters stay.
+    """Delete messages of a topic, whether groups are done with them or not: all, including
+    scheduled ones, or those that the options name. Waiting messages are deleted too; dead letters
+    stay.
 
     \b
     diskq purge mail --dry-run
@@ -84,14 +85,14 @@ def _lost_by_purge(topic: Topic, before: int | datetime | None, key: str | None)
     stored = sum(key in (None, message.key) for message in _before(topic, before))
     scheduled = 0 if key is None else sum(each.key == key for each in topic.scheduled())
     loss = listed({"stored message": stored, "scheduled message": scheduled})
-    if waiting:  # nobody can tell whether it is of those
+    if waiting:  # it is unknown how many of them are deleted
         loss = f"{loss} of the log, and up to {plural(waiting, 'waiting message')}"
     return loss
 
 
 def _before(topic: Topic, before: int | datetime | None) -> Iterator[LogMessage]:
-    """The stored messages before an offset or time. With priorities, an offset also means the time
-    of its message, for the other priorities."""
+    """The stored messages before an offset or time. With several priorities, an offset stands for
+    the time of its message in the other priorities."""
     if before is None:
         yield from topic.read()
         return

@@ -23,7 +23,7 @@ from .demo_work import TOPIC, DemoFailed
 
 @contextmanager
 def work_folder(*, keep: bool) -> Iterator[Path]:
-    """A temporary folder, which stays if it is to be kept."""
+    """A temporary folder, removed at the end unless `keep`."""
     if keep:
         yield Path(tempfile.mkdtemp(prefix="diskq-demo-"))
         return
@@ -32,7 +32,7 @@ def work_folder(*, keep: bool) -> Iterator[Path]:
 
 
 def run(pace: Pace, view: demo_view.View, folder: Path, store_path: Path) -> bool:
-    """Play the demo, print the result and the verdict; True if it is PASS."""
+    """Play the demo, then print the result and the verdict; returns whether it is PASS."""
     with ExitStack() as stack:
         stack.callback(view.close)
         store = stack.enter_context(diskq.open(store_path))
@@ -62,12 +62,12 @@ def run(pace: Pace, view: demo_view.View, folder: Path, store_path: Path) -> boo
 
 @click.command()
 @click.option("--fast", is_flag=True, help="Every fourth file, in about 6 s instead of 20.")
-@click.option("--keep", is_flag=True, help="Keep the store, and say where it is.")
+@click.option("--keep", is_flag=True, help="Keep the store, and print its path.")
 @click.option(
     "--store",
     "directory",
     type=click.Path(path_type=Path),
-    help="Make the store in this new directory, and keep it.",
+    help="Create the store in this new directory, and keep it.",
 )
 def demo(fast: bool, keep: bool, directory: Path | None) -> None:
     """Watch real processes share, crash and recover; the last line is PASS or FAIL.

@@ -23,7 +23,7 @@ DELIVERIES = 3
 
 
 class Pace(NamedTuple):
-    """How long the parts take, in seconds, and which part of the files is used."""
+    """How long the parts of the demo take, in seconds, and which part of the files it uses."""
 
     feed: float = 18.0
     alone: float = 4.0
@@ -72,7 +72,7 @@ class Feeder:
 
 
 class Demo:
-    """The story, and what is known while it is played."""
+    """The story, and its state while it is played."""
 
     def __init__(
         self, store: diskq.Store, folder: Path, pace: Pace, view: demo_view.View, stack: ExitStack
@@ -108,7 +108,7 @@ class Demo:
     # The story
 
     def play(self) -> Outcome:
-        """All of it. Raises DemoFailed if it comes to a halt."""
+        """Play the whole story. Raises DemoFailed if it comes to a halt."""
         self.log(f"2 producers put {len(self.files):,} paths, CA works alone")
         for name in ("P1", "P2"):
             self.producers.append(self.start(name, "put"))
@@ -155,8 +155,8 @@ class Demo:
         )
 
     def caught_up(self) -> bool:
-        """The missing file is dealt with, all three have done a fair number, and nothing waits: or
-        they are too slow for that."""
+        """Whether the missing file is dealt with, all three consumers have done a fair number, and
+        no message waits; or they are too slow for that."""
         fair = min(self.done.values()) >= len(self.files) // 20
         slow = self.feeder.fed >= self.feeder.limit
         return self.now.dead == 1 and fair and (self.now.unread < 3 or slow)
@@ -202,7 +202,7 @@ class Demo:
         raise DemoFailed(f"{name} was never seen handling a message")
 
     def redrive(self) -> int:
-        """Write the file that was missing, and give its message back."""
+        """Write the missing file, and give its message back."""
         letters = [letter for letter in self.group.dead() if letter.body == self.late_file.encode()]
         if not letters:
             raise DemoFailed(f"the message with the missing file {self.late_file} is not dead")
@@ -214,7 +214,7 @@ class Demo:
 
     @property
     def now(self) -> diskq.GroupStats:
-        """The group, a moment ago."""
+        """The group as it was a moment ago."""
         return self.stats.groups[0]
 
     def start(self, name: str, *args: str) -> Child:
@@ -225,12 +225,13 @@ class Demo:
         return child
 
     def start_consumer(self, name: str) -> None:
-        """Three of them take twice as many messages as are put, one alone falls behind."""
+        """Start a consumer. Three of them take twice as many messages as are put; one alone falls
+        behind."""
         rate = len(self.files) / self.pace.feed
         self.consumers[name] = self.start(name, "hash", name, str(3 / (2 * rate)))
 
     def go_on(self, what: str, until: Callable[[], bool]) -> None:
-        """Play until something is so. Raises DemoFailed after long without any news."""
+        """Play until a condition holds. Raises DemoFailed after a long time without news."""
         self.heard = time.monotonic()
         while not until():
             self.turn()
@@ -245,7 +246,7 @@ class Demo:
             self.turn()
 
     def turn(self) -> None:
-        """Feed the producers, hear what the children tell, look at the store, show it."""
+        """Feed the producers, take the children's news, read the store and show it."""
         self.feeder.feed(self.producers)
         self.hear_all(0.05)
         for child in (*self.producers, *self.consumers.values()):
@@ -254,14 +255,14 @@ class Demo:
             self.look()
 
     def hear_all(self, timeout: float = 0) -> None:
-        """All events that are there, or the first one that comes."""
+        """Take all events that are there, or the first one that comes."""
         with suppress(Empty):
             self.hear(*self.news.get(timeout=timeout))
             while True:
                 self.hear(*self.news.get_nowait())
 
     def hear(self, name: str, what: str, at: float, *details: Any) -> None:
-        """One event of a child."""
+        """Take one event of a child."""
         self.heard = time.monotonic()
         if what == "here":
             self.here.add(name)
@@ -277,7 +278,7 @@ class Demo:
             self.recent.append((at, name))
 
     def look(self) -> None:
-        """Look at the store, and show it."""
+        """Read the store, and show it."""
         self.looked_at = now = time.monotonic()
         self.stats = self.topic.stats()
         if self.now.dead and not self.told_dead:
@@ -303,11 +304,11 @@ class Demo:
         self.view.show(demo_view.Picture(seconds, len(self.files), self.stats.put, self.now, rows))
 
     def log(self, text: str) -> None:
-        """Tell what happens."""
+        """Show an event of the story."""
         self.view.log(time.monotonic() - self.started, text)
 
 
 def shares(done: Counter[str]) -> str:
-    """Who did how much of it."""
+    """The share of each consumer."""
     total = max(done.total(), 1)
     return ", ".join(f"{name} {done[name] / total:.1%}" for name in sorted(done))

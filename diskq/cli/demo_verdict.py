@@ -11,10 +11,10 @@ from . import demo_view
 
 
 class Outcome(NamedTuple):
-    """All that the verdict depends on."""
+    """Everything that the verdict depends on."""
 
     expected: Mapping[str, str]  # the digest of each file, computed here
-    digests: Mapping[str, set[str]]  # what the consumers said
+    digests: Mapping[str, set[str]]  # those that the consumers computed
     put: int
     group: diskq.GroupStats
     findings: Sequence[diskq.Finding]
@@ -23,13 +23,13 @@ class Outcome(NamedTuple):
 
 
 def judge(outcome: Outcome) -> list[str]:
-    """What is wrong; nothing if all went as promised."""
+    """The broken promises in words; empty if all were kept."""
     wrong = [
         f"{path}: digest {digests or 'missing'}, should be {digest}"
         for path, digest in outcome.expected.items()
         if (digests := outcome.digests.get(path, set())) != {digest}
     ]
-    wrong += [f"{path}: nobody put this" for path in outcome.digests.keys() - outcome.expected]
+    wrong += [f"{path}: no producer put this" for path in outcome.digests.keys() - outcome.expected]
     wrong += [f"verify: {where}: {problem}" for where, problem in outcome.findings]
     if outcome.put != len(outcome.expected):
         wrong.append(f"{outcome.put} messages for {len(outcome.expected)} files")

@@ -1,4 +1,4 @@
-"""group: list, show, create, change, move, remove."""
+"""group: list, show, create, change, move and remove groups."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _COLUMNS = (
     *("topic", "group", "lag", "unread", "ready", "leased", "waiting", "parked"),
     *("dead", "acked", "redelivered", "expired", "dropped", "purged", "paused"),
 )
-_SELDOM = {"parked", "expired", "dropped", "purged", "paused"}  # shown if there are any
+_SELDOM = {"parked", "expired", "dropped", "purged", "paused"}  # shown only if there are any
 group_argument = click.argument("group_name", metavar="GROUP")
 
 
@@ -127,24 +127,24 @@ _settings = with_options(
     click.option(
         "--max-deliveries",
         type=click.IntRange(1, limits.MAX_DELIVERIES),
-        help="Failures until a message is dead.",
+        help="How many failures make a message a dead letter.",
     ),
     click.option(
         "--backoff",
         metavar="BASE,FACTOR,MAX",
         callback=parsed(_parse_backoff),
-        help="How long a failed message waits.",
+        help="How long a failed message waits: BASE, then FACTOR times longer each time, to MAX.",
     ),
     click.option(
         "--max-in-flight",
         metavar="N",
         callback=parsed(or_none(units.within(units.parse_count, 1, limits.MAX_IN_FLIGHT))),
-        help="Messages leased at once; set to none: no bound.",
+        help="The most messages leased at once; none: no bound.",
     ),
     click.option(
         "--keep-expired/--no-keep-expired",
         default=None,
-        help="What outlives its TTL is a dead letter, or just gone.",
+        help="Keep a message that outlives its TTL as a dead letter, or drop it.",
     ),
 )
 
@@ -168,11 +168,11 @@ _settings = with_options(
 def group_create(
     topic_name: str, group_name: str, start: int | str | datetime, **settings: object
 ) -> None:
-    """Create a group of a topic. An existing group stays as it is; other settings than it has are
-    an error.
+    """Create a group of a topic. An existing group stays as it is; giving settings that differ from
+    the stored ones is an error.
 
-    Without options it has --lease 30s --max-deliveries 5 --backoff 1s,2,5m --no-keep-expired
-    --ordering none, and no bound of messages in flight.
+    The defaults are --lease 30s --max-deliveries 5 --backoff 1s,2,5m --no-keep-expired
+    --ordering none, and no bound for messages in flight.
 
     \b
     diskq group create mail workers
@@ -194,8 +194,8 @@ def group_create(
 @_settings
 @click.option("--ordering", type=click.Choice(ORDERINGS), hidden=True)  # to say that it cannot
 def group_set(topic_name: str, group_name: str, **settings: object) -> None:
-    """Change settings of a group, for what is delivered from now on. Its --ordering cannot change:
-    create another group for that.
+    """Change settings of a group, for messages delivered from now on. The ordering of a group
+    cannot change: create another group for that.
 
     \b
     diskq group set mail workers --lease 2m --max-deliveries 10
@@ -217,12 +217,12 @@ def group_seek(
 ) -> None:
     """Let a group go on at TO: earliest, latest, an offset, or a time such as 2026-01-31T08:00.
 
-    Whoever handles a message of it loses that. What waits is forgotten, and so are dead letters
-    from TO on; what the topic still has of them comes again.
+    A consumer that has a message leased loses it. Waiting messages are forgotten, and so are dead
+    letters from TO on; those that the topic still stores come again.
 
-    Only what is stored can come again. A topic with --retention interest, the default, keeps what
-    some group has not settled; with --retention limits it keeps more. How many are to come is said,
-    by --dry-run too.
+    Only stored messages can come again. A topic with --retention interest, the default, keeps the
+    messages that some group has not settled; with --retention limits it keeps more. The output, of
+    --dry-run too, tells how many messages will come.
 
     \b
     diskq group seek mail workers earliest --dry-run
@@ -247,7 +247,8 @@ def group_seek(
 
 
 def _to_come(group: Group, to: int | str | datetime) -> str:
-    """How many messages a seek would bring, and why not more if it asked for more."""
+    """The number of messages that a seek would bring; and if it asked for more, why they are
+    gone."""
     count, less = changes.messages_from(group, to)
     text = f"{plural(count, 'message')} to come"
     if not less:
@@ -256,16 +257,16 @@ def _to_come(group: Group, to: int | str | datetime) -> str:
     if group.topic.settings.retention == "limits":
         return f"{text}; earlier ones are gone, over a bound of topic {name} or purged"
     return (
-        f"{text}; earlier ones are gone, since topic {name} keeps only what some group has not"
-        f" settled: 'diskq topic set {name} --retention limits' keeps more from now on"
+        f"{text}; earlier ones are gone, since topic {name} keeps only messages that some group has"
+        f" not settled: 'diskq topic set {name} --retention limits' keeps more from now on"
     )
 
 
 def _lost_by_seek(group: Group, to: int | str | datetime) -> str:
-    """What a group would not deliver any more, or not with its history.
+    """The messages that a group would not deliver any more, or only without their history.
 
     With several priorities only the topic knows where a time or an offset is, so the loss may be
-    less.
+    smaller.
     """
     topic = group.topic
     whole = topic.stats()
@@ -284,7 +285,7 @@ def _lost_by_seek(group: Group, to: int | str | datetime) -> str:
         case _:
             target = topic.offset_at(cast("datetime", to))
     unread, _ = changes.messages_from(group, to)
-    if unread < stats.unread:  # it goes forward, over all that is not settled before
+    if unread < stats.unread:  # it goes forward, past all unsettled messages before TO
         return listed({"unsettled message": stats.lag - unread})
     return listed(
         {
@@ -298,7 +299,7 @@ def _lost_by_seek(group: Group, to: int | str | datetime) -> str:
 
 
 def _is_stored(topic: Topic, offset: int) -> bool:
-    """Whether the log has the message of a dead letter, which then comes again."""
+    """Whether the log still has the message of a dead letter, so that it comes again."""
     return any(topic.read(offset, offset + 1))
 
 
@@ -307,8 +308,8 @@ def _is_stored(topic: Topic, offset: int) -> bool:
 @group_argument
 @click.argument("new_name", metavar="NEW")
 def group_fork(topic_name: str, group_name: str, new_name: str) -> None:
-    """Create a group NEW that is where another one is, with its settings, and a copy of what waits
-    or is dead. What is leased there is ready here.
+    """Create a group NEW at the position of another group, with the same settings and a copy of its
+    waiting and dead messages. Messages leased in that group are ready in NEW.
 
     \b
     diskq group fork mail workers replay
@@ -322,7 +323,7 @@ def group_fork(topic_name: str, group_name: str, new_name: str) -> None:
 @topic_argument
 @group_argument
 def group_pause(topic_name: str, group_name: str) -> None:
-    """Deliver nothing to a group until it is resumed; what is leased can be settled.
+    """Deliver no messages to a group until it is resumed; leased messages can be settled.
 
     \b
     diskq group pause mail workers
@@ -336,7 +337,7 @@ def group_pause(topic_name: str, group_name: str) -> None:
 @topic_argument
 @group_argument
 def group_resume(topic_name: str, group_name: str) -> None:
-    """Deliver again to a group that was paused.
+    """Deliver messages to a paused group again.
 
     \b
     diskq group resume mail workers
@@ -351,8 +352,8 @@ def group_resume(topic_name: str, group_name: str) -> None:
 @group_argument
 @json_option
 def group_pending(topic_name: str, group_name: str, as_json: bool) -> None:
-    """List the leased messages of a group: who has each, and for how long. A lease that is over
-    has a minus; it holds until somebody else takes the message.
+    """List the leased messages of a group: which consumer has each, and for how long. A lease that
+    is over has a minus; it holds until another consumer takes the message.
 
     \b
     diskq group pending mail workers

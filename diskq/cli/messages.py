@@ -1,4 +1,4 @@
-"""get, peek and tail: messages taken, and looked at."""
+"""get, peek and tail: take messages, or print them without taking them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ _RECORD = (
     *("put_at_ns", "attempt", "token", "body"),
 )
 _TAIL_MESSAGES = 10
+_MOST = "Print at most this many messages."
 null_option = click.option("--null", is_flag=True, help="End each body with a NUL, not a newline.")
 
 
@@ -40,13 +41,13 @@ null_option = click.option("--null", is_flag=True, help="End each body with a NU
     metavar="DURATION",
     default="0",
     callback=parsed(units.parse_duration),
-    help="Wait this long for the first message, and for others that write to the store: 5s, 10m."
+    help="Wait this long for the first message, and for other writers of the store: 5s, 10m."
     "  [default: 0]",
 )
 @click.option(
     "--ack/--no-ack",
     default=True,
-    help="Ack the messages, or give them back uncharged.  [default: ack]",
+    help="Ack the messages, or give them back without counting an attempt.  [default: ack]",
 )
 @null_option
 @json_option
@@ -56,7 +57,7 @@ def get(
     """Take messages, print them and ack them; exit code 3 if there is none.
 
     A message is acked only after it was printed. If the output cannot be written, or a signal stops
-    this verb, the message is given back, and no attempt is counted. For work that can fail use
+    the command, the message is given back, and no attempt is counted. For work that can fail, use
     `diskq run`.
 
     \b
@@ -68,7 +69,7 @@ def get(
     at_the_end(store.close)
     source = find_group(store, topic, group)
     consumer = source.consumer()
-    at_the_end(consumer.close)  # which gives back what is not acked
+    at_the_end(consumer.close)  # which gives back messages that are not acked
     left = count
     while left:
         messages = consumer.get_many(min(left, _GET_MESSAGES), wait if left == count else 0.0)
@@ -89,9 +90,9 @@ def get(
 
 @click.command()
 @click.argument("topic")
-@click.option("-n", "count", type=click.IntRange(1), default=10, show_default=True, help="At most.")
+@click.option("-n", "count", type=click.IntRange(1), default=10, show_default=True, help=_MOST)
 @click.option("--from", "start", metavar="OFFSET", type=click.IntRange(0), help="Begin there.")
-@click.option("--reverse", is_flag=True, help="Go backwards, from the last one or from OFFSET.")
+@click.option("--reverse", is_flag=True, help="Go backwards, from the last message or OFFSET.")
 @null_option
 @json_option
 def peek(
@@ -118,16 +119,19 @@ def peek(
 
 @click.command()
 @click.argument("topic")
-@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until interrupted.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with new messages, until interrupted.")
 @click.option(
-    "-n", "count", type=click.IntRange(0), help=f"The last so many.  [default: {_TAIL_MESSAGES}]"
+    "-n",
+    "count",
+    type=click.IntRange(0),
+    help=f"Print this many of the last messages.  [default: {_TAIL_MESSAGES}]",
 )
 @click.option(
     "--from",
     "start",
     metavar="START",
     callback=parsed(units.parse_start),
-    help="Instead: all from earliest, latest, an offset, or a time on.",
+    help="Instead, print all messages from earliest, latest, an offset, or a time on.",
 )
 @null_option
 @json_option
@@ -140,8 +144,8 @@ def tail(
     null: bool,
     as_json: bool,
 ) -> None:
-    """Print the last messages without taking them, in order of time, and with -f those that come.
-    Without -f the exit code is 3 if there is none.
+    """Print the last messages without taking them, in order of time, and with -f new ones as they
+    come. Without -f the exit code is 3 if there is none.
 
     \b
     diskq tail mail
@@ -154,7 +158,7 @@ def tail(
     printed = set()
     with open_store(readonly=not follow) as store:
         found = find_topic(store, topic)
-        # What comes from now on is seen by this one, even before the last ones were printed.
+        # This iterator gets all messages from now on, even those put before the last are printed.
         coming = found.follow("latest" if start is None else start) if follow else iter(())
         if start is None:
             stored = _last(found, wanted)

@@ -1,4 +1,4 @@
-"""put: messages in, one or many."""
+"""put: store one message, or many."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .stopping import Stopped, signals
 if TYPE_CHECKING:
     from diskq.base.options import PutOptions
 
-_BATCH_MESSAGES = 1000  # of one commit
+_BATCH_MESSAGES = 1000  # in one commit
 _READ_BYTES = 2**20
 
 Messages = Sequence[bytes | Outgoing]
@@ -41,40 +41,40 @@ _message_options = with_options(
     click.option(
         "--key",
         callback=parsed(units.parse_text),
-        help="A key for the message, or for all of them.",
+        help="A key for the message, or for all messages.",
     ),
     click.option("--header", "headers", metavar="K=V", multiple=True, help="A header; repeatable."),
     click.option(
         "--priority",
         type=click.IntRange(0, limits.MAX_PRIORITIES - 1),
         default=0,
-        help="Higher ones are delivered first.",
+        help="Messages of a higher priority are delivered first.",
     ),
     click.option(
         "--delay",
         "delay_seconds",
         metavar="DURATION",
         callback=parsed(units.duration(0, limits.MAX_DELAY_SECONDS)),
-        help="Put it so much later: 10m, 1h30m.",
+        help="Put the message this much later: 10m, 1h30m.",
     ),
     click.option(
         "--at",
         metavar="TIME",
         callback=parsed(units.parse_time),
-        help="Put it then: 2026-01-31T08:00, local unless it names its zone.",
+        help="Put the message at this time: 2026-01-31T08:00, local unless it names a zone.",
     ),
     click.option(
         "--ttl",
         "ttl_seconds",
         metavar="DURATION",
         callback=parsed(units.duration(limits.MIN_AGE_SECONDS, limits.MAX_DELAY_SECONDS)),
-        help="Do not deliver it later than so long after it was put.",
+        help="Do not deliver the message when it is older than this.",
     ),
     click.option(
         "--dedup-id",
         metavar="ID",
         callback=parsed(units.parse_text),
-        help="Store nothing if one was put with the same ID within the topic's --dedup time.",
+        help="Store nothing if a message with the same ID was put within the topic's --dedup time.",
     ),
 )
 
@@ -91,7 +91,7 @@ _message_options = with_options(
     metavar="DURATION",
     default="0",
     callback=parsed(units.parse_duration),
-    help="Wait this long for room in a full topic, and for others that write to the store: 5s, 10m."
+    help="Wait this long for room in a full topic, and for other writers of the store: 5s, 10m."
     "  [default: 0]",
 )
 @click.option("--no-create", is_flag=True, help="Fail if the store or topic does not exist.")
@@ -111,15 +111,15 @@ def put(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Store one message, or many. They are safe on the disk when this ends, or before.
+    """Store one message, or many. They are safe on the disk when the command ends, or before.
 
-    Without BODY, or if it is -, the message is read from stdin, to its last byte; an empty stdin
-    gives an empty message. A shell runs both sides of a pipe, so `false | diskq put mail` stores
-    one too: `out=$(command) && diskq put mail "$out"` does not.
+    Without BODY, or if BODY is -, the message is all of stdin; an empty stdin gives an empty
+    message. A shell runs both sides of a pipe, so `false | diskq put mail` stores an empty message;
+    `out=$(command) && diskq put mail "$out"` stores none if the command fails.
 
-    Prints the topic and the offset, or the first and the last offset; for a message that is
-    scheduled, its schedule id and when it is due. If the topic is full the exit code is 75. If an
-    error or a signal ends this early, the line on stderr says what was stored before.
+    The output is the topic and the offset, or the first and the last offset; for a scheduled
+    message, its schedule id and when it is due. If the topic is full, the exit code is 75. If an
+    error or a signal ends the command early, the line on stderr tells what was stored before.
 
     With --jsonl a line has "body" or "body_base64", and may have "key", "headers", "priority",
     "delay_seconds", "at", "ttl_seconds" and "dedup_id"; the options apply where a line has none.
@@ -168,7 +168,7 @@ def _check_options(options: dict[str, Any], headers: tuple[str, ...], *, many: b
 def _destination(
     name: str, priority: int, no_create: bool, mode: int | None, wait: float
 ) -> Iterator[Topic]:
-    """The topic to put to, which is created if it may be."""
+    """The topic to put to, which is created unless `no_create`, or a priority, forbids that."""
     create = not (no_create or priority)
     try:
         with open_store(create=create, mode=mode, wait=wait) as store:
@@ -205,7 +205,7 @@ def _stdin() -> BinaryIO:
 def _read_body(body: str | None) -> bytes:
     if body not in (None, "-"):
         return os.fsencode(body)
-    return _stdin().read(limits.MAX_BODY_BYTES + 1)  # one more, and it is refused
+    return _stdin().read(limits.MAX_BODY_BYTES + 1)  # with one byte more it is refused
 
 
 def _put_one(topic: Topic, body: bytes, given: PutOptions, wait: float, as_json: bool) -> None:
@@ -259,8 +259,8 @@ def _put_all(
 
 
 def _batches(stream: BinaryIO, separator: bytes, longest: int) -> Iterator[list[bytes]]:
-    """The texts of a stream as they come: a slow writer's line does not wait for others, and what
-    a fast one wrote meanwhile shares a commit."""
+    """The texts of a stream as they come: a line of a slow writer does not wait for more lines, and
+    the lines that a fast writer wrote meanwhile share a commit."""
     rest = b""
     while chunk := stream.read1(_READ_BYTES):  # type: ignore[attr-defined]
         *texts, rest = (rest + chunk).split(separator)
@@ -278,7 +278,7 @@ def _batches(stream: BinaryIO, separator: bytes, longest: int) -> Iterator[list[
 def _store(
     topic: Topic, messages: Messages, wait: float, tally: Tally
 ) -> Iterator[Sequence[Receipt]]:
-    """Put messages in one commit; in several if they are more than the topic may hold at once."""
+    """Put messages in one commit, or in several if they are more than the topic may hold."""
     if not messages:
         return
     news = f"{plural(len(messages), 'more message')} may be stored"
