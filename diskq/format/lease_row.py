@@ -1,4 +1,4 @@
-"""Lease rows: the right to a run of messages, and which of them are settled."""
+"""Lease rows: the right to a run of messages, and the set of those that are settled."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ class LeaseRow(Row, layout=">QQQHBI"):
     """The right to the unsettled messages of the run `first` to `first + count`.
 
     `settled` is a bit set by position. Flag HELD: the one message is in `held`, not in the log.
-    Flag SOLO: each may be what killed a consumer that had several, so deliver it alone.
-    Flag PREFETCHED: its messages are handled one by one, in order; others may take the last ones.
+    Flag SOLO: each message may have killed a consumer that had several, so deliver it alone.
+    Flag PREFETCHED: the holder handles the messages one by one, in order, and other consumers may
+    take the last ones.
     """
 
     token: int
@@ -30,34 +31,34 @@ class LeaseRow(Row, layout=">QQQHBI"):
 
     def __init__(self, first: int, count: int, settled: int = 0, flags: int = 0) -> None:
         self.token = self.owner = self.granted_ns = self.slot = self.deadline_ns = 0
-        self.moved_ns = 0  # its deadline within a transaction that is not committed yet
-        self.lasts_ns = 0  # how long a consumer has from a grant or extension on
+        self.moved_ns = 0  # the deadline within a transaction that is not committed yet
+        self.lasts_ns = 0  # how long the lease lasts from a grant or extension on
         self.first, self.count, self.settled, self.flags = first, count, settled, flags
         self.keys: dict[int, int] = {}  # in a group that keeps key order: hash of each message
-        self.hands: dict[int | None, Thread | None] = {}  # who has an offset, or all; see hands.py
+        self.hands: dict[int | None, Thread | None] = {}  # thread by offset, None: all; hands.py
 
     @property
     def unsettled(self) -> int:
-        """How many of its messages are not settled."""
+        """The number of unsettled messages."""
         return self.count - self.settled.bit_count()
 
     @property
     def lane(self) -> int:
-        """The lane of its messages: a run is in one."""
+        """The lane of all its messages."""
         return self.first >> LANE_BITS
 
     @property
     def next_unsettled(self) -> int:
-        """The offset of its first unsettled message; only if there is one."""
+        """The offset of the first unsettled message; undefined if there is none."""
         return self.first + (~self.settled & (self.settled + 1)).bit_length() - 1
 
     def offsets(self) -> list[int]:
-        """Offsets of its unsettled messages, rising."""
+        """The offsets of the unsettled messages, rising."""
         run = range(self.first, self.first + self.count)
         return [offset for offset in run if self.holds(offset)] if self.settled else list(run)
 
     def runs(self) -> Iterator[tuple[int, int]]:
-        """Its unsettled messages as runs without a settled one: first and stop offsets, rising."""
+        """The unsettled messages as runs without a gap: first and stop offsets, rising."""
         if not self.settled:
             yield self.first, self.first + self.count
             return
@@ -70,7 +71,7 @@ class LeaseRow(Row, layout=">QQQHBI"):
             start = unsettled.find("1", stop)
 
     def holds(self, offset: int) -> bool:
-        """Whether this offset is one of its unsettled messages."""
+        """Whether an unsettled message has this offset."""
         at = offset - self.first
         return 0 <= at < self.count and not self.settled >> at & 1
 
@@ -80,7 +81,7 @@ class LeaseRow(Row, layout=">QQQHBI"):
 
 
 def decode_lease(key: bytes, value: bytes) -> LeaseRow:
-    """The inverse of LeaseRow.encode, with what the key says. Raises: Corrupt."""
+    """The inverse of LeaseRow.encode, with the deadline and offset of the key. Raises: Corrupt."""
     try:
         _, _, deadline_ns, first = TIME_KEY.unpack(key)
         row = LeaseRow(first, 0)
@@ -99,7 +100,8 @@ _FLAGS_AND_COUNT = Struct(">26xBI")
 
 
 def span_of(key: bytes, value: bytes) -> tuple[int, int] | None:
-    """First and stop offset of a lease's run, None if it is HELD: all that a look at many needs."""
+    """First and stop offset of a lease's run, None if it is HELD: decodes no more, since it is
+    called for many rows."""
     if len(value) < LeaseRow.layout.size:
         raise damaged("a lease")
     flags, count = _FLAGS_AND_COUNT.unpack_from(value)

@@ -1,6 +1,6 @@
-"""The file `slots`: who is alive, what it is handling, and the words to wake it by.
+"""The file `slots`: the live consumers, the messages that they handle, and words to wake them by.
 
-Nothing in it must last. It has a fixed size and is never truncated or unlinked:
+Its content need not last. It has a fixed size and is never truncated or unlinked:
 
     0       magic and version, 8 bytes
     8       u32: how many slots were ever used
@@ -13,12 +13,12 @@ Nothing in it must last. It has a fixed size and is never truncated or unlinked:
             handed u64 (token of the last prefetched message that was handed out), waiting u8
             (threads blocked in a get), length of the name u8, name
 
-The bytes that are locked lie far behind its end; see locks.py. A process that has the store open
-shares the first; a process that opens it locks the second. A live consumer holds its slot's: the
-kernel frees it at any death. A process sees its own locks as free, so it remembers
-its slots. A child that was forked in C may keep the lock of its dead parent: then the process that
-the slot names is asked for. From 2**62 on, `diskq run` locks the places of its commands; see
-cli/keeper.py.
+The locked bytes lie far behind the end of the file; see locks.py. All processes with the store open
+share a lock on the first; a process that opens the store locks the second. A live consumer holds
+the lock of its slot, which the kernel frees at any death. A process sees its own locks as free, so
+it remembers its slots. A child that was forked in C may keep the lock of its dead parent: then the
+process that the slot names is looked up. From 2**62 on, `diskq run` locks the places of its
+commands; see cli/keeper.py.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ _USED = struct.Struct("=I")
 _OWNER = struct.Struct("=QI")
 _U64 = struct.Struct("=Q")
 _HANDLING, _HANDED, _WAITING = 32, 40, 48  # in a slot
-SEVERAL = 2**64 - 2  # in the place of an offset: several are handled, and nobody knows which
-NOTHING = 2**64 - 3  # none is: nobody is to be charged
+SEVERAL = 2**64 - 2  # in place of an offset: several messages are handled
+NOTHING = 2**64 - 3  # no message is handled: after a death none is charged
 _WATCHED, _ROOM = 1 << 31, 1 << 30  # in a topic's word
 _END = _SLOTS + MAX_CONSUMERS * _SLOT.size
 _FREE = bytes(_SLOT.size)
@@ -60,7 +60,8 @@ _NAP_SECONDS = 0.001
 
 
 class Slot(NamedTuple):
-    """The content of a slot, whether its consumer is alive or not; `handling` None: none named."""
+    """The content of a slot, whether its consumer is alive or not; `handling` is None if it named
+    no message."""
 
     owner: int
     group: int
@@ -72,7 +73,7 @@ class Slot(NamedTuple):
 
     @property
     def pid(self) -> int:
-        """The process's id."""
+        """The id of the process."""
         return self.process.pid
 
 
@@ -87,7 +88,7 @@ class Slots:
         self._marks = itertools.count(1)
         try:
             self._file_or_none = _open(path, readonly)
-            # The map keeps the description that it was made of, in forked children too.
+            # The map keeps the description that it was made from, in forked children too.
             other = _open(path, readonly)
             try:
                 access = mmap.ACCESS_READ if readonly else mmap.ACCESS_WRITE
@@ -101,15 +102,15 @@ class Slots:
             self.turns = Turns(
                 os.path.dirname(path), self._file, _TURN_BYTES, self._memory, self._watch
             )
-            # One number: bytes that all processes put since one looked at the room; for who writes.
+            # One number, which only the writer uses: bytes put since a process checked the room.
             self.put_bytes = memoryview(self._memory)[_PUT_BYTES_AT:][:8].cast("Q")
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Drop all locks of this process; its consumers count as dead from now on. In a forked
-        child this only closes."""
+        """Drop all locks of this process, whose consumers count as dead from now on. In a forked
+        child this only closes the file."""
         file, self._file_or_none = self._file_or_none, -1
         if file >= 0:
             os.close(file)  # the memory goes with the last thread that waits in it
@@ -136,11 +137,11 @@ class Slots:
             time.sleep(_NAP_SECONDS)
 
     def end_opening(self) -> None:
-        """Let others go on; may be called twice."""
+        """Let other processes open the environment; may be called twice."""
         self._unlock(_OPENING_BYTE)
 
     def join(self) -> None:
-        """Show that the store is open, and known to be sound."""
+        """Mark the store as open, and known to be sound."""
         locks.try_lock(self._file, _OPEN_BYTE, shared=True)
 
     def used_elsewhere(self) -> bool:
@@ -154,7 +155,7 @@ class Slots:
         self._memory[_SHARED_AT] = 1
 
     def word(self, group: int) -> int:
-        """The group's word, to be read before looking for messages."""
+        """The group's word; read it before you look for messages."""
         return self._words.read(group % WAKE_WORDS)
 
     def wake(self, group: int, value: int, count: int) -> None:
@@ -162,7 +163,7 @@ class Slots:
         self._words.wake(group % WAKE_WORDS, value, ALL if self._memory[_SHARED_AT] else count)
 
     def nudge(self, group: int) -> None:
-        """Let the group's blocked consumers look around, though nothing was committed."""
+        """Wake the group's blocked consumers, though nothing was committed."""
         self._words.nudge(group % WAKE_WORDS)
 
     def wait(self, group: int, seen: int, seconds: float) -> None:
@@ -170,38 +171,38 @@ class Slots:
         self._words.wait(group % WAKE_WORDS, seen, seconds)
 
     def watch(self, topic: int, *, room: bool) -> int:
-        """The topic's word, marked as watched, and maybe for `room`: look at the topic after this,
-        then wait for the word to change. Only watched topics are announced, so nobody pays where
-        nobody waits."""
+        """The topic's word, marked as watched, and with `room` as watched for room. Read the topic
+        after this, then wait for the word to change. Only watched topics are announced, so a commit
+        pays nothing where no process waits."""
         value = self._words.read(_word_of(topic)) | _WATCHED | (_ROOM if room else 0)
         self._words.mark(_word_of(topic), value)
         return value
 
     def watched(self, topic: int) -> bool:
-        """Whether somebody waits for something to happen in the topic."""
+        """Whether a process waits for a change of the topic."""
         return self._words.read(_word_of(topic)) >= _WATCHED
 
     def room_wanted(self, topic: int) -> bool:
-        """Whether somebody waits for room in the topic."""
+        """Whether a process waits for room in the topic."""
         word = self._words.read(_word_of(topic))
         return word >= _WATCHED and bool(word & _ROOM)
 
     def announce(self, topic: int, value: int) -> None:
-        """Wake whoever watches the topic."""
+        """Wake all watchers of the topic."""
         if self.watched(topic):
             self._words.wake(_word_of(topic), value & ~(_WATCHED | _ROOM), ALL)
 
     def wait_for_topic(self, topic: int, seen: int, seconds: float) -> None:
-        """Sleep until something happens in the topic, or its word is not the one seen."""
+        """Sleep until the topic changes, or its word differs from `seen`."""
         self._words.wait(_word_of(topic), seen, seconds)
 
     # Consumers
 
     def take(self, owner: int, group: int, name: str) -> int:
-        """For who writes, so one at a time of all processes: lock and fill a slot for a new
-        consumer; returns its number, the same one if it has one already.
+        """Lock and fill a slot for a new consumer; returns its number, the same one if the consumer
+        has a slot already. Only the process with the write lock may call this.
 
-        A slot whose consumer died is taken last: it still says what that one was handling.
+        A slot whose consumer died is taken last: it still names the message that was handled.
 
         Raises: Unsupported if MAX_CONSUMERS are alive.
         """
@@ -232,8 +233,8 @@ class Slots:
             raise
 
     def release(self, index: int, owner: int, *, clean: bool) -> None:
-        """Give a slot up, if it is still this owner's; unless `clean`, what it says stays, for who
-        frees its leases."""
+        """Give a slot up, if it still belongs to this owner; unless `clean`, its content stays, for
+        the process that frees its leases."""
         if self._mine.get(index) == owner:
             if clean:
                 self._fill(index, _FREE)
@@ -241,13 +242,13 @@ class Slots:
             self._mine.pop(index, None)
 
     def give_up(self, owner: int) -> None:
-        """Give up the slot of a consumer that was not made after all, if it has one."""
+        """Give up the slot of a consumer that could not be created, if it has one."""
         for index in [index for index, its in list(self._mine.items()) if its == owner]:
             self.release(index, owner, clean=True)
 
     def forget(self, index: int, owner: int) -> None:
-        """Clear the slot of a dead consumer whose leases are free again, unless another one has it
-        by now."""
+        """Clear the slot of a dead consumer whose leases are free again, unless another consumer
+        has it by now."""
         mark = -next(self._marks)  # of this call: a thread that wants the slot takes another one
 
         def clear() -> None:
@@ -261,16 +262,17 @@ class Slots:
         guard.surely(clear, lambda: self.release(index, mark, clean=False))
 
     def handle(self, index: int, offset: int | None) -> None:
-        """Name the message being handled: should the process die now, only that one is charged."""
+        """Name the message being handled: if the process dies now, only that one is charged."""
         value = 0 if offset is None else offset + 1
         _U64.pack_into(self._memory, _start(index) + _HANDLING, value)
 
     def hand_out(self, index: int, token: int) -> None:
-        """Tell others how far a prefetching consumer is: they leave that to it."""
+        """Publish the last token that a prefetching consumer handed out: other consumers leave the
+        messages up to it alone."""
         _U64.pack_into(self._memory, _start(index) + _HANDED, token)
 
     def set_waiting(self, index: int, threads: int) -> None:
-        """Tell others how many threads of this consumer are blocked in a get."""
+        """Publish how many threads of this consumer are blocked in a get."""
         self._memory[_start(index) + _WAITING] = min(threads, 255)
 
     def read(self, index: int) -> Slot:
@@ -298,8 +300,8 @@ class Slots:
         return [slot for at, slot in used if self.alive(at, slot.owner)]
 
     def peers(self, group: int) -> tuple[bool, list[tuple[int, int]]]:
-        """Whether consumers of other processes belong to the group, and which of them are dead:
-        slot and owner."""
+        """Whether the group has consumers of other processes, and those that are dead, as slot and
+        owner."""
         others, dead = False, []
         for index, used in enumerate(self._column(0)):
             if used and index not in self._mine:
@@ -320,7 +322,7 @@ class Slots:
         return sum(slot.waiting for slot in mine)
 
     def _column(self, field: int) -> bytes:
-        """One byte of each slot that was ever used."""
+        """One byte of each slot that was ever used, in order."""
         (used,) = _USED.unpack_from(self._memory, _USED_AT)
         return self._memory[_SLOTS + field : _SLOTS + used * _SLOT.size : _SLOT.size]
 
@@ -353,7 +355,7 @@ def _open(path: str, readonly: bool) -> int:
 
 
 def _check_magic(path: str, found: bytes) -> None:
-    """Refuse what is no file of this kind, before anything in it is changed."""
+    """Refuse a file of another kind, before anything in it is changed."""
     if found != _MAGIC and any(found):
         raise WrongFormat(
             f"{path} is of another version of diskq; end its users, then remove this file"
@@ -361,7 +363,7 @@ def _check_magic(path: str, found: bytes) -> None:
 
 
 def _word_of(topic: int) -> int:
-    """Topics have their words from the end on, groups theirs from the front."""
+    """The word of a topic: topics count from the end of the words, groups from the front."""
     return WAKE_WORDS - 1 - topic % WAKE_WORDS
 
 
