@@ -82,7 +82,11 @@ class _Verbs(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option(
-    "-s", "--store", metavar="STORE", envvar="DISKQ_STORE", help="Directory. [or $DISKQ_STORE]"
+    "-s",
+    "--store",
+    metavar="STORE",
+    envvar="DISKQ_STORE",
+    help="Directory of the store. [or $DISKQ_STORE]",
 )
 @busy_option
 @click.version_option(__version__, prog_name="diskq", message="%(prog)s %(version)s")

@@ -83,7 +83,7 @@ def _lost_by_purge(topic: Topic, before: int | datetime | None, key: str | None)
         counts = (stats.stored, "stored"), (stats.scheduled, "scheduled"), (waiting, "waiting")
         return listed({f"{kind} message": count for count, kind in counts})
     stored = sum(key in (None, message.key) for message in _before(topic, before))
-    scheduled = 0 if key is None else sum(each.key == key for each in topic.scheduled())
+    scheduled = 0 if key is None else sum(message.key == key for message in topic.scheduled())
     loss = listed({"stored message": stored, "scheduled message": scheduled})
     if waiting:  # it is unknown how many of them are deleted
         loss = f"{loss} of the log, and up to {plural(waiting, 'waiting message')}"

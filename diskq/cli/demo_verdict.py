@@ -47,9 +47,9 @@ def comes_back(
 ) -> bool:
     """Whether the message of a killed consumer is delivered again, rather than acked.
 
-    A process that is killed inside a commit may have completed it on the disk, though nobody could
-    see that yet. So this compares what a commit after the kill made visible: `pending`, and after
-    that `failures`, which count since before the kill. The lease is still there, or another
-    consumer took it back and charged the failure, or the message is acked.
+    A process that is killed inside a commit may have completed it on the disk, though readers see
+    it only after the next commit. So `pending`, the leases, and `failures`, which count since
+    before the kill, are read in this order after such a commit. Either the lease is still there, or
+    another consumer took it back and charged the failure, or the message is acked.
     """
-    return any(each.token == lease.token for each in pending) or failures > 0
+    return any(found.token == lease.token for found in pending) or failures > 0

@@ -139,7 +139,7 @@ _settings = with_options(
         "--max-in-flight",
         metavar="N",
         callback=parsed(or_none(units.within(units.parse_count, 1, limits.MAX_IN_FLIGHT))),
-        help="The most messages leased at once; none: no bound.",
+        help="The most messages leased at once; with set, none removes the bound.",
     ),
     click.option(
         "--keep-expired/--no-keep-expired",
@@ -182,7 +182,7 @@ def group_create(
     given = cast("GroupChanges", given_settings(settings))
     with open_store() as store:
         topic = find_topic(store, topic_name)
-        known = any(each.name == group_name for each in topic.groups())
+        known = any(group.name == group_name for group in topic.groups())
         topic.group(group_name, start=start, **given)
     what = f"group {group_name} of topic {topic_name}"
     output.line(f"{what} exists already" if known else f"created {what}")
@@ -271,7 +271,7 @@ def _lost_by_seek(group: Group, to: int | str | datetime) -> str:
     topic = group.topic
     whole = topic.stats()
     put = whole.put
-    stats = next((each for each in whole.groups if each.group == group.name), group.stats())
+    stats = next((found for found in whole.groups if found.group == group.name), group.stats())
     lanes = topic.settings.priorities
     match to:
         case "earliest":
@@ -293,7 +293,7 @@ def _lost_by_seek(group: Group, to: int | str | datetime) -> str:
             "lease": stats.leased,
             "waiting message": stats.waiting,
             "parked message": stats.parked,
-            "dead letter": sum(_is_stored(topic, each.offset) for each in group.dead(target)),
+            "dead letter": sum(_is_stored(topic, letter.offset) for letter in group.dead(target)),
         }
     )
 
@@ -362,11 +362,11 @@ def group_pending(topic_name: str, group_name: str, as_json: bool) -> None:
     with open_store(readonly=True) as store:
         pending = find_group(store, topic_name, group_name).pending()
     found = []
-    for each in pending:
-        left = (each.deadline_ns - Clock.monotonic_ns()) / 1e9
+    for lease in pending:
+        left = (lease.deadline_ns - Clock.monotonic_ns()) / 1e9
         digits = 3 if as_json or abs(left) < 1 else 0
         found.append(
-            _Lease(each.offset, each.consumer, each.token, each.attempt, round(left, digits))
+            _Lease(lease.offset, lease.consumer, lease.token, lease.attempt, round(left, digits))
         )
     output.show(found, _Lease._fields, as_json)
 

@@ -91,7 +91,9 @@ def get(
 @click.command()
 @click.argument("topic")
 @click.option("-n", "count", type=click.IntRange(1), default=10, show_default=True, help=_MOST)
-@click.option("--from", "start", metavar="OFFSET", type=click.IntRange(0), help="Begin there.")
+@click.option(
+    "--from", "start", metavar="OFFSET", type=click.IntRange(0), help="Begin at this offset."
+)
 @click.option("--reverse", is_flag=True, help="Go backwards, from the last message or OFFSET.")
 @null_option
 @json_option

@@ -89,7 +89,7 @@ _settings = with_options(
         "max_age_seconds",
         metavar="DURATION",
         callback=parsed(or_none(units.duration(limits.MIN_AGE_SECONDS, limits.MAX_DELAY_SECONDS))),
-        help="Delete messages older than this; none: no bound.",
+        help="Delete messages older than this; with set, none removes the bound.",
     ),
     click.option(
         "--max-bytes",
@@ -97,13 +97,13 @@ _settings = with_options(
         callback=parsed(
             or_none(units.within(units.parse_size, limits.PAGE_BYTES, limits.TIB, units.show_size))
         ),
-        help="The most bytes that the stored messages may take, such as 64MiB; none: no bound.",
+        help="The most bytes of stored messages, such as 64MiB; with set, none removes the bound.",
     ),
     click.option(
         "--max-messages",
         metavar="N",
         callback=parsed(or_none(units.within(units.parse_count, 1, limits.MAX_TOPIC_MESSAGES))),
-        help="The most messages that may be stored; none: no bound.",
+        help="The most stored messages; with set, none removes the bound.",
     ),
     click.option(
         "--discard",
@@ -144,7 +144,7 @@ def topic_create(topic_name: str, mode: int | None, **settings: object) -> None:
     check.name("topic", topic_name)  # fail before the store is created
     options.settings(TopicSettings(), given)
     with open_store(create=True, mode=mode) as store:
-        known = any(each.name == topic_name for each in store.topics())
+        known = any(topic.name == topic_name for topic in store.topics())
         store.topic(topic_name, **given)
     output.line(f"topic {topic_name} exists already" if known else f"created topic {topic_name}")
 
