@@ -1,1 +1,1 @@
-"""What every layer uses: errors, limits, clocks, checks, the values that users see."""
+"""The words that every layer uses: errors, limits, clocks, checks, the values that users see."""

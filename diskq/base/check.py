@@ -1,7 +1,7 @@
-"""Arguments, checked before anything is touched: each has one clear error, in one place.
+"""Checks of arguments, before anything is touched: each error is raised in one place.
 
 A wrong type is a TypeError, a value out of range a ValueError, a message over its size limit
-MessageTooLarge. What a setting may be is in options.py.
+MessageTooLarge. The values of settings are checked in options.py.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def text(what: str, value: object) -> str:
 
 
 def mode(value: object) -> int:
-    """Permissions of a store's files: read and write for the owner, and no x for anybody."""
+    """Permissions of a store's files: the owner may read and write, and no x is set."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"mode must be an int such as 0o660, not {type(value).__name__}")
     if value & ~0o666 or value & 0o600 != 0o600:
         raise ValueError(
-            "mode must be 0o600, 0o660 or another one that lets the owner read and write, without"
-            f" x for anybody, not {value:#o}"
+            "mode must be 0o600, 0o660 or another mode that lets the owner read and write, without"
+            f" any x, not {value:#o}"
         )
     return value
 
@@ -99,7 +99,7 @@ def unknown(kind: str, given: Collection[str], known: Collection[str]) -> TypeEr
 
 
 def outgoing(body: bytes, options: PutOptions) -> Outgoing:
-    """A message of a body and options of a put, to be checked."""
+    """An unchecked message of a body and the options of a put."""
     try:
         return Outgoing(body, **options)
     except TypeError:
@@ -143,7 +143,8 @@ def _outgoing(value: Outgoing) -> bytes | Outgoing:
 
 
 def _label(what: str, value: object, most: int) -> None:
-    """A key or an id, if there is one; an empty one is a mistake, and would make all the same."""
+    """Check a key or an id, if there is one. An empty one is a mistake: it would be the same for
+    all messages."""
     if value is None:
         return
     _size(what, len(utf8(what, value)), most)
@@ -153,12 +154,12 @@ def _label(what: str, value: object, most: int) -> None:
 
 def wall_ns(what: str, when: object, kinds: str = "a datetime") -> int:
     """A datetime as nanoseconds since 1970; a naive one is local time. A local time that does not
-    exist, when clocks are set forward, is as much later as they are set; one that there is twice is
-    the first, unless its `fold` says the second."""
+    exist, when clocks are set forward, is as much later as they are set; a local time that exists
+    twice is the first one, unless its `fold` is 1."""
     if not isinstance(when, ondemand.datetime.datetime):
         raise TypeError(f"{what} must be {kinds}, not {type(when).__name__}")
     try:
-        if when.utcoffset() is None:  # astimezone would take one that does not exist for earlier
+        if when.utcoffset() is None:  # astimezone would make a time that does not exist earlier
             local = when.replace(tzinfo=None, microsecond=0)
             found = int(local.timestamp()) * NS + when.microsecond * 1000
         else:

@@ -1,8 +1,8 @@
 """The only reader of time. Three clocks, because they answer different questions:
 
-- `wall_ns` dates messages, delays and retries: it must mean something after a reboot;
+- `wall_ns` dates messages, delays and retries: it has a meaning after a reboot;
 - `monotonic_ns` bounds leases: no NTP step moves it, and `boot_id` tells when it started again;
-- `elapsed_ns` says how old something is: it is monotonic too, and goes on while the machine sleeps.
+- `elapsed_ns` measures ages: it is monotonic too, and goes on while the machine sleeps.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class Clock:
 
 
 class Stamp(NamedTuple):
-    """When something was put, on every clock; `boot` names the boot that `elapsed_ns` belongs to.
+    """The time of a put on every clock; `boot` names the boot that `elapsed_ns` belongs to.
 
-    Users see `put_at_ns`. It orders a topic, so it never goes back there, whatever the clock does:
-    the other fields say how old a message is, see ages.py.
+    Users see `put_at_ns`. It orders a topic, so it never goes back within one, whatever the clock
+    does: the age of a message is computed from the other fields, see ages.py.
     """
 
     put_at_ns: int
-    wall_ns: int = 0  # what the wall clock said; 0: the same as put_at_ns
+    wall_ns: int = 0  # the time by the wall clock; 0: the same as put_at_ns
     elapsed_ns: int = 0
     boot: int = 0  # 0: its age goes by the wall clock alone
 

@@ -1,7 +1,8 @@
-"""Every error of diskq, each with what to do about it.
+"""Every error of diskq, each with a way out.
 
-Operating errors derive from DiskqError and carry what they speak of as attributes, which survive
-pickling. Mistakes in a call (a wrong type, a value out of range) are TypeError and ValueError.
+Operating errors derive from DiskqError and have the values in their text as attributes, which
+survive pickling. Mistakes in a call (a wrong type, a value out of range) are TypeError and
+ValueError.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Full(DiskqError, queue.Full):
 
 
 class LeaseLost(DiskqError):
-    """Raised when a settle comes with an old token; nothing was changed. Drop the message's work:
-    somebody else has the message now."""
+    """Raised when a settle comes with an old token; nothing was changed. Drop the work on the
+    message: another consumer has it now."""
 
     topic: str
     group: str
@@ -49,25 +50,26 @@ class AlreadySettled(DiskqError):
 
 
 class Busy(DiskqError):
-    """Raised when others kept the store's write lock for as long as the call may wait; nothing was
-    changed, and a lease that was to be settled is kept. Call again, or end the process it names."""
+    """Raised when other processes kept the store's write lock for as long as the call may wait;
+    nothing was changed, and the call's messages stay leased. Call again, or end the process with
+    the id `pid`."""
 
     pid: int
 
 
 class Reentered(DiskqError):
-    """Raised when a signal handler, a finalizer or a logging handler uses a store that its own
-    thread is using at that moment; nothing was changed. Only `close` may be called there."""
+    """Raised when a signal handler, a finalizer or a logging handler uses a store that its thread
+    is already using; nothing was changed. Only `close` may be called there."""
 
 
 class StoreMoved(DiskqError):
-    """Raised when the store's path holds another store, or none, since it was removed, moved or
-    restored; nothing was changed. Open the path again."""
+    """Raised when the store's path holds another store, or none, because the store was removed,
+    moved or restored; nothing was changed. Open the path again."""
 
 
 class Closed(DiskqError):
-    """Raised when a closed store or consumer is used, or a transaction that is over. Make a new
-    one."""
+    """Raised when a closed store or consumer is used, or a transaction that is over. Open or create
+    another one."""
 
 
 class WrongProcess(DiskqError):
@@ -84,7 +86,7 @@ class NotFound(DiskqError):
 
 
 class NotAStore(DiskqError):
-    """Raised when the path holds something else than a diskq store. Choose another path."""
+    """Raised when the path holds something other than a diskq store. Choose another path."""
 
 
 class WrongFormat(DiskqError):
@@ -99,7 +101,7 @@ class Corrupt(DiskqError):
     `diskq salvage`."""
 
 
-WAY_OUT = "restore it from a backup, or copy what is sound with 'diskq salvage'"
+WAY_OUT = "restore it from a backup, or copy the sound part with 'diskq salvage'"
 
 
 class MessageTooLarge(DiskqError):
@@ -110,7 +112,8 @@ class MessageTooLarge(DiskqError):
 
 
 class ReadOnly(DiskqError):
-    """Raised when a store opened read-only, or not writable here, is asked to change."""
+    """Raised when a call would change a store that is open read-only or cannot be written to. Open
+    it writable."""
 
 
 class NoPermission(ReadOnly):
@@ -119,7 +122,8 @@ class NoPermission(ReadOnly):
 
 
 class Unsupported(DiskqError):
-    """Raised when the place or platform cannot keep diskq's promises. Use a local disk."""
+    """Raised when the file system or platform cannot keep diskq's promises, or a limit of the store
+    is reached. Use a local disk."""
 
 
 class DiskFailed(DiskqError):

@@ -1,11 +1,11 @@
-"""Locks of a process that outlive interrupts, and know their thread.
+"""Locks of a process that survive interrupts, and know their thread.
 
 A signal handler, a time limit or a finalizer may raise, or call diskq again, between any two steps
-of a thread. CPython looks for them between bytecodes, never inside of a call that runs no Python:
+of a thread. CPython runs them between bytecodes, never inside a call that runs no Python:
 
-- `with lock:` around a lock of C gives it back whatever is raised in reality; a tracer can raise
-  where CPython would not, so there is a second end behind it, by the owner only;
-- what must happen together, or not at all, is one call: `any(map(call, steps))`.
+- `with lock:` around a lock written in C releases it whatever CPython raises; a tracer can raise
+  where CPython would not, so the owner releases it a second time in a `finally`;
+- steps that must happen together, or not at all, are one call: `any(map(call, steps))`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from .limits import BUSY_SECONDS
 
 T = TypeVar("T")
 
-# Threads that load a module for another one, which may have any lock. A finalizer that runs in one
-# of them must not wait for a lock: its call raises Reentered, as it would in the other thread.
+# Threads that load a module for another thread, which may have any lock. A finalizer that runs in
+# one of them must not wait for a lock: its call raises Reentered, as it would in the other thread.
 LOADERS: set[int] = set()
 
 
 def new_lock() -> Any:
-    """A lock that knows its owner: `_is_owned` says whether the calling thread has it."""
+    """A lock that knows its owner: `_is_owned` tells whether the calling thread has it."""
     return threading.RLock()
 
 
@@ -47,9 +47,9 @@ def run_alone(lock: Any, action: Callable[[], T]) -> T:
 
 
 def run_alone_or(lock: Any, action: Callable[[], T], otherwise: Callable[[], T]) -> T:
-    """Run an action if the lock is free, or else `otherwise`: for locks that are held outside of a
-    commit and are wanted inside of one. To wait would be to wait for each other, if a handler that
-    interrupted the first thread wants to commit."""
+    """Run an action if the lock is free, else `otherwise`: for locks that are held outside a commit
+    and wanted inside one. Waiting could be a deadlock, if a handler that interrupted the thread
+    with the lock wants to commit."""
     if lock._is_owned():
         return otherwise()
     try:
@@ -60,7 +60,7 @@ def run_alone_or(lock: Any, action: Callable[[], T], otherwise: Callable[[], T])
 
 
 def wait_for(lock: Any) -> None:
-    """Wait until no other thread has the lock: a signal handler may hold up the one that has it.
+    """Wait until no other thread has the lock, which a signal handler may hold up.
 
     Raises: Busy after BUSY_SECONDS; Reentered in one of LOADERS.
     """
@@ -69,22 +69,24 @@ def wait_for(lock: Any) -> None:
         if not lock.acquire(True, BUSY_SECONDS):
             raise Busy(
                 f"another thread of this process has been using the store for {BUSY_SECONDS:g} s,"
-                " or a signal handler that interrupted it waits for something; nothing was changed,"
-                " let the handler end",
+                " or a signal handler that interrupted it is waiting; nothing was changed, let the"
+                " handler end",
                 pid=os.getpid(),
             )
     lock.release()
 
 
 def check_may_wait() -> None:
-    """Before a thread waits for another one of its process. Raises: Reentered in one of LOADERS."""
+    """Check that this thread may wait for another one of its process.
+
+    Raises: Reentered in one of LOADERS.
+    """
     if threading.get_ident() in LOADERS:
         raise reentered()
 
 
 def surely(action: Callable[[], T], end: Callable[[], object]) -> T:
-    """Run an action, then `end`, which may be called more than once: again if it was
-    interrupted."""
+    """Run an action, then `end`, and `end` again if the first call was interrupted."""
     try:
         try:
             return action()
@@ -96,7 +98,7 @@ def surely(action: Callable[[], T], end: Callable[[], object]) -> T:
 
 
 def reentered() -> Reentered:
-    """The error of a call inside of another one of the same thread."""
+    """The error of a call inside another call of the same thread."""
     return Reentered(
         "this thread is using the store already, and a signal handler, finalizer or logging handler"
         " called it again; nothing was changed: only close() may be called there, let the handler"

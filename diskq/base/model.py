@@ -1,4 +1,4 @@
-"""The values that users see. All immutable; none knows about storage."""
+"""The values that users see. All are immutable; none knows about storage."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = [
     "WaitingMessage",
 ]  # fmt: skip
 
-LANE_BITS = 56  # of an offset; those above are its priority
+LANE_BITS = 56  # of an offset; the bits above are its priority
 
-# What a setting may be; a row stores the place in its list.
+# The values of settings; a row stores the position in the list.
 DURABILITIES = ("commit", "relaxed", "process")
 RETENTIONS = ("interest", "limits")
 DISCARDS = ("new", "old")
@@ -57,11 +57,12 @@ class Outgoing(NamedTuple):
 
 
 class Receipt(NamedTuple):
-    """What a put returns once the message is stored.
+    """The receipt of a put, returned once the message is stored.
 
-    `offset` is the message's place in its topic; None while it is scheduled, then `schedule_id`
-    names it. `duplicate`: nothing was stored, these are the offset or schedule id, and the commit,
-    of the first put with the same `dedup_id`. `commit_id` orders all commits of the store.
+    `offset` is the message's place in its topic; it is None while the message is scheduled, and
+    `schedule_id` names it then. With `duplicate`, nothing was stored, and the offset or schedule id
+    and the commit are those of the first put with the same `dedup_id`. `commit_id` orders all
+    commits of the store.
     """
 
     offset: int | None
@@ -71,7 +72,7 @@ class Receipt(NamedTuple):
 
 
 class Receipts(Sequence[Receipt]):
-    """The receipts of a `put_many`: of a plain one a run of offsets, made into receipts on
+    """The receipts of a `put_many` of plain messages: a run of offsets, made into receipts on
     demand."""
 
     def __init__(self, offsets: Sequence[int], commit_id: int) -> None:
@@ -95,7 +96,7 @@ class Receipts(Sequence[Receipt]):
 
 
 class TopicSettings(NamedTuple):
-    """How a topic keeps its messages; stored in the topic, see `Store.topic` for the meaning."""
+    """The settings of a topic, stored with it; `Store.topic` explains each."""
 
     retention: str = "interest"
     max_age_seconds: float | None = None
@@ -107,7 +108,7 @@ class TopicSettings(NamedTuple):
 
 
 class GroupSettings(NamedTuple):
-    """How a group delivers; stored in the group, see `Topic.group` for the meaning of each."""
+    """The settings of a group, stored with it; `Topic.group` explains each."""
 
     lease_seconds: float = 30.0
     max_deliveries: int = 5
@@ -152,7 +153,7 @@ class SeekPreview(NamedTuple):
 
 
 class NextMessage(NamedTuple):
-    """A message that a group would deliver next, and which delivery that would be."""
+    """A message that a group would deliver next; `attempt` is the number of that delivery."""
 
     offset: int
     body: bytes
@@ -168,8 +169,8 @@ class NextMessage(NamedTuple):
 
 
 class WaitingMessage(NamedTuple):
-    """A message that is delivered again at `due_ns` of the wall clock, or soon after: it failed, or
-    was released with a delay. `failures` counts since the put or the last redrive; `history` holds
+    """A message that failed or was released with a delay, and is delivered again at `due_ns` of the
+    wall clock, or soon after. `failures` counts since the put or the last redrive; `history` holds
     the latest 32 entries, oldest first."""
 
     offset: int
@@ -183,8 +184,8 @@ class WaitingMessage(NamedTuple):
 
 
 class PendingMessage(NamedTuple):
-    """A leased message: who has it (the name is empty once that consumer died), until when on the
-    monotonic clock, and which delivery this is."""
+    """A leased message: the name of its consumer (empty once that died), its token, the end of its
+    lease on the monotonic clock, and the number of this delivery."""
 
     offset: int
     consumer: str
@@ -194,7 +195,7 @@ class PendingMessage(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """One entry of a message's history: what ended a delivery and whose it was.
+    """One entry of a message's history: the event that ended a delivery, and the consumer.
 
     `cause` is one of: nack, reject, expired (deadline passed), crashed (its process died while
     handling it), ttl (it expired before it was delivered), redriven (an operator gave it back; not
@@ -208,7 +209,7 @@ class Failure(NamedTuple):
 
 
 class DeadLetter(NamedTuple):
-    """A message a group has given up.
+    """A message that a group has given up.
 
     `reason` is "rejected", "max_deliveries" or "expired"; `error` is the last error text; `history`
     holds the latest 32 entries, oldest first; `failures` counts since the put or the last redrive.
@@ -227,7 +228,8 @@ class DeadLetter(NamedTuple):
 
 
 class ConsumerInfo(NamedTuple):
-    """A live consumer: its `handling` is the offset it named as being handled, if it named one."""
+    """A live consumer; `handling` is the offset of the message that it named as being handled, if
+    it named one."""
 
     name: str
     pid: int
@@ -240,11 +242,11 @@ class ConsumerInfo(NamedTuple):
 class GroupStats(NamedTuple):
     """A group in numbers of messages, all from one snapshot.
 
-    lag = unread + ready + leased + waiting + parked: what is not settled yet. `ready` counts what
-    was given back and waits for nobody; `waiting` counts retries, due or not; `parked` what waits
-    for an earlier message of its key. The others count since the group exists: `expired` what
-    outlived its TTL, `dropped` what the topic's bounds took before it was settled, `purged` what an
-    operator did.
+    lag = unread + ready + leased + waiting + parked: the messages that are not settled yet. `ready`
+    counts those that were given back for the next get, `waiting` retries, due or not, and `parked`
+    those that wait for an earlier message of their key. The others are totals since the group
+    exists: `expired` messages outlived their TTL, `dropped` ones were removed by the topic's bounds
+    before they were settled, `purged` ones by an operator.
     """
 
     topic: str
@@ -268,8 +270,9 @@ class GroupStats(NamedTuple):
 
 class TopicStats(NamedTuple):
     """A topic in numbers: `put` counts all messages that ever got an offset, `scheduled` those that
-    are to get one; `stored` those still in the log, in `segments` of `bytes`; `dropped` those that
-    its bounds removed; `last_put_ns`, the time of the latest put, is 0 before the first."""
+    get one when they are due, `stored` those still in the log, in `segments` with `bytes` in total,
+    and `dropped` those that its bounds removed; `last_put_ns`, the time of the latest put, is 0
+    before the first."""
 
     topic: str
     put: int
@@ -283,11 +286,11 @@ class TopicStats(NamedTuple):
 
 
 class StoreStats(NamedTuple):
-    """A store in numbers, from one snapshot. `file_bytes` is the size of data.mdb, `used_bytes`
-    what of it is in use, `limit_bytes` where puts begin to be refused (0: only by the disk).
-    `oldest_reader_pid` is the process with the oldest read transaction (0: nobody reads), and
-    `oldest_reader_lag` the commits since that began: while it lasts, no freed space is used again.
-    """
+    """A store in numbers, from one snapshot. `file_bytes` is the size of data.mdb, `used_bytes` the
+    part of it in use, `limit_bytes` the size at which puts are refused (0: only the disk limits
+    it). `oldest_reader_pid` is the process with the oldest read transaction (0: there is none), and
+    `oldest_reader_lag` counts the commits since that began: while it lasts, no freed space is used
+    again."""
 
     path: str
     store_id: str
@@ -305,8 +308,8 @@ class StoreStats(NamedTuple):
 
 
 class SalvagedTopic(NamedTuple):
-    """A topic of a damaged store: messages that are stored and scheduled in the new one, messages
-    of the log that are lost, and the groups that start again at the oldest message."""
+    """A topic of a damaged store: how many messages are stored and scheduled in the new store, how
+    many of the log are lost, and the groups that start again at the oldest message."""
 
     topic: str
     stored: int
@@ -316,14 +319,14 @@ class SalvagedTopic(NamedTuple):
 
 
 class Salvaged(NamedTuple):
-    """All that `diskq.salvage` saved, and what is wrong with the damaged store."""
+    """The result of `diskq.salvage`: the topics that it saved, and the damage in words."""
 
     topics: list[SalvagedTopic]
     findings: list[str]
 
 
 class Finding(NamedTuple):
-    """Something `verify` found wrong: where, and what."""
+    """A problem that `verify` found, and where."""
 
     where: str
     problem: str

@@ -1,18 +1,18 @@
 """Modules that few programs need, each loaded when it is first used.
 
-A thread of its own imports each: an exception that a signal handler or another thread raises in the
+A separate thread imports each: an exception that a signal handler or another thread raises in the
 middle of an import leaves CPython's lock of that module held, and any later import of it would wait
-for ever. Nothing raises in that thread, and no finalizer that runs there waits for the thread that
-waits for the import. Safe from any thread.
+forever. Nothing raises in the separate thread, and no finalizer that runs there waits for the
+thread that waits for the import. Safe from any thread.
 
-A module of diskq is imported for type checkers, and is `lazy` when it runs:
+A module of diskq is imported for type checkers, and is `lazy` at run time:
 
     if TYPE_CHECKING:
         from ..repair import verify
     else:
         verify = lazy("repair.verify")
 
-One of the standard library is an attribute of this module: `ondemand.hashlib`.
+A module of the standard library is an attribute of this one: `ondemand.hashlib`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ctypes", "datetime", "hashlib", "resource", "select"]
 _PACKAGE = __name__.partition(".")[0]
-_begun: set[tuple[int, str]] = set()  # what is being imported, and by which thread
+_begun: set[tuple[int, str]] = set()  # the modules being imported, with the importing thread
 _PATIENCE_SECONDS = 1.0  # longer if this thread is in the middle of an import that the other needs
 
 
@@ -65,7 +65,7 @@ def lazy(name: str) -> Any:
 
 
 def __getattr__(name: str) -> object:
-    """Load a module; after that it is an attribute of this one, and nothing calls this again."""
+    """Load a module, which becomes an attribute of this one, so that this is not called again."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = globals()[name] = _load(name)
@@ -75,7 +75,7 @@ def __getattr__(name: str) -> object:
 def _load(name: str) -> Any:
     _import_apart(name)
     try:
-        return import_module(name)  # loaded, or this raises why not
+        return import_module(name)  # it is loaded, or this raises the reason
     except OSError as error:
         raise Unsupported(
             f"{name} cannot be loaded ({error}); close files or raise the limit (ulimit -n),"
@@ -84,13 +84,13 @@ def _load(name: str) -> Any:
 
 
 def load_all() -> None:
-    """Load everything, before a fork: a child would wait for ever for what another thread of its
-    parent was importing."""
+    """Load everything, before a fork: a child would wait forever for a module that another thread
+    of its parent was importing."""
     for name in __all__:
         with suppress(ImportError, Unsupported):  # some Pythons have no ctypes
             __getattr__(name)
     known = 0
-    while known < len(LAZY):  # a module that is loaded may know more of them
+    while known < len(LAZY):  # a module may add more when it is loaded
         known = len(LAZY)
         for module in list(LAZY.values()):
             with suppress(ImportError, Unsupported):
@@ -114,7 +114,7 @@ def _import_apart(name: str) -> None:
         done.release()
         guard.LOADERS.discard(_thread.get_ident())
 
-    with suppress(RuntimeError):  # no thread is to be had, as at the end of the interpreter
+    with suppress(RuntimeError):  # no thread can start, as at the end of the interpreter
         _thread.start_new_thread(work, ())
         done.acquire(timeout=_PATIENCE_SECONDS)
 

@@ -1,5 +1,5 @@
-"""Options and settings by name: their types, for type checkers, and what a setting may be. Imported
-on demand."""
+"""Options and settings by name: their types, for type checkers, and the checks of their values.
+Imported on demand."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ Settings = TypeVar("Settings", bound=NamedTuple)
 
 
 def settings(stored: Settings, given: Mapping[str, object]) -> Settings:
-    """`stored`, with each given setting that is not None checked and put in its place."""
+    """`stored` with each given setting that is not None, after a check."""
     if not set(given) <= set(stored._fields):
         raise check.unknown("setting", given, stored._fields)
     checked = {
@@ -67,7 +67,7 @@ def settings(stored: Settings, given: Mapping[str, object]) -> Settings:
 
 
 def changes(stored: Settings, given: Mapping[str, object]) -> Settings:
-    """`stored` with changes; None takes a bound away, where there may be none."""
+    """`stored` with changes; None removes a bound that is optional."""
     for what, value in given.items():
         if value is None and stored._field_defaults.get(what) is not None:
             raise TypeError(f"{what} must have a value, not None")

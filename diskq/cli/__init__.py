@@ -1,7 +1,7 @@
 """The command line: `diskq [-s STORE] VERB ...`.
 
-One module per family of verbs, imported only when one of its verbs is used, so that a `put` from
-cron starts fast. Every way to fail ends in `_report`: one line on stderr, one exit code.
+Each family of verbs has a module, imported only when one of its verbs is used, so that a `put` from
+cron starts fast. Every failure ends in `_report`: one line on stderr, one exit code.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ EXIT_CODES = (  # the first that fits; `verify` ends with 5 if it found damage
 )
 _HINTS = {errno.EMFILE: "; allow this process more of them: ulimit -n 1024"}
 
-VERBS = {  # verb: its module and name there, and what it does
+VERBS = {  # verb: its module and name there, and a line of help
     "put": ("putting.put", "Store one message, or many."),
     "get": ("messages.get", "Take messages, print them and ack them."),
     "run": ("run.run", "Run a command for each message."),
@@ -50,12 +50,12 @@ VERBS = {  # verb: its module and name there, and what it does
     "dead": ("dead.dead", "List, show, redrive and remove dead letters."),
     "schedule": ("schedule.schedule", "List and cancel scheduled messages."),
     "consumer": ("store.consumer", "List live consumers."),
-    "trim": ("care.trim", "Delete what no group of a topic needs any more."),
+    "trim": ("care.trim", "Delete messages that no group of a topic needs any more."),
     "purge": ("care.purge", "Delete messages of a topic."),
     "verify": ("store.verify", "Check every invariant of the store."),
     "backup": ("recovery.backup", "Copy the store while it is in use."),
-    "salvage": ("recovery.salvage", "Copy what is sound of a damaged store."),
-    "demo": ("demo.demo", "Watch a store at work, and killed in the middle of it."),
+    "salvage": ("recovery.salvage", "Copy the sound part of a damaged store."),
+    "demo": ("demo.demo", "Watch real processes share, crash and recover."),
 }
 
 
@@ -82,7 +82,11 @@ class _Verbs(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option(
-    "-s", "--store", metavar="STORE", envvar="DISKQ_STORE", help="Directory. [or $DISKQ_STORE]"
+    "-s",
+    "--store",
+    metavar="STORE",
+    envvar="DISKQ_STORE",
+    help="Directory of the store. [or $DISKQ_STORE]",
 )
 @busy_option
 @click.version_option(__version__, prog_name="diskq", message="%(prog)s %(version)s")
@@ -98,15 +102,15 @@ def cli(ctx: click.Context, store: str | None, busy: float | None) -> None:
     diskq run mail -g workers -- ./send.sh    runs a command for each message that comes
 
     \b
-    Exit codes: 0 done, 1 error, 2 usage, 3 nothing there, 4 lease lost, 5 damage was found,
-    74 the disk failed, 75 full or busy: try later, 77 no permission, 130 interrupted,
+    Exit codes: 0 done, 1 error, 2 usage, 3 nothing found, 4 lease lost, 5 damage found,
+    74 disk failed, 75 full or busy: try later, 77 no permission, 130 interrupted,
     143 terminated.
     """
     ctx.obj = Options(store, busy)
 
 
 def main() -> None:
-    """Run the command line of this process, and end the process."""
+    """Run this process's command line, then end the process."""
     _fill_standard_files()
     signals.catch()
     try:
@@ -120,8 +124,8 @@ def main() -> None:
 
 
 def _end_of(stopped: Stopped) -> NoReturn:
-    """End as the signal wants it. Output that was not printed yet is dropped: nobody may be
-    reading."""
+    """End as the signal demands. Output that was not printed yet is dropped, since it may have no
+    reader."""
     signals.let_go()
     notes = getattr(stopped, "__notes__", ())
     if notes or stopped.number == signal.SIGINT:
@@ -130,8 +134,8 @@ def _end_of(stopped: Stopped) -> NoReturn:
 
 
 def _fill_standard_files() -> None:
-    """Let no file of the store get the number of a closed stdin, stdout or stderr, which anybody
-    may write to."""
+    """Open files for a closed stdin, stdout or stderr, so that no file of the store gets their
+    number, which any code may write to."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -140,7 +144,7 @@ def _fill_standard_files() -> None:
 
 
 def _invoke(arguments: list[str]) -> int:
-    if "_DISKQ_COMPLETE" in os.environ:  # a shell asks what could come next
+    if "_DISKQ_COMPLETE" in os.environ:  # a shell asks for completions
         cli.main(arguments, prog_name="diskq")
     try:
         with cli.make_context("diskq", arguments) as ctx:  # its end cleans up
@@ -163,9 +167,9 @@ def _run(ctx: click.Context) -> None:
 
 
 def _report(error: Exception) -> int:
-    """Say in one line what went wrong; the exit code for that."""
+    """Print the error in one line; returns its exit code."""
     signals.let_go()
-    if isinstance(error, BrokenPipeError):  # who reads our output has seen enough
+    if isinstance(error, BrokenPipeError):  # the reader of our output has seen enough
         die_of(signal.SIGPIPE)
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         output.errors(error.format_message().encode() + b"\n")
@@ -184,7 +188,7 @@ def _text(error: Exception) -> str:
         case click.NoSuchOption(option_name="-s" | "--store" as name):
             return f"No such option {name!r} here; it goes before the verb: diskq -s STORE put ..."
         case click.NoSuchOption(option_name=str(name)) if name[1:2].isdigit():
-            way_out = "write -- before what begins with a minus"
+            way_out = "write -- before a leading minus"
             return f"No such option {name!r}; {way_out}: diskq put TOPIC -- {name}"
         case click.UsageError():
             text = error.format_message().rstrip(".")

@@ -1,4 +1,4 @@
-"""trim and purge: what goes from the log, because nobody needs it or nobody wants it."""
+"""trim and purge: delete messages from a log that no group needs, or that the user names."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import click
 
 from diskq import LogMessage, Topic
 from diskq.base import check
-from diskq.base.model import LANE_BITS
 
 from . import output, units
 from .common import (
     NOTHING,
     find_topic,
+    lane,
     listed,
     may_remove,
     open_store,
@@ -28,8 +28,8 @@ from .common import (
 @click.command()
 @topic_argument
 def trim(topic_name: str) -> None:
-    """Delete what no group of a topic needs any more, and what is over its bounds. Puts and acks do
-    the same now and then.
+    """Delete messages that no group of a topic needs any more, and those over its bounds. Puts and
+    acks do the same now and then.
 
     \b
     diskq trim mail
@@ -45,19 +45,20 @@ def trim(topic_name: str) -> None:
     "--before",
     metavar="OFFSET|TIME",
     callback=parsed(units.parse_place),
-    help="Only what is below an offset, or older than a time such as 2026-01-31T08:00.",
+    help="Only messages below an offset, or put before a time such as 2026-01-31T08:00.",
 )
 @click.option(
     "--key",
     callback=parsed(units.parse_text),
-    help="Only messages of this key, scheduled ones too.",
+    help="Only messages of this key, including scheduled ones.",
 )
 @removal_options
 def purge(
     *, topic_name: str, before: int | datetime | None, key: str | None, yes: bool, dry_run: bool
 ) -> None:
-    """Delete messages of a topic, whether groups are done with them or not: all of them and what is
-    scheduled, or those that the options say. What waits goes too; dead letters stay.
+    """Delete messages of a topic, whether groups are done with them or not: all, including
+    scheduled ones, or those that the options name. Waiting messages are deleted too; dead letters
+    stay.
 
     \b
     diskq purge mail --dry-run
@@ -82,16 +83,16 @@ def _lost_by_purge(topic: Topic, before: int | datetime | None, key: str | None)
         counts = (stats.stored, "stored"), (stats.scheduled, "scheduled"), (waiting, "waiting")
         return listed({f"{kind} message": count for count, kind in counts})
     stored = sum(key in (None, message.key) for message in _before(topic, before))
-    scheduled = 0 if key is None else sum(each.key == key for each in topic.scheduled())
+    scheduled = 0 if key is None else sum(message.key == key for message in topic.scheduled())
     loss = listed({"stored message": stored, "scheduled message": scheduled})
-    if waiting:  # nobody can tell whether it is of those
+    if waiting:  # it is unknown how many of them are deleted
         loss = f"{loss} of the log, and up to {plural(waiting, 'waiting message')}"
     return loss
 
 
 def _before(topic: Topic, before: int | datetime | None) -> Iterator[LogMessage]:
-    """The stored messages before an offset or time. With priorities, an offset also means the time
-    of its message, for the other priorities."""
+    """The stored messages before an offset or time. With several priorities, an offset stands for
+    the time of its message in the other priorities."""
     if before is None:
         yield from topic.read()
         return
@@ -99,8 +100,9 @@ def _before(topic: Topic, before: int | datetime | None) -> Iterator[LogMessage]
     if isinstance(before, datetime):
         until_ns = check.wall_ns("--before", before)
     else:
-        mine, offset = min(before >> LANE_BITS, topic.settings.priorities - 1), before
-        there = next(topic.read(offset, (mine + 1) << LANE_BITS, limit=1), None)
+        lanes = range(topic.settings.priorities)
+        mine, offset = next((p for p in lanes if before in lane(p)), lanes[-1]), before
+        there = next(topic.read(offset, lane(mine).stop, limit=1), None)
         until_ns = there.put_at_ns if there else 2**63
     for message in topic.read():
         if message.offset < offset if message.priority == mine else message.put_at_ns < until_ns:

@@ -1,4 +1,4 @@
-"""What the verbs share: the store, topics and groups by name, options, and ways to end."""
+"""Helpers that the verbs share: the store, topics and groups by name, options, questions."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 import diskq
 from diskq import Group, NotFound, Store, Topic
 from diskq.base import limits
+from diskq.base.model import LANE_BITS
 
 from . import output, units
 
@@ -21,19 +22,19 @@ Command = TypeVar("Command", bound=Callable[..., object])
 
 NOTHING = "nothing"
 OFFSET = click.IntRange(0, 2**64 - 1)
-_NONE = "none"  # takes a bound away
+_NONE = "none"  # removes a bound
 _BOUNDS = "max_age_seconds", "max_bytes", "max_messages", "max_in_flight"
 
 
 class Options(NamedTuple):
-    """Options that stand before the verb; None where nothing does."""
+    """The options before the verb; None for one that was not given."""
 
     store: str | None
     busy_seconds: float | None
 
 
 def parsed(parse: Callable[[str], T]) -> Callable[[click.Context, click.Parameter, object], object]:
-    """An option's callback that parses its text; what `parse` says in a ValueError is the error."""
+    """An option's callback that parses its text; the text of a ValueError becomes the error."""
 
     def callback(ctx: click.Context, param: click.Parameter, value: object) -> object:
         try:
@@ -45,12 +46,12 @@ def parsed(parse: Callable[[str], T]) -> Callable[[click.Context, click.Paramete
 
 
 def or_none(parse: Callable[[str], T]) -> Callable[[str], T | str]:
-    """Parse a setting that `none` takes away; see `changed_settings`."""
+    """Parse a setting that `none` removes; see `changed_settings`."""
     return lambda text: text if text == _NONE else parse(text)
 
 
 def parse_busy(text: str) -> float:
-    """How long to wait for those who write to the store; `none` is without end.
+    """How long to wait for other writers of the store; `none` is without end.
 
     Raises: ValueError.
     """
@@ -58,23 +59,23 @@ def parse_busy(text: str) -> float:
 
 
 def given_settings(options: Mapping[str, object]) -> dict[str, object]:
-    """The settings that were given for something new."""
+    """The settings that were given for a new topic or group."""
     for name, value in options.items():
         if value == _NONE and name in _BOUNDS:
-            raise click.UsageError(f"{name} is none if it is not given; leave it out")
+            raise click.UsageError(f"{name} is none by default; leave it out")
     return {name: value for name, value in options.items() if value is not None}
 
 
 def changed_settings(options: Mapping[str, object]) -> dict[str, object]:
-    """The settings that were given to be changed: None where it was `none`."""
+    """The changed settings: None for one that was given as `none`."""
     given = {name: value for name, value in options.items() if value is not None}
     if not given:
-        raise click.UsageError("nothing was given to be changed")
+        raise click.UsageError("no setting was given to change")
     return {name: None if value == _NONE else value for name, value in given.items()}
 
 
 def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Options that several verbs have."""
+    """A decorator that adds options which several verbs share."""
 
     def decorate(command: Command) -> Command:
         for option in reversed(options):
@@ -88,14 +89,14 @@ busy_option = click.option(
     "--busy",
     metavar="DURATION",
     callback=parsed(parse_busy),
-    help="How long a verb that writes waits while others keep the store busy; then the exit code is"
-    " 75. 0 is one attempt, none is without end.  [default: 30s]",
+    help="How long a verb that writes waits for other writers; then the exit code is 75. 0 is one"
+    " attempt, none is without end.  [default: 30s]",
 )
 mode_option = click.option(
     "--mode",
     metavar="OCTAL",
     callback=parsed(units.parse_mode),
-    help="Permissions of the files of a store that is created: 0660 shares it with its group."
+    help="Permissions of a new store's files: 0660 shares the store with its group."
     "  [default: 0600]",
 )
 topic_argument = click.argument("topic_name", metavar="TOPIC")
@@ -108,9 +109,9 @@ group_option = click.option(
 
 
 def removal_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of every verb that destroys something; see `may_remove`."""
+    """Add the options of a verb that destroys something; see `may_remove`."""
     yes = click.option("--yes", is_flag=True, help="Do not ask.")
-    dry = click.option("--dry-run", is_flag=True, help="Say what would be lost, and stop.")
+    dry = click.option("--dry-run", is_flag=True, help="Print the loss, and change nothing.")
     return yes(dry(command))
 
 
@@ -124,8 +125,8 @@ def may_remove(
     to: str = "",
     then: str = "",
 ) -> bool:
-    """Say what will be lost if `what` is removed, or what the verb says, and whether the user
-    wants that."""
+    """Tell the user the loss if `what` is removed, or whatever the verb is; returns whether the
+    user agrees."""
     if dry_run:
         output.line(f"would {verb} {what}{to} and lose {loss}{then}")
         return False
@@ -145,7 +146,7 @@ def _options() -> Options:
 
 
 def store_path() -> str:
-    """Where the store is that the command line or the environment names."""
+    """The path of the store that the command line or the environment names."""
     path = _options().store
     if not path:
         raise click.UsageError(
@@ -164,9 +165,9 @@ def store_path() -> str:
 def open_store(
     *, create: bool = False, readonly: bool = False, mode: int | None = None, wait: float = 0
 ) -> Store:
-    """That store. Read-only it is looked at: whoever writes to it is neither waited for, nor held
-    up, and nothing is changed. A verb that may `wait` so long opens within that, unless --busy is
-    given."""
+    """Open the store that was named. With `readonly` this neither waits for writers nor holds them
+    up, and changes nothing. Opening may take the `wait` seconds of a verb that may wait, unless
+    --busy is given."""
     path = store_path()
     busy_seconds = _options().busy_seconds
     opening = wait if wait and busy_seconds is None else busy_seconds
@@ -183,7 +184,7 @@ def open_store(
 
 
 def find_topic(store: Store, name: str) -> Topic:
-    """A topic that exists: nothing but `put` and `topic create` makes one."""
+    """An existing topic: only `put` and `topic create` create one."""
     for topic in store.topics():
         if topic.name == name:
             return topic
@@ -194,7 +195,7 @@ def find_topic(store: Store, name: str) -> Topic:
 
 
 def find_group(store: Store, topic_name: str, name: str) -> Group:
-    """A group that exists: nothing but `group create` makes one."""
+    """An existing group: only `group create` creates one."""
     topic = find_topic(store, topic_name)
     for group in topic.groups():
         if group.name == name:
@@ -203,6 +204,20 @@ def find_group(store: Store, topic_name: str, name: str) -> Group:
         f"topic {topic_name!r} has no group {name!r};"
         f" 'diskq group create {topic_name} {shlex.quote(name)}' creates it"
     )
+
+
+def check_priority(topic: Topic, priority: int) -> None:
+    """Raises: ValueError if the topic has no such priority."""
+    if priority and priority >= (lanes := topic.settings.priorities):
+        raise ValueError(
+            f"priority {priority} is over {lanes - 1}, the highest of topic {topic.name!r};"
+            f" 'diskq topic set {topic.name} --priorities {priority + 1}' gives it more"
+        )
+
+
+def lane(priority: int) -> range:
+    """The offsets that messages of a priority may have."""
+    return range(priority << LANE_BITS, (priority + 1) << LANE_BITS)
 
 
 def plural(count: int, noun: str) -> str:

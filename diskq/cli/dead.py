@@ -1,4 +1,4 @@
-"""dead: what a group has given up, why, and another try for it."""
+"""dead: the messages that a group has given up."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def dead_ls(topic: str, group: str, as_json: bool) -> None:
 @group_option
 @json_option
 def dead_show(topic: str, offset: int, group: str, as_json: bool) -> None:
-    """Show a dead letter: its history, and below an empty line its body.
+    """Show a dead letter: its fields, its history, and its body.
 
     \b
     diskq dead show mail 17 -g workers
@@ -74,7 +74,7 @@ def _find(group: Group, offset: int) -> DeadLetter:
     if letter is None or letter.offset != offset:
         raise NotFound(
             f"message {offset} is not dead in group {group.name!r};"
-            f" 'diskq dead ls {group.topic.name} -g {group.name}' lists what is"
+            f" 'diskq dead ls {group.topic.name} -g {group.name}' lists the dead letters"
         )
     return letter
 
@@ -83,20 +83,20 @@ def _find(group: Group, offset: int) -> DeadLetter:
 @click.argument("topic")
 @click.argument("offsets", type=OFFSET, nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All dead letters of the group.")
-@click.option("--limit", type=click.IntRange(1), help="The first so many, by offset.")
+@click.option("--limit", type=click.IntRange(1), help="At most this many, by offset.")
 @group_option
 def dead_redrive(
     *, topic: str, offsets: tuple[int, ...], everything: bool, limit: int | None, group: str
 ) -> None:
-    """Give dead letters back to their group, to be delivered anew: those at OFFSETS, the first by
-    offset, or all.
+    """Give dead letters back to their group, which delivers them again: those at OFFSETS, the first
+    by offset, or all.
 
     \b
     diskq dead redrive mail 17 18 -g workers
     diskq dead redrive mail --all -g workers
     """
     if bool(offsets) + everything + (limit is not None) != 1:
-        raise click.UsageError("say which: give offsets, --limit N or --all")
+        raise click.UsageError("name the dead letters: give offsets, --limit N or --all")
     with open_store() as store:
         count = find_group(store, topic, group).redrive(limit, offsets or None)
     output.line(f"gave back {plural(count, 'dead letter')}")
@@ -124,7 +124,7 @@ def dead_rm(
     diskq dead rm mail --all -g workers --yes
     """
     if bool(offsets) + everything != 1:
-        raise click.UsageError("say which: give offsets or --all")
+        raise click.UsageError("name the dead letters: give offsets or --all")
     with open_store(readonly=dry_run) as store:
         found = find_group(store, topic, group)
         if everything:
@@ -142,7 +142,8 @@ def dead_rm(
 
 
 def _forget_all(group: Group, chosen: set[int]) -> None:
-    """Forget what of these is still dead; others may redrive some of them meanwhile."""
+    """Forget those of the chosen messages that are still dead; another process may redrive some
+    meanwhile."""
     while some := list(
         islice(
             (letter.offset for letter in group.dead() if letter.offset in chosen),

@@ -1,4 +1,4 @@
-"""What the demo looks like: a live view on a terminal with rich, else plain lines."""
+"""The view of the demo: live on a terminal with rich, else plain lines."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from diskq.base.model import GroupStats
+from diskq import GroupStats
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 
 class Row(NamedTuple):
-    """A consumer: `share` is its part of what all did in the last seconds, from 0 to 1."""
+    """A consumer: `share` is its part of all recent work, from 0 to 1."""
 
     name: str
     state: str
@@ -24,7 +24,7 @@ class Row(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """What there is to see at one moment."""
+    """The state of the demo at one moment."""
 
     seconds: float
     files: int
@@ -34,7 +34,7 @@ class Picture(NamedTuple):
 
 
 def lost(put: int, group: GroupStats) -> int:
-    """Messages that were put and are nowhere."""
+    """The number of messages that were put and are in no state."""
     there = group.unread + group.ready + group.leased + group.waiting + group.dead + group.acked
     return put - there
 
@@ -54,13 +54,13 @@ def _balance_parts(put: int, group: GroupStats) -> list[tuple[str, int]]:
 
 
 def balance(put: int, group: GroupStats) -> str:
-    """Where all messages are, in one line."""
+    """The number of messages in each state, in one line."""
     parts = (f"{what} {number:,}" for what, number in _balance_parts(put, group))
     return " ".join(parts).replace(" ,", ",")
 
 
 class Plain:
-    """A line for each event, and the balance now and then."""
+    """A view that prints a line for each event, and the balance now and then."""
 
     def __init__(self, every_seconds: float) -> None:
         self._every_seconds = every_seconds
@@ -77,11 +77,11 @@ class Plain:
             self.log(picture.seconds, balance(picture.put, picture.group))
 
     def close(self) -> None:
-        """Nothing more will be shown."""
+        """End the view; there is nothing to clean up."""
 
 
 class Live:
-    """Bars, states and the latest events, redrawn in place."""
+    """A view that redraws bars, states and the latest events in place."""
 
     def __init__(self, console: Console) -> None:
         from rich.live import Live as RichLive
@@ -99,7 +99,7 @@ class Live:
         self._live.update(self._draw(picture), refresh=True)
 
     def close(self) -> None:
-        """The last picture stays on the screen."""
+        """End the view; the last picture stays on the screen."""
         self._live.stop()
 
     def _draw(self, picture: Picture) -> RenderableType:

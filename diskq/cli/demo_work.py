@@ -1,8 +1,8 @@
 """The processes of the demo: `python -m diskq.cli.demo_work put STORE` and `hash STORE NAME PACE`,
-and `Child`, which is what the demo has of each.
+and `Child`, by which the demo controls each.
 
-They tell the demo what they do by lines of JSON on stdout, and end when their stdin does, so that
-none is left behind if the demo itself is killed.
+They report events to the demo by lines of JSON on stdout, and end when their stdin does, so that
+none is left behind if the demo is killed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ PATIENCE_SECONDS = 60.0  # without any news, before the demo gives up
 
 
 def put(path: str) -> None:
-    """Put each path that arrives on stdin, one a line; what arrived together in one commit."""
+    """Put each path that arrives on stdin, one per line; paths that arrive together are put in one
+    commit."""
     with diskq.open(path, create=False) as store:
         topic = store.topic(TOPIC)
         rest = b""
@@ -38,7 +39,8 @@ def put(path: str) -> None:
 
 
 def hash_files(path: str, name: str, pace_seconds: float) -> None:
-    """Hash one file per message, `pace_seconds` each so that there is something to watch."""
+    """Hash one file per message, and take `pace_seconds` for each, so that there is something to
+    watch."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     with (
@@ -62,13 +64,14 @@ def digest_of(path: str) -> str:
 
 
 def tell(what: str, *details: object) -> None:
-    """One event for the demo, with the time: `time.monotonic` is the same in all processes."""
+    """Report one event to the demo, with the time: `time.monotonic` is the same in all
+    processes."""
     print(json.dumps([what, time.monotonic(), *details]), flush=True)
 
 
 def _end_with_stdin() -> None:
     sys.stdin.read()
-    # To the main thread, which may sleep in a get: another thread's signal would not wake it.
+    # For the main thread, which may sleep in a get: another thread's signal would not wake it.
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
@@ -76,15 +79,15 @@ def _end_with_stdin() -> None:
 
 
 class DemoFailed(Exception):
-    """The demo could not be played to its end."""
+    """The demo came to a halt before its end."""
 
 
 class Child:
-    """A process of the demo. What it tells arrives in `news`, with its name."""
+    """A process of the demo. Its events arrive in `news`, with its name."""
 
     def __init__(self, name: str, folder: Path, news: SimpleQueue[list[Any]], *args: str) -> None:
         self.name = name
-        self.leaving = False  # its end is no surprise
+        self.leaving = False  # it was asked to end
         self._errors = folder / f"{name}.err"
         with self._errors.open("wb") as errors:
             self.process = subprocess.Popen(
@@ -104,28 +107,29 @@ class Child:
                 news.put([self.name, *json.loads(line)])
 
     def write(self, lines: bytes) -> None:
-        """Hand it work."""
+        """Hand work to the process."""
         assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # `check` will tell why
+        with suppress(BrokenPipeError):  # `check` tells why
             self.process.stdin.write(lines)
             self.process.stdin.flush()
 
     def check(self) -> None:
-        """Fail if it ended without being asked."""
+        """Raise DemoFailed if the process ended without being asked."""
         code = self.process.poll()
         if code is not None and not self.leaving:
             last = self._errors.read_text(errors="replace").strip().splitlines()[-1:]
             raise DemoFailed(f"{self.name} ended with code {code}: {''.join(last)}")
 
     def leave(self) -> None:
-        """Ask it to end."""
+        """Ask the process to end."""
         self.leaving = True
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):
             self.process.stdin.close()
 
     def finish(self) -> None:
-        """Wait until it has ended, as it was asked to, and all it told is in `news`."""
+        """Wait until the process, which was asked to end, has ended and all its events are in
+        `news`."""
         try:
             code = self.process.wait(PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -135,7 +139,7 @@ class Child:
         self.check()
 
     def kill(self) -> None:
-        """End it for good."""
+        """Kill the process."""
         self.leaving = True
         self.process.kill()
         self.process.wait()

@@ -1,4 +1,4 @@
-"""group: list, show, create, change, move, remove."""
+"""group: list, show, create, change, move and remove groups."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _COLUMNS = (
     *("topic", "group", "lag", "unread", "ready", "leased", "waiting", "parked"),
     *("dead", "acked", "redelivered", "expired", "dropped", "purged", "paused"),
 )
-_SELDOM = {"parked", "expired", "dropped", "purged", "paused"}  # shown if there are any
+_SELDOM = {"parked", "expired", "dropped", "purged", "paused"}  # shown only if there are any
 group_argument = click.argument("group_name", metavar="GROUP")
 
 
@@ -126,24 +126,24 @@ _settings = with_options(
     click.option(
         "--max-deliveries",
         type=click.IntRange(1, limits.MAX_DELIVERIES),
-        help="Failures until a message is dead.",
+        help="How many failures make a message a dead letter.",
     ),
     click.option(
         "--backoff",
         metavar="BASE,FACTOR,MAX",
         callback=parsed(_parse_backoff),
-        help="How long a failed message waits.",
+        help="How long a failed message waits: BASE, then FACTOR times longer each time, to MAX.",
     ),
     click.option(
         "--max-in-flight",
         metavar="N",
         callback=parsed(or_none(units.within(units.parse_count, 1, limits.MAX_IN_FLIGHT))),
-        help="Messages leased at once; set to none: no bound.",
+        help="The most messages leased at once; with set, none removes the bound.",
     ),
     click.option(
         "--keep-expired/--no-keep-expired",
         default=None,
-        help="What outlives its TTL is a dead letter, or just gone.",
+        help="Keep a message that outlives its TTL as a dead letter, or drop it.",
     ),
 )
 
@@ -167,11 +167,11 @@ _settings = with_options(
 def group_create(
     topic_name: str, group_name: str, start: int | str | datetime, **settings: object
 ) -> None:
-    """Create a group of a topic. An existing group stays as it is; other settings than it has are
-    an error.
+    """Create a group of a topic. An existing group stays as it is; giving settings that differ from
+    the stored ones is an error.
 
-    Without options it has --lease 30s --max-deliveries 5 --backoff 1s,2,5m --no-keep-expired
-    --ordering none, and no bound of messages in flight.
+    The defaults are --lease 30s --max-deliveries 5 --backoff 1s,2,5m --no-keep-expired
+    --ordering none, and no bound for messages in flight.
 
     \b
     diskq group create mail workers
@@ -181,7 +181,7 @@ def group_create(
     given = cast("GroupChanges", given_settings(settings))
     with open_store() as store:
         topic = find_topic(store, topic_name)
-        known = any(each.name == group_name for each in topic.groups())
+        known = any(group.name == group_name for group in topic.groups())
         topic.group(group_name, start=start, **given)
     what = f"group {group_name} of topic {topic_name}"
     output.line(f"{what} exists already" if known else f"created {what}")
@@ -193,8 +193,8 @@ def group_create(
 @_settings
 @click.option("--ordering", type=click.Choice(ORDERINGS), hidden=True)  # to say that it cannot
 def group_set(topic_name: str, group_name: str, **settings: object) -> None:
-    """Change settings of a group, for what is delivered from now on. Its --ordering cannot change:
-    create another group for that.
+    """Change settings of a group, for messages delivered from now on. The ordering of a group
+    cannot change: create another group for that.
 
     \b
     diskq group set mail workers --lease 2m --max-deliveries 10
@@ -216,12 +216,12 @@ def group_seek(
 ) -> None:
     """Let a group go on at TO: earliest, latest, an offset, or a time such as 2026-01-31T08:00.
 
-    Whoever handles a message of it loses that. What waits is forgotten, and so are dead letters
-    from TO on; what the topic still has of them comes again.
+    A consumer that has a message leased loses it. Waiting messages are forgotten, and so are dead
+    letters from TO on; those that the topic still stores come again.
 
-    Only what is stored can come again. A topic with --retention interest, the default, keeps what
-    some group has not settled; with --retention limits it keeps more. How many are to come is said,
-    by --dry-run too.
+    Only stored messages can come again. A topic with --retention interest, the default, keeps the
+    messages that some group has not settled; with --retention limits it keeps more. The output, of
+    --dry-run too, tells how many messages will come.
 
     \b
     diskq group seek mail workers earliest --dry-run
@@ -255,21 +255,21 @@ def _to_come(group: Group, to: int | str | datetime) -> str:
     if group.topic.settings.retention == "limits":
         return f"{text}; earlier ones are gone, over a bound of topic {name} or purged"
     return (
-        f"{text}; earlier ones are gone, since topic {name} keeps only what some group has not"
-        f" settled: 'diskq topic set {name} --retention limits' keeps more from now on"
+        f"{text}; earlier ones are gone, since topic {name} keeps only messages that some group has"
+        f" not settled: 'diskq topic set {name} --retention limits' keeps more from now on"
     )
 
 
 def _lost_by_seek(group: Group, to: int | str | datetime) -> str:
-    """What a group would not deliver any more, or not with its history.
+    """The messages that a group would not deliver any more, or only without their history.
 
     With several priorities only the topic knows where a time or an offset is, so the loss may be
-    less.
+    smaller.
     """
     topic = group.topic
     whole = topic.stats()
     put = whole.put
-    stats = next((each for each in whole.groups if each.group == group.name), group.stats())
+    stats = next((found for found in whole.groups if found.group == group.name), group.stats())
     lanes = topic.settings.priorities
     match to:
         case "earliest":
@@ -291,13 +291,13 @@ def _lost_by_seek(group: Group, to: int | str | datetime) -> str:
             "lease": stats.leased,
             "waiting message": stats.waiting,
             "parked message": stats.parked,
-            "dead letter": sum(_is_stored(topic, each.offset) for each in group.dead(target)),
+            "dead letter": sum(_is_stored(topic, letter.offset) for letter in group.dead(target)),
         }
     )
 
 
 def _is_stored(topic: Topic, offset: int) -> bool:
-    """Whether the log has the message of a dead letter, which then comes again."""
+    """Whether the log still has the message of a dead letter, so that it comes again."""
     return any(topic.read(offset, offset + 1))
 
 
@@ -306,8 +306,8 @@ def _is_stored(topic: Topic, offset: int) -> bool:
 @group_argument
 @click.argument("new_name", metavar="NEW")
 def group_fork(topic_name: str, group_name: str, new_name: str) -> None:
-    """Create a group NEW that is where another one is, with its settings, and a copy of what waits
-    or is dead. What is leased there is ready here.
+    """Create a group NEW at the position of another group, with the same settings and a copy of its
+    waiting and dead messages. Messages leased in that group are ready in NEW.
 
     \b
     diskq group fork mail workers replay
@@ -321,7 +321,7 @@ def group_fork(topic_name: str, group_name: str, new_name: str) -> None:
 @topic_argument
 @group_argument
 def group_pause(topic_name: str, group_name: str) -> None:
-    """Deliver nothing to a group until it is resumed; what is leased can be settled.
+    """Deliver no messages to a group until it is resumed; leased messages can be settled.
 
     \b
     diskq group pause mail workers
@@ -335,7 +335,7 @@ def group_pause(topic_name: str, group_name: str) -> None:
 @topic_argument
 @group_argument
 def group_resume(topic_name: str, group_name: str) -> None:
-    """Deliver again to a group that was paused.
+    """Deliver messages to a paused group again.
 
     \b
     diskq group resume mail workers
@@ -350,8 +350,8 @@ def group_resume(topic_name: str, group_name: str) -> None:
 @group_argument
 @json_option
 def group_pending(topic_name: str, group_name: str, as_json: bool) -> None:
-    """List the leased messages of a group: who has each, and for how long. A lease that is over
-    has a minus; it holds until somebody else takes the message.
+    """List the leased messages of a group: which consumer has each, and for how long. A lease that
+    is over has a minus; it holds until another consumer takes the message.
 
     \b
     diskq group pending mail workers
@@ -360,11 +360,11 @@ def group_pending(topic_name: str, group_name: str, as_json: bool) -> None:
     with open_store(readonly=True) as store:
         pending = find_group(store, topic_name, group_name).pending()
     found = []
-    for each in pending:
-        left = (each.deadline_ns - Clock.monotonic_ns()) / 1e9
+    for lease in pending:
+        left = (lease.deadline_ns - Clock.monotonic_ns()) / 1e9
         digits = 3 if as_json or abs(left) < 1 else 0
         found.append(
-            _Lease(each.offset, each.consumer, each.token, each.attempt, round(left, digits))
+            _Lease(lease.offset, lease.consumer, lease.token, lease.attempt, round(left, digits))
         )
     output.show(found, _Lease._fields, as_json)
 

@@ -1,4 +1,4 @@
-"""get, peek and tail: messages taken, and looked at."""
+"""get, peek and tail: take messages, or print them without taking them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import click
 
 from diskq import Empty, LogMessage, Message, Topic
 from diskq.base import check
-from diskq.base.model import LANE_BITS
 
 from . import output, units
-from .common import find_group, find_topic, group_option, json_option, open_store, parsed
+from .common import find_group, find_topic, group_option, json_option, lane, open_store, parsed
 from .stopping import at_the_end
 
 _GET_MESSAGES = 100  # leased, printed and acked together
@@ -22,6 +21,7 @@ _RECORD = (
     *("put_at_ns", "attempt", "token", "body"),
 )
 _TAIL_MESSAGES = 10
+_MOST = "Print at most this many messages."
 null_option = click.option("--null", is_flag=True, help="End each body with a NUL, not a newline.")
 
 
@@ -41,13 +41,13 @@ null_option = click.option("--null", is_flag=True, help="End each body with a NU
     metavar="DURATION",
     default="0",
     callback=parsed(units.parse_duration),
-    help="Wait this long for the first message, and for others that write to the store: 5s, 10m."
+    help="Wait this long for the first message, and for other writers of the store: 5s, 10m."
     "  [default: 0]",
 )
 @click.option(
     "--ack/--no-ack",
     default=True,
-    help="Ack the messages, or give them back uncharged.  [default: ack]",
+    help="Ack the messages, or give them back without counting an attempt.  [default: ack]",
 )
 @null_option
 @json_option
@@ -57,7 +57,7 @@ def get(
     """Take messages, print them and ack them; exit code 3 if there is none.
 
     A message is acked only after it was printed. If the output cannot be written, or a signal stops
-    this verb, the message is given back, and no attempt is counted. For work that can fail use
+    the command, the message is given back, and no attempt is counted. For work that can fail, use
     `diskq run`.
 
     \b
@@ -69,7 +69,7 @@ def get(
     at_the_end(store.close)
     source = find_group(store, topic, group)
     consumer = source.consumer()
-    at_the_end(consumer.close)  # which gives back what is not acked
+    at_the_end(consumer.close)  # which gives back messages that are not acked
     left = count
     while left:
         messages = consumer.get_many(min(left, _GET_MESSAGES), wait if left == count else 0.0)
@@ -90,9 +90,11 @@ def get(
 
 @click.command()
 @click.argument("topic")
-@click.option("-n", "count", type=click.IntRange(1), default=10, show_default=True, help="At most.")
-@click.option("--from", "start", metavar="OFFSET", type=click.IntRange(0), help="Begin there.")
-@click.option("--reverse", is_flag=True, help="Go backwards, from the last one or from OFFSET.")
+@click.option("-n", "count", type=click.IntRange(1), default=10, show_default=True, help=_MOST)
+@click.option(
+    "--from", "start", metavar="OFFSET", type=click.IntRange(0), help="Begin at this offset."
+)
+@click.option("--reverse", is_flag=True, help="Go backwards, from the last message or OFFSET.")
 @null_option
 @json_option
 def peek(
@@ -119,16 +121,19 @@ def peek(
 
 @click.command()
 @click.argument("topic")
-@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until interrupted.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with new messages, until interrupted.")
 @click.option(
-    "-n", "count", type=click.IntRange(0), help=f"The last so many.  [default: {_TAIL_MESSAGES}]"
+    "-n",
+    "count",
+    type=click.IntRange(0),
+    help=f"Print this many of the last messages.  [default: {_TAIL_MESSAGES}]",
 )
 @click.option(
     "--from",
     "start",
     metavar="START",
     callback=parsed(units.parse_start),
-    help="Instead: all from earliest, latest, an offset, or a time on.",
+    help="Instead, print all messages from earliest, latest, an offset, or a time on.",
 )
 @null_option
 @json_option
@@ -141,8 +146,8 @@ def tail(
     null: bool,
     as_json: bool,
 ) -> None:
-    """Print the last messages without taking them, in order of time, and with -f those that come.
-    Without -f the exit code is 3 if there is none.
+    """Print the last messages without taking them, in order of time, and with -f new ones as they
+    come. Without -f the exit code is 3 if there is none.
 
     \b
     diskq tail mail
@@ -155,7 +160,7 @@ def tail(
     printed = set()
     with open_store(readonly=not follow) as store:
         found = find_topic(store, topic)
-        # What comes from now on is seen by this one, even before the last ones were printed.
+        # This iterator gets all messages from now on, even those put before the last are printed.
         coming = found.follow("latest" if start is None else start) if follow else iter(())
         if start is None:
             stored = _last(found, wanted)
@@ -173,30 +178,29 @@ def tail(
         raise Empty(f"topic {topic!r} has no stored message{' from there on' if start else ''}")
 
 
-def _lanes(topic: Topic) -> list[tuple[int, int]]:
-    """The first and the stop offset of each priority."""
-    lanes = range(topic.settings.priorities)
-    return [(lane << LANE_BITS, (lane + 1) << LANE_BITS) for lane in lanes]
+def _lanes(topic: Topic) -> list[range]:
+    """The offsets of each priority."""
+    return [lane(priority) for priority in range(topic.settings.priorities)]
 
 
-def _by_time(topic: Topic, parts: list[tuple[int, int]]) -> Iterator[LogMessage]:
-    """The messages of a part of each priority."""
-    found = [topic.read(low, stop) for low, stop in parts if low < stop]
-    return merge(*found, key=lambda message: message.put_at_ns)
+def _by_time(topic: Topic, parts: list[range]) -> Iterator[LogMessage]:
+    """The messages at these offsets, a range of each priority, in the order of their puts."""
+    runs = [topic.read(part.start, part.stop) for part in parts if part]
+    return merge(*runs, key=lambda message: message.put_at_ns)
 
 
 def _last(topic: Topic, count: int) -> Iterator[LogMessage]:
     """The last messages put, of all priorities."""
     newest = (
         (message.put_at_ns, message.offset)
-        for low, stop in _lanes(topic)
-        for message in topic.read(low, stop, limit=count, reverse=True)
+        for offsets in _lanes(topic)
+        for message in topic.read(offsets.start, offsets.stop, limit=count, reverse=True)
     )
     chosen = [offset for _, offset in nlargest(count, newest)]
     parts = []
-    for low, stop in _lanes(topic):
-        mine = [offset for offset in chosen if low <= offset < stop]
-        parts += [(min(mine), max(mine) + 1)] if mine else []
+    for offsets in _lanes(topic):
+        mine = [offset for offset in chosen if offset in offsets]
+        parts += [range(min(mine), max(mine) + 1)] if mine else []
     return _by_time(topic, parts)
 
 
@@ -209,7 +213,7 @@ def _since(topic: Topic, start: int | str | datetime) -> Iterator[LogMessage]:
     low, since_ns = 0, 0
     if isinstance(start, datetime):
         low, since_ns = topic.offset_at(start), check.wall_ns("--from", start)
-    parts = [(max(low, first), stop) for first, stop in _lanes(topic)]
+    parts = [range(max(low, offsets.start), offsets.stop) for offsets in _lanes(topic)]
     return (message for message in _by_time(topic, parts) if message.put_at_ns >= since_ns)
 
 

@@ -1,7 +1,7 @@
-"""The only place that prints: bodies, lines, tables and JSON on stdout, all else on stderr.
+"""All printing: bodies, lines, tables and JSON on stdout, everything else on stderr.
 
-Text is always UTF-8. Nothing of a message can break a line or a table, or steer the terminal; only
-bodies that were asked for go out as they are. There is no colour, with or without NO_COLOR.
+Text is always UTF-8. No text of a message can break a line or a table, or control the terminal;
+only requested bodies are printed as they are. There is no colour, with or without NO_COLOR.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def write(data: bytes) -> None:
 
 
 def flush() -> None:
-    """Hand all that was printed to the system. Whoever settles messages does this before.
+    """Write all output to the system. A verb calls this before it settles the printed messages.
 
     Raises: OSError, of "standard output".
     """
@@ -46,7 +46,7 @@ def _name_errors(action: Callable[[], object]) -> None:
     try:
         action()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # not to fail once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the exit does not fail again
         raise OSError(error.errno, error.strerror, "standard output") from error
 
 
@@ -60,7 +60,7 @@ def record(values: object) -> None:
     import json  # 5 ms that only `--json` pays
 
     text = json.dumps(_tree(values), ensure_ascii=False, separators=(",", ":"))
-    write(text.encode("utf-8", "backslashreplace") + b"\n")  # JSON reads \udc80 as it was meant
+    write(text.encode("utf-8", "backslashreplace") + b"\n")  # JSON reads \udc80 as the same text
 
 
 def _tree(value: Any) -> Any:
@@ -85,8 +85,9 @@ def _field(name: str, value: object) -> tuple[str, object]:
 
 
 def show(items: Iterable[Any], names: Sequence[str], as_json: bool = False) -> None:
-    """Print these attributes of the items as a table, or all of them as JSON objects. Rows go out
-    by the page, however many come. Names end in their units, which say how to print the value."""
+    """Print these attributes of the items as a table, or all of them as JSON objects. Rows are
+    printed page by page, so their number does not matter. A name ends in its unit, which decides
+    how its value is printed."""
     if as_json:
         for item in items:
             record(item)
@@ -104,7 +105,7 @@ def show(items: Iterable[Any], names: Sequence[str], as_json: bool = False) -> N
 
 
 def fields(values: Mapping[str, object]) -> None:
-    """Print names and values, one pair a line."""
+    """Print names and values, one pair per line."""
     heads = {name: _UNIT.sub("", name).replace("_", " ") for name in values}
     width = max(map(len, heads.values()))
     for name, head in heads.items():
@@ -139,34 +140,34 @@ def error(text: str) -> None:
 
 
 def errors(data: bytes) -> None:
-    """Print bytes on stderr as they are; if that fails there is nobody to tell."""
+    """Print bytes on stderr as they are; a failure is ignored, since it could not be reported."""
     with suppress(OSError):
         os.write(2, data)
 
 
 def can_ask() -> bool:
-    """Whether there is somebody to answer a question."""
+    """Whether a terminal is there on which the user can answer a question."""
     return sys.stdin is not None and sys.stdin.isatty() and os.isatty(2)
 
 
 def ask(question: str) -> bool:
-    """Ask a yes-or-no question on the terminal; anything but yes is no."""
+    """Ask a yes-or-no question on the terminal; any answer but yes is no."""
     errors(f"{_clean(question)} [y/N] ".encode())
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 class Progress:
-    """How far a long work is, on stderr if that is a terminal, and gone when the work is over."""
+    """A progress line on stderr, if that is a terminal; it disappears when the work is over."""
 
     def __init__(self, total_bytes: int) -> None:
-        """`total_bytes` is 0 if nobody knows."""
+        """`total_bytes` is 0 if it is unknown."""
         self._total = total_bytes
         self._next = time.monotonic() + _SHOW_AFTER_SECONDS
         self._wanted = os.isatty(2)
         self._width = 0
 
     def show(self, messages: int, done_bytes: int) -> None:
-        """Tell how much is done; cheap to call often."""
+        """Show how much is done; cheap to call often."""
         if not self._wanted or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + _SHOW_EVERY_SECONDS
@@ -178,6 +179,6 @@ class Progress:
         errors(f"\r{text:{self._width}}".encode())
 
     def close(self) -> None:
-        """Take it from the screen."""
+        """Remove the line from the screen."""
         if self._width:
             errors(f"\r{'':{self._width}}\r".encode())

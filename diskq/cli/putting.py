@@ -1,4 +1,4 @@
-"""put: messages in, one or many."""
+"""put: store one message, or many."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import click
 
-from diskq import MessageTooLarge, NotFound, Outgoing, Receipt, Receipts, Topic
+from diskq import MessageTooLarge, NotFound, Outgoing, Receipt, Topic
 from diskq.base import check, limits
 
 from . import output, units
 from .common import (
+    check_priority,
     find_topic,
     json_option,
     mode_option,
@@ -23,17 +25,15 @@ from .common import (
     plural,
     with_options,
 )
+from .jsonl import MAX_LINE_BYTES, JsonLines
+from .receipts import Tally, place, show
 from .stopping import Stopped, signals
 
 if TYPE_CHECKING:
     from diskq.base.options import PutOptions
 
-_BATCH_MESSAGES = 1000  # of one commit
+_BATCH_MESSAGES = 1000  # in one commit
 _READ_BYTES = 2**20
-_JSON_BYTES = 7 * limits.MAX_BODY_BYTES  # of a line: JSON may write a byte as \u0000
-_BODIES = "body", "body_base64"
-_OPTIONS = "key", "headers", "priority", "delay_seconds", "at", "ttl_seconds", "dedup_id"
-_SHOWN = "topic", "group", "offset", "put_at_ns", "attempt", "token"  # by get and peek, not options
 
 Messages = Sequence[bytes | Outgoing]
 
@@ -41,40 +41,40 @@ _message_options = with_options(
     click.option(
         "--key",
         callback=parsed(units.parse_text),
-        help="A key for the message, or for all of them.",
+        help="A key for the message, or for all messages.",
     ),
     click.option("--header", "headers", metavar="K=V", multiple=True, help="A header; repeatable."),
     click.option(
         "--priority",
         type=click.IntRange(0, limits.MAX_PRIORITIES - 1),
         default=0,
-        help="Higher ones are delivered first.",
+        help="Messages of a higher priority are delivered first.",
     ),
     click.option(
         "--delay",
         "delay_seconds",
         metavar="DURATION",
         callback=parsed(units.duration(0, limits.MAX_DELAY_SECONDS)),
-        help="Put it so much later: 10m, 1h30m.",
+        help="Put the message this much later: 10m, 1h30m.",
     ),
     click.option(
         "--at",
         metavar="TIME",
         callback=parsed(units.parse_time),
-        help="Put it then: 2026-01-31T08:00, local unless it names its zone.",
+        help="Put the message at this time: 2026-01-31T08:00, local unless it names a zone.",
     ),
     click.option(
         "--ttl",
         "ttl_seconds",
         metavar="DURATION",
         callback=parsed(units.duration(limits.MIN_AGE_SECONDS, limits.MAX_DELAY_SECONDS)),
-        help="Do not deliver it later than so long after it was put.",
+        help="Do not deliver the message when it is older than this.",
     ),
     click.option(
         "--dedup-id",
         metavar="ID",
         callback=parsed(units.parse_text),
-        help="Store nothing if one was put with the same ID within the topic's --dedup time.",
+        help="Store nothing if a message with the same ID was put within the topic's --dedup time.",
     ),
 )
 
@@ -91,7 +91,7 @@ _message_options = with_options(
     metavar="DURATION",
     default="0",
     callback=parsed(units.parse_duration),
-    help="Wait this long for room in a full topic, and for others that write to the store: 5s, 10m."
+    help="Wait this long for room in a full topic, and for other writers of the store: 5s, 10m."
     "  [default: 0]",
 )
 @click.option("--no-create", is_flag=True, help="Fail if the store or topic does not exist.")
@@ -111,15 +111,15 @@ def put(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Store one message, or many. They are safe on the disk when this ends, or before.
+    """Store one message, or many. They are safe on the disk when the command ends, or before.
 
-    Without BODY, or if it is -, the message is read from stdin, to its last byte; an empty stdin
-    gives an empty message. A shell runs both sides of a pipe, so `false | diskq put mail` stores
-    one too: `out=$(command) && diskq put mail "$out"` does not.
+    Without BODY, or if BODY is -, the message is all of stdin; an empty stdin gives an empty
+    message. A shell runs both sides of a pipe, so `false | diskq put mail` stores an empty message;
+    `out=$(command) && diskq put mail "$out"` stores none if the command fails.
 
-    Prints the topic and the offset, or the first and the last offset; for a message that is
-    scheduled, its schedule id and when it is due. If the topic is full the exit code is 75. If an
-    error or a signal ends this early, the line on stderr says what was stored before.
+    The output is the topic and the offset, or the first and the last offset; for a scheduled
+    message, its schedule id and when it is due. If the topic is full, the exit code is 75. If an
+    error or a signal ends the command early, the line on stderr tells what was stored before.
 
     With --jsonl a line has "body" or "body_base64", and may have "key", "headers", "priority",
     "delay_seconds", "at", "ttl_seconds" and "dedup_id"; the options apply where a line has none.
@@ -133,42 +133,55 @@ def put(
     diskq put mail 'good morning' --at 2026-01-31T08:00 --dedup-id greeting-31
     diskq peek mail -n 100 --json | diskq put copy --jsonl
     """
+    separator = _separator(body, lines=lines, null=null, jsonl=jsonl)
+    given = _check_options(options, headers, many=separator is not None)
+    check.name("topic", topic)  # fail before anything is created
+    with _destination(topic, given["priority"], no_create, mode, wait) as to:
+        if separator is None:
+            _put_one(to, _read_body(body), given, wait, as_json)
+        else:
+            _put_all(to, separator, _maker(to, given, jsonl), wait, as_json)
+
+
+def _separator(body: str | None, *, lines: bool, null: bool, jsonl: bool) -> bytes | None:
+    """The byte that ends each message of stdin; None if there is only one message."""
     if lines + null + jsonl + (body not in (None, "-")) > 1:
         raise click.UsageError("give only one of BODY, --lines, --null and --jsonl")
     if body is None and (sys.stdin is None or sys.stdin.isatty()):
         raise click.UsageError("no body was given; write it after the topic, or - to type it")
-    if options["dedup_id"] is not None and (lines or null or jsonl):
+    if not (lines or null or jsonl):
+        return None
+    return b"\0" if null else b"\n"
+
+
+def _check_options(options: dict[str, Any], headers: tuple[str, ...], *, many: bool) -> PutOptions:
+    if options["dedup_id"] is not None and many:
         raise click.UsageError("--dedup-id is for one message; lines of --jsonl can have their own")
     if options["delay_seconds"] is not None and options["at"] is not None:
         raise click.UsageError("give either --delay or --at, not both")
     given = cast("PutOptions", {**options, "headers": _parse_headers(headers)})
-    check.name("topic", topic)  # fail before anything is created
     check.message(Outgoing(b"", **given))
-    create = not (no_create or given["priority"])
+    return given
+
+
+@contextmanager
+def _destination(
+    name: str, priority: int, no_create: bool, mode: int | None, wait: float
+) -> Iterator[Topic]:
+    """The topic to put to, which is created unless `no_create`, or a priority, forbids that."""
+    create = not (no_create or priority)
     try:
         with open_store(create=create, mode=mode, wait=wait) as store:
-            to = store.topic(topic) if create else find_topic(store, topic)
-            _check_priority(to, given["priority"])
-            if lines or null or jsonl:
-                make = _JsonLines(to, given) if jsonl else _bodies(given)
-                _put_all(to, b"\0" if null else b"\n", make, wait, as_json)
-            else:
-                _put_one(to, _read_body(body), given, wait, as_json)
+            topic = store.topic(name) if create else find_topic(store, name)
+            check_priority(topic, priority)
+            yield topic
     except NotFound as error:
-        if not create and not no_create:
+        if priority and not no_create:
             error.add_note(
                 "with --priority a put creates nothing;"
-                f" 'diskq topic create {topic} --priorities {given['priority'] + 1}' does"
+                f" 'diskq topic create {name} --priorities {priority + 1}' does"
             )
         raise
-
-
-def _check_priority(topic: Topic, priority: int) -> None:
-    if priority and priority >= (lanes := topic.settings.priorities):
-        raise ValueError(
-            f"priority {priority} is over {lanes - 1}, the highest of topic {topic.name!r};"
-            f" 'diskq topic set {topic.name} --priorities {priority + 1}' gives it more"
-        )
 
 
 def _parse_headers(pairs: tuple[str, ...]) -> dict[str, str] | None:
@@ -192,7 +205,7 @@ def _stdin() -> BinaryIO:
 def _read_body(body: str | None) -> bytes:
     if body not in (None, "-"):
         return os.fsencode(body)
-    return _stdin().read(limits.MAX_BODY_BYTES + 1)  # one more, and it is refused
+    return _stdin().read(limits.MAX_BODY_BYTES + 1)  # with one byte more it is refused
 
 
 def _put_one(topic: Topic, body: bytes, given: PutOptions, wait: float, as_json: bool) -> None:
@@ -200,72 +213,15 @@ def _put_one(topic: Topic, body: bytes, given: PutOptions, wait: float, as_json:
     try:
         with signals.patient():
             receipt = topic.put(body, block=wait > 0, timeout=wait, **given)
-            news = f"the message is stored: {topic.name} {_place(receipt)}"
-        _show(topic, receipt, as_json)
+            news = f"the message is stored: {topic.name} {place(receipt)}"
+        show(topic, receipt, as_json)
         output.flush()
     except (Stopped, OSError) as error:
         error.add_note(news)
         raise
 
 
-def _place(receipt: Receipt) -> str:
-    due_ns = _due_ns(receipt)
-    where = f"{receipt.schedule_id} due {units.show_time(due_ns)}" if due_ns else receipt.offset
-    return f"{where}{' duplicate' if receipt.duplicate else ''}"
-
-
-def _due_ns(receipt: Receipt) -> int | None:
-    return int(receipt.schedule_id.partition("-")[0]) if receipt.schedule_id else None
-
-
-def _show(topic: Topic, receipt: Receipt, as_json: bool) -> None:
-    if as_json:
-        output.record({"topic": topic.name, **receipt._asdict(), "due_ns": _due_ns(receipt)})
-    else:
-        output.line(f"{topic.name} {_place(receipt)}")
-
-
 # Many -------------------------------------------------------------------------------------------
-
-
-class _Tally:
-    """What became of the messages of one put, over all its commits."""
-
-    def __init__(self) -> None:
-        self.stored = self.scheduled = self.duplicates = 0
-        self.first = self.last = 0  # offsets of what was stored
-        self._due_ns = 0
-
-    def add(self, receipts: Sequence[Receipt]) -> None:
-        if isinstance(receipts, Receipts):  # a run of offsets: no need to look at each
-            self._note(receipts.offsets[0], receipts.offsets[-1], len(receipts))
-            return
-        for receipt in receipts:
-            if receipt.duplicate:
-                self.duplicates += 1
-            elif receipt.offset is None:
-                self.scheduled += 1
-                self._due_ns = max(self._due_ns, _due_ns(receipt) or 0)
-            else:
-                self._note(receipt.offset, receipt.offset, 1)
-
-    def _note(self, first: int, last: int, count: int) -> None:
-        self.first = first if not self.stored else min(first, self.first)
-        self.last = last if not self.stored else max(last, self.last)
-        self.stored += count
-
-    def parts(self, stored: str) -> str:
-        """What there was, of the stored ones in these words."""
-        parts = [stored] if self.stored else []
-        if self.scheduled:
-            due = units.show_time(self._due_ns)
-            parts.append(f"{plural(self.scheduled, 'message')} scheduled, the last due {due}")
-        if self.duplicates:
-            parts.append(plural(self.duplicates, "duplicate"))
-        return ", ".join(parts)
-
-    def __str__(self) -> str:
-        return self.parts(f"{self.first}-{self.last} ({plural(self.stored, 'message')})")
 
 
 def _put_all(
@@ -278,13 +234,13 @@ def _put_all(
     stream = _stdin()
     status = os.fstat(stream.fileno())
     progress = output.Progress(status.st_size if stat.S_ISREG(status.st_mode) else 0)
-    longest = _JSON_BYTES if isinstance(make, _JsonLines) else limits.MAX_BODY_BYTES
-    tally, count, size = _Tally(), 0, 0
+    longest = MAX_LINE_BYTES if isinstance(make, JsonLines) else limits.MAX_BODY_BYTES
+    tally, count, size = Tally(), 0, 0
     try:
         for texts in _batches(stream, separator, longest):
             for receipts in _store(topic, make(texts), wait, tally):
                 for receipt in receipts if as_json else ():
-                    _show(topic, receipt, as_json)
+                    show(topic, receipt, as_json)
                 output.flush()
             count += len(texts)
             size += sum(map(len, texts)) + len(texts)
@@ -303,8 +259,8 @@ def _put_all(
 
 
 def _batches(stream: BinaryIO, separator: bytes, longest: int) -> Iterator[list[bytes]]:
-    """The texts of a stream as they come: a slow writer's line does not wait for others, and what
-    a fast one wrote meanwhile shares a commit."""
+    """The texts of a stream as they come: a line of a slow writer does not wait for more lines, and
+    the lines that a fast writer wrote meanwhile share a commit."""
     rest = b""
     while chunk := stream.read1(_READ_BYTES):  # type: ignore[attr-defined]
         *texts, rest = (rest + chunk).split(separator)
@@ -320,9 +276,9 @@ def _batches(stream: BinaryIO, separator: bytes, longest: int) -> Iterator[list[
 
 
 def _store(
-    topic: Topic, messages: Messages, wait: float, tally: _Tally
+    topic: Topic, messages: Messages, wait: float, tally: Tally
 ) -> Iterator[Sequence[Receipt]]:
-    """Put messages in one commit; in several if they are more than the topic may hold at once."""
+    """Put messages in one commit, or in several if they are more than the topic may hold."""
     if not messages:
         return
     news = f"{plural(len(messages), 'more message')} may be stored"
@@ -345,78 +301,10 @@ def _store(
         yield receipts
 
 
-def _bodies(given: PutOptions) -> Callable[[list[bytes]], Messages]:
+def _maker(topic: Topic, given: PutOptions, jsonl: bool) -> Callable[[list[bytes]], Messages]:
+    """The function that makes messages of texts from stdin."""
+    if jsonl:
+        return JsonLines(topic, given)
     if Outgoing(b"", **given) == Outgoing(b""):
         return lambda bodies: bodies
     return lambda bodies: [Outgoing(body, **given) for body in bodies]
-
-
-class _JsonLines:
-    """Makes messages of lines of JSON, and numbers the lines."""
-
-    def __init__(self, topic: Topic, given: PutOptions) -> None:
-        self._topic = topic
-        self._given = given
-        self._number = 0
-
-    def __call__(self, lines: list[bytes]) -> Messages:
-        """Raises: ValueError, MessageTooLarge, which name the line."""
-        messages = []
-        for line in lines:
-            self._number += 1
-            try:
-                if line.strip():
-                    messages.append(self._message(line))
-            except MessageTooLarge as error:
-                raise MessageTooLarge(f"line {self._number}: {error}") from None
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"line {self._number}: {error}") from None
-        return messages
-
-    def _message(self, line: bytes) -> bytes | Outgoing:
-        record = _object_of(line)
-        unknown = set(record) - {*_BODIES, *_OPTIONS, *_SHOWN}
-        if unknown:
-            known = ", ".join((*_BODIES, *_OPTIONS))
-            raise ValueError(f"there is no {min(unknown)!r} in a message; there are {known}")
-        own = {name: record[name] for name in _OPTIONS if record.get(name) is not None}
-        if "at" in own:
-            own["at"] = units.parse_time(check.text("at", own["at"]))
-        given = dict(self._given)
-        if {"at", "delay_seconds"} & set(own):
-            given.update(at=None, delay_seconds=None)
-        message = Outgoing(_body_of(record), **cast("PutOptions", {**given, **own}))
-        found = check.message(message)
-        _check_priority(self._topic, message.priority)
-        return found
-
-
-def _object_of(line: bytes) -> dict[str, Any]:
-    import json  # 5 ms that only `--jsonl` pays
-
-    try:
-        record = json.loads(line.decode())
-    except UnicodeDecodeError:
-        raise ValueError("it is not text in UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"it is not JSON: {error.msg}, at character {error.pos}") from None
-    except RecursionError:
-        raise ValueError("it is not a message: it nests too deep") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"it is not a JSON object, {{...}}, but a {type(record).__name__}")
-    return record
-
-
-def _body_of(record: dict[str, Any]) -> bytes:
-    names = [name for name in _BODIES if name in record]
-    if len(names) != 1:
-        raise ValueError("a message must have either 'body' or 'body_base64'")
-    text = check.text(names[0], record[names[0]])
-    if names[0] == "body":
-        return check.utf8("body", text)
-    from base64 import b64decode
-
-    try:
-        return b64decode(text, validate=True)
-    except ValueError as error:
-        raise ValueError(f"'body_base64' is not in Base64: {error}") from None

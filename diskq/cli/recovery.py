@@ -1,4 +1,4 @@
-"""backup and salvage: another store, as this one is, or with what is still to be had of it."""
+"""backup and salvage: a new store with all of this one, or with the sound part of it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _COLUMNS = "topic", "stored", "lost", "scheduled", "restarted"
 @click.command()
 @click.argument("new", metavar="NEW", type=click.Path())
 def backup(new: str) -> None:
-    """Copy the store while it is in use. NEW, which must not exist, becomes a store that is as this
-    one is now: compact, flushed to its disk, and there as a whole or not at all.
+    """Copy the store while it is in use. NEW, which must not exist, becomes a store with the same
+    content: compact, flushed to its disk, and complete, or not there at all.
 
     \b
     diskq backup /backup/queue-$(date +%F)
@@ -31,11 +31,11 @@ def backup(new: str) -> None:
 @click.command()
 @click.argument("new", metavar="NEW", type=click.Path())
 def salvage(new: str) -> None:
-    """Copy what is sound of a damaged store to NEW, which must not exist. Nobody may use the store
-    meanwhile; it is not changed. Exit code 5 if damage was found.
+    """Copy the sound part of a damaged store to NEW, which must not exist. No process may use the
+    store meanwhile; it is not changed. The exit code is 5 if damage was found.
 
-    Offsets stay what they are, and groups know what they were done with. A group whose rows are
-    damaged starts again at the oldest message that is stored.
+    Offsets and the positions of groups stay the same. A group whose rows are damaged starts again
+    at the oldest stored message.
 
     \b
     diskq salvage /var/lib/my/queue-new

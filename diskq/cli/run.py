@@ -30,7 +30,7 @@ FAILED = 1
 REJECT, LATER = 65, 75  # exit codes of commands: EX_DATAERR and EX_TEMPFAIL of sysexits.h
 _PAUSE_SECONDS = 1.0  # after a command said later: it is likely to say so again
 _GRACE_SECONDS = 10.0  # from SIGTERM to SIGKILL
-_CLEAN_UP_SECONDS = 30.0  # after that, to give the messages back
+_CLEAN_UP_SECONDS = 30.0  # after SIGKILL, to give the messages back
 _LOOK_SECONDS = 0.1
 _TAIL_BYTES = 1500  # of a command's stderr, kept in the message's history
 _PIPE_BYTES = 65536
@@ -57,18 +57,18 @@ def run(*, topic: str, group: str, jobs: int, once: bool, command: tuple[str, ..
     The lease is extended while the command runs.
 
     \b
-    Its exit code settles the message:
+    The command's exit code settles the message:
       0   done
       75  later: the message is given back, and no attempt is counted; with --once no further
           message is taken, and the exit code is 75, too
       65  rejected: the message is a dead letter at once
-      else, or a signal: failed; the message comes again after a while, and is a dead letter in
-          the end
+      any other, or a signal: failed; the message comes again after a while, and is a dead letter
+          in the end
 
-    Ctrl-C, SIGTERM and SIGHUP stop this: each command and its process group get SIGTERM, and after
+    Ctrl-C, SIGTERM and SIGHUP stop `run`: each command and its process group get SIGTERM, and after
     10 seconds SIGKILL; then their messages are given back, and no attempt is counted. Further
-    signals change nothing about that. If this is killed with SIGKILL, its commands are killed, too,
-    with all that they started. With --once the exit code is 3 if no message was ready, 75 if a
+    signals do not change that. If `run` is killed with SIGKILL, its commands are killed, too, with
+    all processes that they started. With --once the exit code is 3 if no message was ready, 75 if a
     command said later, else 1 if some failed or were rejected.
 
     \b
@@ -95,6 +95,11 @@ def run(*, topic: str, group: str, jobs: int, once: bool, command: tuple[str, ..
     handled = sum(worker.handled for worker in workers)
     if not handled:
         raise Empty(f"no message is ready in group {group!r} of {topic!r}")
+    _end(workers, handled, failed)
+
+
+def _end(workers: Sequence[_Worker], handled: int, failed: set[int]) -> None:
+    """Report failures, and set the exit code."""
     if failed:
         output.error(f"{len(failed)} of {handled} messages failed or were rejected")
     if any(worker.said_later for worker in workers):
@@ -104,7 +109,7 @@ def run(*, topic: str, group: str, jobs: int, once: bool, command: tuple[str, ..
 
 
 def _work(workers: Sequence[_Worker]) -> None:
-    """Let the workers work until all are done, one fails, or a signal comes; then end them all."""
+    """Run the workers until all are done, one fails, or a signal comes; then end them all."""
     ended: SimpleQueue[BaseException | None] = SimpleQueue()
     with signals.waking() as (woken, wake):
 
@@ -131,7 +136,7 @@ def _work(workers: Sequence[_Worker]) -> None:
 
 
 def _stop(workers: Sequence[_Worker]) -> None:
-    """End the commands and the workers. No signal changes that."""
+    """End the commands and the workers. No signal can prevent that."""
     signals.limit(_GRACE_SECONDS + _CLEAN_UP_SECONDS)
     until = time.monotonic() + _GRACE_SECONDS
     for number in (signal.SIGTERM, signal.SIGKILL):
@@ -145,7 +150,7 @@ def _stop(workers: Sequence[_Worker]) -> None:
 
 
 class _Worker:
-    """Handles one message after the other, in a thread and with a consumer of its own."""
+    """Handles one message after the other, with a separate thread and consumer."""
 
     def __init__(
         self, consumer: Consumer, keeper: Keeper, command: str, once: bool, failed: set[int]
@@ -161,10 +166,10 @@ class _Worker:
         self._settings = consumer.group.settings
         self._stopping = threading.Event()
         self._starting = threading.Lock()  # from looking at _stopping to having a command
-        self._running = False  # a command, or it is to be settled what it did
+        self._running = False  # a command runs, or its message is not settled yet
 
     def end_command(self, number: int) -> None:
-        """Take no further message, and send a signal to the command, if there is one."""
+        """Take no further message, and send a signal to the command, if one runs."""
         with self._starting:
             self._stopping.set()
             if self._running:
@@ -176,7 +181,7 @@ class _Worker:
             self._consumer.close()
 
     def work(self, tell: Callable[[BaseException | None], None]) -> None:
-        """The work of the thread; tells when it is done, and what went wrong."""
+        """The work of the thread; calls `tell` at the end, with the error if there was one."""
         error: BaseException | None = None
         try:
             with self._consumer:
@@ -215,7 +220,7 @@ class _Worker:
                 raise Empty("the command said later")
 
     def _handle(self, message: Message) -> bool:
-        """Run the command and settle the message; whether the command said later."""
+        """Run the command and settle the message; returns whether the command said later."""
         if message.key and "\0" in message.key:
             self._settle(lambda: message.reject("its key has a NUL, which no environment can hold"))
             self._note(message, failed=True)
@@ -251,8 +256,8 @@ class _Worker:
         return code == LATER
 
     def _settle(self, settle: Callable[[], None]) -> None:
-        """Settle a message whose command has ended: what it did must not be done again because
-        others keep the store busy."""
+        """Settle a message whose command has ended, even if other writers keep the store busy: the
+        work must not be done again because of that."""
         while True:
             try:
                 return settle()
@@ -263,7 +268,7 @@ class _Worker:
                 output.error(str(error))
 
     def _note(self, message: Message, *, failed: bool) -> None:
-        """What became of a message, so far: it may be tried again."""
+        """Note whether a message failed. It may be tried again."""
         if failed and self._once:
             self._failed.add(message.offset)
         else:
@@ -293,21 +298,21 @@ class _Worker:
         return _Command(self._keeper, reading)
 
     def _place(self, message: Message) -> int:
-        """The place in which one command runs at a time: of the message, or of its key."""
+        """The place of a message, or of its key: only one command runs in a place at a time."""
         ordered = self._settings.ordering == "key" and message.key is not None
         what = f"key {message.key}" if ordered else f"offset {message.offset}"
         text = f"{message.topic}\0{message.group}\0{what}".encode()
         return int.from_bytes(blake2b(text, digest_size=8).digest()) >> 3
 
     def _attend(self, message: Message, command: _Command) -> None:
-        """Until the command ends, extend the lease. If that is lost, end the command: its message
-        is somebody else's now."""
+        """Extend the lease until the command ends. If the lease is lost, end the command: another
+        consumer has its message now."""
         every = self._settings.lease_seconds / 3
         extend_at = time.monotonic() + every
         try:
             while not command.wait(extend_at - time.monotonic()):
                 if time.monotonic() >= extend_at:
-                    with suppress(Busy):  # then nobody can take the message over, either
+                    with suppress(Busy):  # then no other consumer can take the message, either
                         message.extend()
                     extend_at = time.monotonic() + every
         except DiskqError:
@@ -316,7 +321,7 @@ class _Worker:
 
 
 class _Command:
-    """A command that runs, as its worker sees it. Its stderr is passed on."""
+    """A running command, as its worker sees it. Its stderr is passed on."""
 
     def __init__(self, keeper: Keeper, stderr: int) -> None:
         self.code: int | None = None  # its exit code, once it ended
@@ -329,9 +334,9 @@ class _Command:
         self._pid = 0
 
     def wait(self, seconds: float) -> bool:
-        """Wait for news, up to so long; whether it has ended.
+        """Wait for news, at most this many seconds; returns whether the command has ended.
 
-        Raises: NotStarted.
+        Raises: _NotStarted.
         """
         ready = [file for file, _ in self._poll.poll(1000 * max(seconds, 0))]
         if self._stderr in ready:
@@ -342,7 +347,7 @@ class _Command:
                 self._pid = number
             elif word == "ended":
                 if self._stderr in [file for file, _ in self._poll.poll(0)]:
-                    self._pass_on()  # the rest; what it started may keep the pipe open
+                    self._pass_on()  # the rest; a process that it started may keep the pipe open
                 self.code = number
             elif word == "failed":
                 raise _NotStarted(os.strerror(number))
@@ -354,7 +359,7 @@ class _Command:
         return self.code is not None
 
     def end(self) -> None:
-        """End it, and wait for that."""
+        """End the command, and wait until it has ended."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             self._keeper.signal(number)
             until = time.monotonic() + _GRACE_SECONDS
@@ -363,7 +368,7 @@ class _Command:
                     return
 
     def close(self) -> None:
-        """Hear nothing more of it."""
+        """Stop listening to the command."""
         os.close(self._stderr)
 
     def _pass_on(self) -> None:
@@ -375,4 +380,4 @@ class _Command:
 
 
 class _NotStarted(Exception):
-    """A command could not be started, or kept."""
+    """A command did not start, or its keeper is gone."""

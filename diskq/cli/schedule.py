@@ -1,4 +1,4 @@
-"""schedule: what is to be put later."""
+"""schedule: the messages that are put later."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def schedule() -> None:
 @topic_argument
 @json_option
 def schedule_ls(topic_name: str, as_json: bool) -> None:
-    """List the messages of a topic that are to be put later, in order of time.
+    """List the scheduled messages of a topic, in order of time.
 
     \b
     diskq schedule ls mail
@@ -32,7 +32,7 @@ def schedule_ls(topic_name: str, as_json: bool) -> None:
 @topic_argument
 @click.argument("schedule_ids", metavar="ID...", nargs=-1, required=True)
 def schedule_cancel(topic_name: str, schedule_ids: tuple[str, ...]) -> None:
-    """Forget scheduled messages. The exit code is 1 if one was put already; those after it stay.
+    """Cancel scheduled messages. The exit code is 1 if one was put already; those after it stay.
 
     \b
     diskq schedule cancel mail 1769842800000000000-0

@@ -2,7 +2,7 @@
 
 An exception that a signal raises between two lines of a clean-up would skip the rest of it. So a
 signal raises only between `raise_them` and `note_them`, where `main` runs the verb, and only the
-first one does; outside of that it is noted. A clean-up that must happen is registered with
+first signal does; at other times it is noted. A clean-up that must happen is registered with
 `at_the_end`, and runs after `note_them`.
 """
 
@@ -20,7 +20,7 @@ import click
 
 INTERRUPTED = 130
 _AGAIN_SECONDS = 1.0  # an exception raised in a finalizer is lost: a later signal raises again
-_PATIENCE_SECONDS = 0.5  # for a call that must end to tell what it did
+_PATIENCE_SECONDS = 0.5  # with a call that can report its effect only when it ends
 _CLEAN_UP_SECONDS = 30.0
 _NAMES = {
     signal.SIGINT: "interrupted",
@@ -30,7 +30,7 @@ _NAMES = {
 
 
 class Stopped(BaseException):
-    """A signal asked the process to stop; raised in its main thread."""
+    """A signal asked the process to stop. Raised in the main thread."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -40,7 +40,7 @@ class Stopped(BaseException):
 
 
 class Signals:
-    """The signals that came. A process has one set of handlers, and so one of these: `signals`."""
+    """The signals that came. A process has one set of handlers, and so one instance: `signals`."""
 
     def __init__(self) -> None:
         self.first = 0  # the number of the first one
@@ -48,7 +48,7 @@ class Signals:
         self._raised_at = 0.0
 
     def catch(self) -> None:
-        """Handle the signals from now on, but for those that the parent ignores, as nohup does."""
+        """Handle the signals from now on, except those that the parent ignores, as nohup does."""
         for number in _NAMES:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._handle)
@@ -64,8 +64,8 @@ class Signals:
 
     @contextmanager
     def patient(self) -> Iterator[None]:
-        """Let a signal raise Stopped at the end of this, or a moment later: what returns by then
-        tells what it did; what waits for others is cut short."""
+        """Let a signal raise Stopped only at the end of the block, or after a moment. A call that
+        returns by then can report its effect; a call that waits for others is cut short."""
         signal.signal(signal.SIGALRM, self._lose_patience)
         self._patient = True
         try:
@@ -81,7 +81,7 @@ class Signals:
             raise Stopped(self.first)
 
     def raise_them(self) -> None:
-        """Let a signal raise Stopped from now on, one that came before too."""
+        """Let a signal raise Stopped from now on, including one that came before."""
         self._raising = True
         if self.first:
             raise Stopped(self.first)
@@ -93,15 +93,15 @@ class Signals:
             self.limit(_CLEAN_UP_SECONDS)
 
     def limit(self, seconds: float) -> None:
-        """End the process after so long, should its clean-up hang: a store finds out that its
-        consumers are dead."""
+        """End the process after this many seconds, in case its clean-up hangs: the store notices
+        that its consumers are dead."""
         signal.signal(signal.SIGALRM, lambda *_: end_of(self.first or signal.SIGALRM))
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
     @contextmanager
     def waking(self) -> Iterator[tuple[int, int]]:
-        """Let signals raise nothing meanwhile. Gives the two ends of a pipe, which has something to
-        read once a signal came: unlike a lock, it wakes the main thread at any moment."""
+        """Let signals raise nothing in the block. Yields the two ends of a pipe, which is readable
+        once a signal came: unlike a lock, it wakes the main thread at any moment."""
         self._raising = False
         reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -116,11 +116,11 @@ class Signals:
         self.raise_them()
 
     def let_go(self) -> None:
-        """Let any further signal end the process at once: there is nothing left to clean up."""
+        """Let any further signal end the process at once: nothing is left to clean up."""
         self._replace(lambda number, _: end_of(self.first or number))
 
     def ignore(self) -> None:
-        """Let no further signal change how the process ends: it has done its work."""
+        """Let no further signal change how the process ends: its work is done."""
         self._replace(signal.SIG_IGN)
 
     def _replace(self, handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -> None:
@@ -133,19 +133,19 @@ signals = Signals()
 
 
 def at_the_end(clean_up: Callable[[], object]) -> None:
-    """Call this when the verb is over, however it ends, where no signal can cut it short."""
+    """Call `clean_up` when the verb is over, however it ends, where no signal can cut it short."""
     click.get_current_context().find_root().call_on_close(clean_up)
 
 
 def end_of(number: int) -> NoReturn:
-    """End at once as this signal wants it; an interrupt with an exit code."""
+    """End at once as this signal demands; for an interrupt with an exit code."""
     if number == signal.SIGINT:
         os._exit(INTERRUPTED)
     die_of(number)
 
 
 def die_of(number: int) -> NoReturn:
-    """End as the signal's default action does: shells and supervisors tell that from an error."""
+    """End by the signal's default action, which shells and supervisors can tell from an error."""
     with suppress(OSError):  # not for SIGKILL
         signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

@@ -62,8 +62,8 @@ def consumer() -> None:
 @consumer.command("ls")
 @json_option
 def consumer_ls(as_json: bool) -> None:
-    """List the live consumers of the store in all processes. WAITING says whether a consumer waits
-    for a message, HANDLING is the offset of the message that it has in hand, if known.
+    """List the live consumers of the store, of all processes. WAITING tells whether a consumer
+    waits for a message; HANDLING is the offset of the message that it is handling, if known.
 
     \b
     diskq consumer ls
@@ -76,9 +76,9 @@ def consumer_ls(as_json: bool) -> None:
 @click.command()
 @json_option
 def verify(as_json: bool) -> None:
-    """Check every invariant of the store; exit code 5 if something is damaged.
+    """Check every invariant of the store; the exit code is 5 if something is damaged.
 
-    Others may go on using the store. Reads all of it, so a large store takes its time.
+    Other processes may go on using the store. All of it is read, so a large store takes a while.
 
     \b
     diskq verify

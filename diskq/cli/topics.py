@@ -1,4 +1,4 @@
-"""topic: list, show, create, change, remove."""
+"""topic: list, show, create, change and remove topics."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def topic_info(topic_name: str, as_json: bool) -> None:
     if as_json:
         output.record({**stats._asdict(), **settings._asdict()})
         return
-    heads = {"max_bytes": "max_size_bytes"}  # or there were a line "max"
+    heads = {"max_bytes": "max_size_bytes"}  # otherwise a line would be named "max"
     values = {**stats._asdict(), **settings._asdict()}
     output.fields({heads.get(name, name): values[name] for name in values if name != "groups"})
     if stats.groups:
@@ -82,14 +82,14 @@ _settings = with_options(
     click.option(
         "--retention",
         type=click.Choice(RETENTIONS),
-        help="Messages go when all groups are done with them, or only when they are over a bound.",
+        help="Delete messages when all groups are done with them, or only when over a bound.",
     ),
     click.option(
         "--max-age",
         "max_age_seconds",
         metavar="DURATION",
         callback=parsed(or_none(units.duration(limits.MIN_AGE_SECONDS, limits.MAX_DELAY_SECONDS))),
-        help="Older messages go; set to none: never.",
+        help="Delete messages older than this; with set, none removes the bound.",
     ),
     click.option(
         "--max-bytes",
@@ -97,30 +97,30 @@ _settings = with_options(
         callback=parsed(
             or_none(units.within(units.parse_size, limits.PAGE_BYTES, limits.TIB, units.show_size))
         ),
-        help="Of all stored messages: 64MiB; set to none: no bound.",
+        help="The most bytes of stored messages, such as 64MiB; with set, none removes the bound.",
     ),
     click.option(
         "--max-messages",
         metavar="N",
         callback=parsed(or_none(units.within(units.parse_count, 1, limits.MAX_TOPIC_MESSAGES))),
-        help="Of stored messages; set to none: no bound.",
+        help="The most stored messages; with set, none removes the bound.",
     ),
     click.option(
         "--discard",
         type=click.Choice(DISCARDS),
-        help="If it is full: new messages are refused, or the oldest dropped.",
+        help="In a full topic, refuse new messages or drop the oldest.",
     ),
     click.option(
         "--dedup",
         "dedup_seconds",
         metavar="DURATION",
         callback=parsed(units.duration(limits.MIN_AGE_SECONDS, limits.MAX_DEDUP_SECONDS)),
-        help="How long a --dedup-id of a put is remembered.",
+        help="How long the topic remembers the --dedup-id of a put.",
     ),
     click.option(
         "--priorities",
         type=click.IntRange(1, limits.MAX_PRIORITIES),
-        help="How many: with 3 they are 0, 1 and 2; can only grow.",
+        help="The number of priorities: 3 gives 0, 1 and 2; it can only grow.",
     ),
 )
 
@@ -130,11 +130,10 @@ _settings = with_options(
 @_settings
 @mode_option
 def topic_create(topic_name: str, mode: int | None, **settings: object) -> None:
-    """Create a topic, and the store if need be. An existing topic stays as it is; other settings
-    than it has are an error.
+    """Create a topic, and the store if it does not exist. An existing topic stays as it is; giving
+    settings that differ from the stored ones is an error.
 
-    Without options it has no bounds, and --retention interest --discard new --dedup 2m
-    --priorities 1.
+    The defaults are --retention interest --discard new --dedup 2m --priorities 1, and no bounds.
 
     \b
     diskq topic create mail
@@ -145,7 +144,7 @@ def topic_create(topic_name: str, mode: int | None, **settings: object) -> None:
     check.name("topic", topic_name)  # fail before the store is created
     options.settings(TopicSettings(), given)
     with open_store(create=True, mode=mode) as store:
-        known = any(each.name == topic_name for each in store.topics())
+        known = any(topic.name == topic_name for topic in store.topics())
         store.topic(topic_name, **given)
     output.line(f"topic {topic_name} exists already" if known else f"created topic {topic_name}")
 
@@ -154,8 +153,8 @@ def topic_create(topic_name: str, mode: int | None, **settings: object) -> None:
 @topic_argument
 @_settings
 def topic_set(topic_name: str, **settings: object) -> None:
-    """Change settings of a topic, for what is put from now on. A lower bound makes messages go that
-    are over it: with the next put, or with `diskq trim`.
+    """Change settings of a topic, for messages put from now on. A lower bound deletes messages that
+    are over it with the next put, or with `diskq trim`.
 
     \b
     diskq topic set mail --max-messages 100000

@@ -1,4 +1,4 @@
-"""Durations, sizes and times: from text, and for people to read. Pure, knows nothing of click."""
+"""Durations, sizes and times: parsed from text, and shown to people. Pure, independent of click."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Number = TypeVar("Number", int, float)
 
 _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _BYTES = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-_DIGITS = 20  # of a number; larger ones are over every limit
+_DIGITS = 20  # of a number; numbers with more are over every limit
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[dhms])", re.ASCII)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]iB|B|)", re.ASCII)
 
@@ -43,7 +43,7 @@ def parse_size(text: str) -> int:
 
 
 def parse_count(text: str) -> int:
-    """A number of things.
+    """A whole number.
 
     Raises: ValueError.
     """
@@ -87,7 +87,7 @@ def parse_mode(text: str) -> int:
 
 
 def parse_text(text: str) -> str:
-    """A text that is one and not empty.
+    """A text in UTF-8 that is not empty.
 
     Raises: ValueError.
     """
@@ -101,19 +101,19 @@ def parse_text(text: str) -> str:
 
 
 def parse_time(text: str) -> datetime:
-    """A time such as `2026-01-31T08:00`, which is local unless it names its zone. A local time that
-    does not exist, when clocks are set forward, is as much later as they are set.
+    """A time such as `2026-01-31T08:00`, local unless it names a zone. A local time that does not
+    exist, when clocks are set forward, is as much later as the clocks are set.
 
     Raises: ValueError.
     """
     try:
         when = datetime.fromisoformat(text)
-        if when.tzinfo is None:  # its astimezone takes one that does not exist for earlier
+        if when.tzinfo is None:  # its astimezone makes a time that does not exist earlier
             seconds = when.replace(microsecond=0).timestamp()
             when = datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=when.microsecond)
         return when.astimezone()
     except (ValueError, OverflowError, OSError):
-        raise ValueError(f"{text!r} is no time; write 2026-01-31T08:00") from None
+        raise ValueError(f"{text!r} is not a time; write 2026-01-31T08:00") from None
 
 
 def parse_place(text: str) -> int | datetime:
@@ -125,7 +125,7 @@ def parse_place(text: str) -> int | datetime:
         return parse_count(text) if text.isdecimal() else parse_time(text)
     except ValueError:
         raise ValueError(
-            f"{text!r} is no place in a topic; write an offset or a time: 2026-01-31T08:00"
+            f"{text!r} is not a place in a topic; write an offset or a time: 2026-01-31T08:00"
         ) from None
 
 
@@ -140,12 +140,12 @@ def parse_start(text: str) -> int | str | datetime:
         return parse_place(text)
     except ValueError:
         raise ValueError(
-            f"{text!r} is no start; write earliest, latest, an offset or a time: 2026-01-31T08:00"
+            f"{text!r} is not a start; write earliest, latest, an offset, or 2026-01-31T08:00"
         ) from None
 
 
 def show_duration(seconds: float) -> str:
-    """A duration as `parse_duration` reads it, to the millisecond; with a minus if it is over."""
+    """A duration as `parse_duration` reads it, to the millisecond; with a minus if negative."""
     if seconds < 0:
         return f"-{show_duration(-seconds)}"
     left = round(seconds * 1000)

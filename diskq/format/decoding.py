@@ -1,7 +1,7 @@
-"""The rules of all decoders of stored bytes: wrong bytes are Corrupt, and never another error.
+"""The rules of all decoders of stored bytes: wrong bytes raise Corrupt, and never another error.
 
-A file may come from anybody, and its checksums may be right. So whatever a key or a row is, taking
-it apart either works or raises Corrupt.
+A file may come from anywhere, and its checksums may be right. So whatever a key or a row is,
+decoding it either works or raises Corrupt.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from ..base.errors import WAY_OUT, Corrupt
 
-WRONG = error, IndexError, ValueError, OverflowError  # what decoding wrong bytes raises
+WRONG = error, IndexError, ValueError, OverflowError  # raised by decoding wrong bytes
 
 
 def damaged(what: str) -> Corrupt:
@@ -20,7 +20,7 @@ def damaged(what: str) -> Corrupt:
 
 
 def unpacked(layout: Struct, data: bytes) -> tuple[Any, ...]:
-    """The numbers in a key, or in a row that has nothing else. Raises: Corrupt."""
+    """The numbers of a key, or of a row that consists of numbers only. Raises: Corrupt."""
     try:
         return layout.unpack(data)
     except error:

@@ -1,4 +1,4 @@
-"""Rows of messages that left the log's way, with all that happened to them."""
+"""Rows of messages that were copied out of the log, with their history."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _HISTORY = Struct(">QBHH")
 
 
 class HeldRow(Row, layout=">BBHQQQQH"):
-    """A message out of the log's way, with all that happened to it. `due_ns` is when it is due, or
-    was before it was leased; of a dead one it is when it died, of a parked one 0. The last four
+    """A message copied out of the log, with its history. `due_ns` is when it is due, or was due
+    before it was leased; for a dead message it is when it died, for a parked one 0. The last four
     numbers are the Stamp of its put."""
 
     state: int
@@ -38,7 +38,7 @@ class HeldRow(Row, layout=">BBHQQQQH"):
 
     @property
     def put(self) -> Stamp:
-        """When it was put."""
+        """The time of its put."""
         return Stamp(self.put_at_ns, self.wall_ns, self.elapsed_ns, self.boot)
 
     @property
@@ -47,8 +47,8 @@ class HeldRow(Row, layout=">BBHQQQQH"):
         return 2 * _HISTORY.size + self.layout.size + len(self.record) + self.history_bytes
 
     def note(self, failure: Failure, most: int = MAX_HISTORY_BYTES) -> None:
-        """Add to the history, which keeps the latest entries within `most` bytes: where that is not
-        enough the oldest texts are shortened first, then the names in it."""
+        """Add an entry to the history, which keeps the latest entries within `most` bytes: if they
+        are larger, the oldest error texts are shortened first, then the names of consumers."""
         self.history += (failure,)
         self.history_bytes += _size(failure)
         while len(self.history) > MAX_HISTORY:
@@ -102,7 +102,7 @@ def _size(failure: Failure) -> int:
 
 
 def _encode_failure(failure: Failure) -> bytes:
-    error = failure.error.encode(errors="backslashreplace")  # it may name an odd file
+    error = failure.error.encode(errors="backslashreplace")  # it may have the name of an odd file
     consumer = failure.consumer.encode()
     head = _HISTORY.pack(failure.at_ns, CAUSES.index(failure.cause), len(consumer), len(error))
     return head + consumer + error

@@ -1,7 +1,7 @@
 """The rows of `state` and `held`, and their keys. Pure bytes to values and back.
 
-Bytes come from a file that anybody may have written: what cannot be decoded is Corrupt, and no
-other error.
+Bytes come from a file that any program may have written: bytes that cannot be decoded raise
+Corrupt, and no other error.
 
 Integers are big-endian, so that plain byte order sorts keys; `docs/reference/format.md` has every
 field. To change the format:
@@ -15,12 +15,12 @@ field. To change the format:
     'G' group u32                          a group: counters, cursor per lane, configuration
     'H' topic u32, name                    id of a group
     'L' group u32, deadline u64, first u64 a lease over a run of offsets; deadline 0: given back
-    'D' group u32, due_ns u64, offset u64  a waiting message's next delivery, and if it is a suspect
+    'D' group u32, due_ns u64, offset u64  a waiting message's next delivery; SOLO: it is a suspect
     'K' group u32, key hash u64            the offset that has this key: leased, ready or waiting
     'O' topic u32, first u64               a gap in a topic's log: the offset where it stops
     'X' kind u8, id u32                    a deleted topic or group whose rows are being removed
 
-    held, messages that left the log's way for one group:
+    held, messages that were copied out of the log for one group:
     group u32, kind u8, offset u64             waiting, leased again or dead
     group u32, PARK u8, key hash u64, offset u64   parked: an earlier message has their key
 
@@ -50,10 +50,10 @@ GAP_KEY = Struct(">cIQ")
 DELETED_KEY = Struct(">cBI")  # of a deleted topic or group: prefix, kind, id
 META_KEY = b"M"
 
-COPY = b"\xff" * 16  # a boot that never was: whoever opens a copy voids the leases in it
+COPY = b"\xff" * 16  # a boot id that no machine has: the first opening of a copy voids its leases
 
 HELD, SOLO, PREFETCHED = 1, 2, 4  # flags of a lease; SOLO of a held message too
-RETURNED = 4  # flag of a held message: it was delivered, and given back for later
+RETURNED = 4  # flag of a held message: it was delivered, and released with a delay
 
 LIVE, DEAD, PARK = 0, 1, 2  # kinds of keys of held messages
 WAITING, BURIED, PARKED = STATES = 1, 3, 4  # their states; a leased one keeps WAITING, see held.py
@@ -62,7 +62,7 @@ CAUSES = ("", "nack", "reject", "expired", "crashed", "redriven", "ttl")
 
 
 def checked(content: bytes) -> bytes:
-    """A row that has messages, with its checksum."""
+    """The content of a row with messages, behind its checksum."""
     return U32.pack(crc32(content)) + content
 
 

@@ -1,4 +1,4 @@
-"""Lease rows: the right to a run of messages, and which of them are settled."""
+"""Lease rows: the right to a run of messages, and the set of those that are settled."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LeaseRow(Row, layout=">QQQHBI"):
 
     @property
     def unsettled(self) -> int:
-        """How many of its messages are not settled."""
+        """The number of unsettled messages."""
         return self.count - self.settled.bit_count()
 
     @property
@@ -48,7 +48,7 @@ class LeaseRow(Row, layout=">QQQHBI"):
         return self.first + (~self.settled & (self.settled + 1)).bit_length() - 1
 
     def offsets(self) -> list[int]:
-        """Offsets of its unsettled messages, rising."""
+        """The offsets of the unsettled messages, rising."""
         run = range(self.first, self.first + self.count)
         return [offset for offset in run if self.holds(offset)] if self.settled else list(run)
 

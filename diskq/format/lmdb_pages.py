@@ -1,9 +1,9 @@
-"""LMDB's data file read as plain bytes, page by page: to tell whether it is sound, and to take out
-of a damaged one what can still be reached. Imported on demand.
+"""LMDB's data file read as plain bytes, page by page: to tell whether it is sound, and to read the
+reachable part of a damaged file. Imported on demand.
 
-LMDB itself trusts its pages: a wrong one ends the process, or gives wrong data. Here nothing is
-mapped and nothing trusted. A tree is walked from a meta page; a page that cannot be what its parent
-says is a finding, and what is below it is lost. The layout is that of LMDB 0.9 (mdb.c: MDB_page,
+LMDB trusts its pages: a wrong one ends the process, or gives wrong data. This module maps nothing
+and trusts nothing. It walks a tree from a meta page; a page that cannot be what its parent says is
+a finding, and the pages below it are lost. The layout is that of LMDB 0.9 (mdb.c: MDB_page,
 MDB_node, MDB_db, MDB_meta), in the byte order of the machine:
 
     page    number u64, u16, flags u16, end of pointers u16, end of free space u16, pointers u16...;
@@ -51,9 +51,9 @@ class Tree(NamedTuple):
 
 
 class Snapshot:
-    """One committed state of a data file: that of one of its two meta pages.
+    """One committed state of a data file: the one that a meta page points to.
 
-    `findings` grows while trees are walked; `used` are the pages they consist of.
+    `findings` grows while trees are walked; `used` are the pages of these trees.
     """
 
     def __init__(self, file: int, meta: MetaPage) -> None:
@@ -81,8 +81,8 @@ class Snapshot:
 
     def scan(self) -> Iterator[tuple[bytes, bytes]]:
         """Keys and values of all pages that look like a leaf, in no order, whether a tree leads to
-        them or not: what was deleted or replaced is among them."""
-        # A commit whose meta page is lost may have used pages behind those of this one.
+        them or not: deleted and replaced rows are among them."""
+        # A commit whose meta page is lost may have used pages behind those of this state.
         self._pages = -(-os.fstat(self._file).st_size // self._size)
         for number in range(2, self._pages):
             self.used.clear()
@@ -94,7 +94,7 @@ class Snapshot:
                         yield key, value
 
     def free_pages(self) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """Transactions, and the pages that each freed and that were not used again."""
+        """Transactions, each with the pages that it freed and that were not used again."""
         for key, _, value in self._walk("the list of free pages", self._free):
             if len(key) != _U64.size or len(value) != 8 + 8 * _count(value):
                 self.findings.append(f"the list of free pages is wrong at {key.hex()}")
@@ -102,7 +102,7 @@ class Snapshot:
             yield _U64.unpack(key)[0], unpack_from(f"={len(value) // 8 - 1}Q", value, 8)
 
     def check(self) -> list[str]:
-        """Everything that is wrong: each page is in one place, which agrees, or free."""
+        """All findings: a sound page is in exactly one place of a tree, or free."""
         for name, tree in self.databases().items():
             for _ in self.items(name, tree):
                 pass
@@ -115,7 +115,7 @@ class Snapshot:
         return self.findings
 
     def _walk(self, where: str, tree: Tree) -> Iterator[tuple[bytes, int, bytes]]:
-        """Key, flags and value of each node, rising. Whatever does not add up is a finding."""
+        """Key, flags and value of each node, rising. Each inconsistency is a finding."""
         if tree.root == _NO_PAGE:
             return
         if tree.depth > _MAX_DEPTH:
@@ -158,7 +158,7 @@ class Snapshot:
             yield row
 
     def _row(self, page: bytes, at: int, counts: list[int]) -> tuple[bytes, int, bytes]:
-        """Key, flags and value of a node in a leaf. Raises: Damage."""
+        """Key, flags and value of a node of a leaf. Raises: Damage."""
         size, flags, key_length = _NODE.unpack_from(page, at)
         value_at = at + _NODE.size + key_length
         value = page[value_at : value_at + size]
@@ -167,7 +167,7 @@ class Snapshot:
         return page[at + _NODE.size : value_at], flags, value
 
     def _nodes(self, number: int, kind: int) -> tuple[bytes, list[int]]:
-        """A page of this kind, and where its nodes are. Raises: Damage."""
+        """A page of this kind, and the positions of its nodes. Raises: Damage."""
         page = self._read(number, 1)
         found, _, flags, lower, upper = _PAGE.unpack_from(page)
         if found != number or flags & (_BRANCH | _LEAF | _OVERFLOW) != kind:
@@ -177,17 +177,17 @@ class Snapshot:
         nodes = list(unpack_from(f"={(lower - _PAGE.size) // 2}H", page, _PAGE.size))
         for at in nodes:
             if not upper <= at <= self._size - _NODE.size:
-                raise Damage(f"page {number} has a node outside of it")
+                raise Damage(f"page {number} has a node outside the page")
             size, node_flags, key_length = _NODE.unpack_from(page, at)
             inside = 0 if kind == _BRANCH else 8 if node_flags & _BIG_VALUE else size
             if at + _NODE.size + key_length + inside > self._size:
-                raise Damage(f"page {number} has a node that ends outside of it")
+                raise Damage(f"page {number} has a node that ends outside the page")
         return page, nodes
 
     def _big_value(self, number: int, size: int, counts: list[int]) -> bytes:
-        """A value that fills pages of its own. Raises: Damage."""
+        """A value that fills a run of overflow pages. Raises: Damage."""
         pages = (_PAGE.size + size + self._size - 1) // self._size
-        if 2 <= number < self._pages:  # look before claiming pages that may be others'
+        if 2 <= number < self._pages:  # check first: the pages may belong to another value
             head = os.pread(self._file, _PAGE.size, number * self._size).ljust(_PAGE.size, b"\0")
             found, _, flags, low, high = _PAGE.unpack_from(head)
             if found != number or not flags & _OVERFLOW or low | high << 16 != pages:
@@ -200,10 +200,10 @@ class Snapshot:
         return data[_PAGE.size : _PAGE.size + size]
 
     def _read(self, number: int, pages: int) -> bytes:
-        """So many pages, which are in this place only. Raises: Damage."""
+        """Read a run of pages, which no other place may have. Raises: Damage."""
         numbers = range(number, number + pages)
         if not 2 <= number <= self._pages - pages:
-            raise Damage(f"page {number} is outside of the file")
+            raise Damage(f"page {number} is outside the file")
         if not self.used.isdisjoint(numbers):
             raise Damage(f"page {number} is in two places")
         self.used.update(numbers)

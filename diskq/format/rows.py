@@ -1,4 +1,4 @@
-"""The rows of the store, of topics and of groups: counters, and what changes seldom."""
+"""The rows of the store, of topics and of groups: counters and configurations."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _MOST_SECONDS = 1e9  # of a stored duration: no sum of times is over 64 bits
 
 
 class Row:
-    """A row's numbers, by name: its annotations, in the order of its layout. Subclasses add what
-    has no fixed size.
+    """A row's numbers, by name: the annotations of the class, in the order of its layout.
+    Subclasses add the parts without a fixed size.
 
-    `unpack(data)` takes the numbers from the front of `data`, `pack()` has them as they are stored.
-    Both are written out per class, as dataclasses do: a loop over the names takes twice as long.
+    `unpack(data)` takes the numbers from the front of `data`, `pack()` returns them as stored. Both
+    are generated for each class, as dataclasses do: a loop over the names takes twice as long.
     """
 
     layout: ClassVar[Struct]
@@ -51,7 +51,7 @@ def pack(self): return layout.pack({numbers})"""
 
 
 class Meta(Row, layout=">HB16s16sQQQIIQ"):
-    """The store. Raises: Corrupt."""
+    """The row of the store. Raises: Corrupt."""
 
     format_version: int
     durability: int  # index into DURABILITIES
@@ -59,7 +59,7 @@ class Meta(Row, layout=">HB16s16sQQQIIQ"):
     boot_id: bytes  # of the boot that the leases belong to
     created_ns: int
     commit_base: int  # added to LMDB's transaction ids, which a compacting copy resets
-    max_bytes: int  # 0: as many as the disk has
+    max_bytes: int  # 0: no bound but the disk
     next_topic: int
     next_group: int
     boot_noted_ns: int  # elapsed_ns when the store was first opened in that boot
@@ -84,7 +84,7 @@ def format_version(data: bytes) -> int:
 
 
 class CountedRow(Row):
-    """Counters, then how far each lane is (`next`), then an encoded configuration.
+    """Counters, then the position of each lane (`next`), then an encoded configuration.
 
     Raises: Corrupt.
     """
@@ -104,7 +104,7 @@ class CountedRow(Row):
         self.config = data[self.layout.size + lanes.size :]
 
     def encode(self) -> bytes:
-        """The row as it is stored. Raises: Corrupt, if it was wrong when it was read."""
+        """The row as it is stored. Raises: Corrupt if it was wrong when it was read."""
         try:
             return self.pack() + _encode_lanes(self.next) + self.config
         except struct_error as error:  # a counter fell below 0
@@ -128,7 +128,8 @@ def _encode_lanes(lanes: Sequence[int]) -> bytes:
 
 
 class TopicRow(CountedRow, layout=">QQQQQQQQQ"):
-    """A topic: its counters, `next` to be put in each lane, its TopicConfig."""
+    """A topic: its counters, the number that the next put in each lane gets (`next`), and its
+    TopicConfig."""
 
     last_put_ns: int
     stored: int
@@ -137,12 +138,13 @@ class TopicRow(CountedRow, layout=">QQQQQQQQQ"):
     dropped: int
     scheduled: int
     numbered: int  # messages ever scheduled
-    rewritten: int  # how often stored segments were changed, by a purge
+    rewritten: int  # how often a purge changed stored segments
     gaps: int  # rows of gaps in its log
 
 
 class GroupRow(CountedRow, layout=">QQQQQQQQQQQQqQ"):
-    """A group: its counters, `next` never taken in each lane (its cursor), its GroupConfig.
+    """A group: its counters, the first number never taken in each lane (`next`, its cursor), and
+    its GroupConfig.
 
     Always: sum(next) = skipped + acked + ready + leased + waiting + parked + dead + expired
     + dropped + purged.
@@ -160,12 +162,12 @@ class GroupRow(CountedRow, layout=">QQQQQQQQQQQQqQ"):
     expired: int
     dropped: int
     purged: int
-    skipped: int  # offsets before its start or in gaps, less those that it gave back in a seek
+    skipped: int  # offsets before its start or in gaps, less those that a seek gave back
     ahead: int  # offsets in gaps that its cursor has yet to pass
 
 
 class TopicConfig(NamedTuple):
-    """What of a topic changes seldom."""
+    """The configuration of a topic: it changes seldom."""
 
     name: str
     settings: TopicSettings = TopicSettings()
@@ -215,7 +217,7 @@ def decode_topic(config: bytes) -> TopicConfig:
 
 
 class GroupConfig(NamedTuple):
-    """What of a group changes seldom."""
+    """The configuration of a group: it changes seldom."""
 
     topic_id: int
     name: str
@@ -236,8 +238,8 @@ _GROUP_CONFIG = Struct(">IdIdddIBBB")
 
 
 def new_group(config: GroupConfig, cursor: Sequence[int], ahead: int) -> bytes:
-    """The row of a new group whose next message in each lane is `cursor`, with so many offsets in
-    gaps ahead of that."""
+    """The row of a new group whose next message in each lane is `cursor`; `ahead` offsets behind
+    that are in gaps."""
     counters = GroupRow.layout.pack(*[0] * 12, sum(cursor), ahead)
     return counters + _encode_lanes(cursor) + config.encode()
 
@@ -249,7 +251,7 @@ def decode_group(config: bytes) -> GroupConfig:
         topic_id, lease_seconds, deliveries, *rest = _GROUP_CONFIG.unpack_from(config)
         ways = Backoff(*rest[:3]), ORDERINGS[rest[4]], rest[3] or None, bool(rest[5])
         if not all(0 <= number <= _MOST_SECONDS for number in (lease_seconds, *rest[:3])):
-            raise ValueError(lease_seconds, *rest[:3])  # also what is no number
+            raise ValueError(lease_seconds, *rest[:3])  # or one is NaN
     except WRONG as error:
         raise damaged("the configuration of a group") from error
     settings = GroupSettings(lease_seconds, deliveries, *ways)

@@ -4,12 +4,12 @@
     value   crc32 u32, version u8, flags u8, boot u16, count u32, put_at_ns u64, wall_ns u64,
             elapsed_ns u64, count times the end of a record u32, the records
     record  body, or with flag RICH: key length + 1 u16 (0: no key), headers length u32, ttl_ns u64
-            (0: none; all bits: the message was purged, and of it only the key is left), key,
+            (0: none; all bits: the message was purged, and only its key is left), key,
             headers (name length u16, name, value length u32, value, ...), body
 
 The crc covers all of the value behind it, then the key: a segment in a wrong place is damage too.
 An offset's top byte is its priority lane; each lane counts from 0. Integers are big-endian.
-Whatever the bytes are, decoding them raises Corrupt, or nothing.
+Whatever the bytes are, decoding them either works or raises Corrupt.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ LOG_KEY = Struct(">IQ")
 SEGMENT_VERSION = 1
 RICH, TTL, PURGED = 1, 8, 16  # TTL: some messages may expire; PURGED: some were purged
 FLAGS = {0, *(RICH | more for more in (0, TTL, PURGED, TTL | PURGED))}  # of records
-_OF_HELD = SOLO | RETURNED  # tell what happened to a held message, not what it is
+_OF_HELD = SOLO | RETURNED  # flags of a held message's history, not of its record
 _GONE = 2**64 - 1  # as the ttl_ns of a purged message
 _SEGMENT = Struct(">IBBHIQQQ")
 _RECORD = Struct(">HIQ")
 
 
 class Packed(NamedTuple):
-    """A run of messages encoded outside of the lock: all of a segment but place, time and crc."""
+    """A run of messages encoded outside the lock: a segment without its place, time and crc."""
 
     length: int
     flags: int
@@ -53,7 +53,8 @@ class Packed(NamedTuple):
 
 
 def stored_size(records: Sequence[int], runs: int) -> int:
-    """About how many bytes records of these sizes take in so many or more segments."""
+    """About how many bytes records of these sizes take in segments, of which there are at least
+    `runs`."""
     content = sum(records) + U32.size * len(records)
     return content + _SEGMENT.size * (runs + content // SEGMENT_BYTES)
 
@@ -61,8 +62,8 @@ def stored_size(records: Sequence[int], runs: int) -> int:
 def pack_messages(
     messages: Sequence[bytes | Outgoing], outgoing: Sequence[Outgoing]
 ) -> list[Packed]:
-    """Encode messages, of which some are `outgoing`, into segments of about SEGMENT_BYTES; a larger
-    message is alone in one."""
+    """Encode messages, some of which are `outgoing`, into segments of about SEGMENT_BYTES; a larger
+    message is alone in its segment."""
     if not outgoing:
         return pack_records(messages, 0)  # type: ignore[arg-type]
     expire = any(message.ttl_seconds is not None for message in outgoing)
@@ -71,7 +72,7 @@ def pack_messages(
 
 
 def pack_records(records: Sequence[bytes], flags: int) -> list[Packed]:
-    """The same for records."""
+    """Encode records likewise."""
     if len(records) == 1:
         return [pack_run(records, flags)]
     room = SEGMENT_BYTES - _SEGMENT.size
@@ -100,15 +101,15 @@ def encode_segment(
     elapsed_ns: int = 0,
     boot: int = 0,
 ) -> bytes:
-    """The value of a segment that goes to `key`; the numbers are those of a Stamp."""
+    """The value of a segment at `key`; the numbers are those of a Stamp."""
     numbers = SEGMENT_VERSION, packed.flags, boot, packed.length, put_at_ns, wall_ns, elapsed_ns
     head = _SEGMENT.pack(0, *numbers)[4:]
     return U32.pack(crc32(head + key, packed.crc)) + head + packed.content
 
 
 def head_of(value: bytes) -> tuple[int, Stamp]:
-    """How many messages a segment's value says it has, and when they were put: its checksum is not
-    looked at. Raises: Corrupt."""
+    """The number of messages in a segment's value, and the time of their put, without a look at the
+    checksum. Raises: Corrupt."""
     try:
         _, _, _, boot, count, put_at_ns, wall_ns, elapsed_ns = _SEGMENT.unpack_from(value)
     except WRONG:
@@ -117,7 +118,7 @@ def head_of(value: bytes) -> tuple[int, Stamp]:
 
 
 class Segment:
-    """A decoded segment, whose records fill it; they are cut out on demand. Raises Corrupt."""
+    """A decoded segment; its records are cut out on demand. Raises: Corrupt."""
 
     __slots__ = ("count", "data", "ends", "first", "flags", "put", "start")
 
@@ -141,7 +142,7 @@ class Segment:
             sound = whole = False
         if not (sound and whole):
             topic_id, first = unpacked(LOG_KEY, key)
-            why = "cannot be taken apart" if sound else "fails its checksum"
+            why = "cannot be decoded" if sound else "fails its checksum"
             raise Corrupt(
                 f"the segment at offset {first} of topic {topic_id} {why}; run 'diskq verify', then"
                 f" {WAY_OUT}",
@@ -151,7 +152,7 @@ class Segment:
 
     @property
     def put_at_ns(self) -> int:
-        """When its messages were put, as users see it."""
+        """The time of the put of all its messages, as users see it."""
         return self.put.put_at_ns
 
     def records(self, start: int, stop: int) -> Iterator[bytes]:
@@ -164,7 +165,7 @@ class Segment:
 
 
 class Parts(NamedTuple):
-    """A record taken apart; `ttl_ns` 0 means it never expires."""
+    """The parts of a record; `ttl_ns` 0 means that it never expires."""
 
     body: bytes
     key: str | None
@@ -173,7 +174,7 @@ class Parts(NamedTuple):
 
 
 def encode_record(message: bytes | Outgoing) -> bytes:
-    """A message as a RICH segment has it."""
+    """A message as a record of a RICH segment."""
     if isinstance(message, bytes):
         return _RECORD.pack(0, 0, 0) + message
     key = b"" if message.key is None else message.key.encode()
@@ -184,11 +185,11 @@ def encode_record(message: bytes | Outgoing) -> bytes:
 
 
 def decode_record(record: bytes, flags: int, what: str = "a message") -> Parts:
-    """Take a record of a segment or held row with these flags apart. Raises: Corrupt."""
+    """Decode a record of a segment or held row with these flags. Raises: Corrupt."""
     if not (flags := flags & ~_OF_HELD):
         return Parts(record, None, {}, 0)
     if flags not in FLAGS:
-        raise damaged(f"{what}, of the flags {flags},")
+        raise damaged(f"{what} with the flags {flags}")
     try:
         key_length, headers_length, ttl_ns = _RECORD.unpack_from(record)
         headers_at = _RECORD.size + max(key_length - 1, 0)
@@ -218,7 +219,7 @@ def ttl_of(record: bytes, flags: int) -> int:
 
 
 def is_purged(record: bytes, flags: int) -> bool:
-    """Whether nothing but the key of a message is left. Raises: Corrupt."""
+    """Whether only the key of a message is left. Raises: Corrupt."""
     return bool(flags & PURGED) and _head_of_record(record)[2] == _GONE
 
 
@@ -231,7 +232,7 @@ def _head_of_record(record: bytes) -> tuple[int, int, int]:
 
 
 def purged_record(key: bytes | None) -> bytes:
-    """The rest of a purged message with this key."""
+    """The record of a purged message with this key."""
     return _RECORD.pack(0 if key is None else len(key) + 1, 0, _GONE) + (key or b"")
 
 

@@ -1,1 +1,1 @@
-"""What is asked of Linux: files, locks, wake-ups, the shared file of a store, child processes."""
+"""Services of Linux: files, locks, wake-ups, the shared file of a store, child processes."""

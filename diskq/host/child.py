@@ -1,9 +1,9 @@
 """Run a function in a child process, so that a crash there does not end this one. Imported on
 demand.
 
-`sys.executable` may be no Python: that of a frozen program is the program, uWSGI's is uwsgi. So no
-exit code is believed. A child gets a random word, and shows that it is diskq by saying the word
-backwards: once it was imported, and again with the outcome when the work is done.
+`sys.executable` may not be a Python: in a frozen program it is the program, in uWSGI it is uwsgi.
+So exit codes are not trusted. A child gets a random word, and shows that it is diskq by printing
+the word backwards: after the import, and again with the outcome when the work is done.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..base import errors
 from ..base.errors import DiskqError
 
 _LOOK_SECONDS = 0.2
-_START_SECONDS = 60.0  # until the word must be there
+_START_SECONDS = 60.0  # until the child must have printed the word
 _SLOWEST_LOOK_SECONDS = 0.05
 _MARK = "DISKQ_CHILD"  # in the environment of a child
 _DONE = "done"
@@ -42,14 +42,14 @@ def run(call: str, *arguments: str) -> list[str]:
     """Call a function of diskq, "module:name", with these arguments in another interpreter that
     imports from the same places; returns the lines that it returns. It ends when this process does.
 
-    Not by a fork of this process, and its output goes to files: whatever another thread forks
-    meanwhile has nothing open that is waited for here.
+    The interpreter is not a fork of this process, and its output goes to files: a process that
+    another thread forks meanwhile has nothing open that this call waits for.
 
     Raises: the DiskqError that the function raises; Died; DiskqError if no interpreter works.
     """
     if _MARK in os.environ:
         raise DiskqError(
-            "diskq started this program as Python, which it is not; see sys.executable"
+            "diskq started this program as Python, but it is not Python; see sys.executable"
         )
     told = []
     for program in _interpreters():
@@ -70,7 +70,7 @@ def _version() -> str:
 
 def _interpreters() -> Iterator[str]:
     """Programs that may be this Python, those with its name first. The `sys.executable` of a frozen
-    program is not tried: it is the program, which would begin all over."""
+    program is not tried: it is the program, which would start again."""
     found = [] if hasattr(sys, "frozen") else [sys.executable, getattr(sys, "_base_executable", "")]
     for prefix in (sys.exec_prefix, sys.base_exec_prefix):
         found += [os.path.join(prefix, "bin", name) for name in (_version(), "python3")]
@@ -79,7 +79,7 @@ def _interpreters() -> Iterator[str]:
 
 
 class _Child:
-    """One interpreter at work, or what was taken for one."""
+    """One interpreter at work, or a program that was taken for one."""
 
     def __init__(self, program: str, call: str, arguments: tuple[str, ...]) -> None:
         self.program = program
@@ -88,7 +88,7 @@ class _Child:
         self.command = [program, "-P", "-c", script, self.word, call, *arguments]
 
     def answer(self) -> list[str] | str:
-        """The lines that the function returned; or why this was no diskq at work."""
+        """The lines that the function returned; or the reason why the program is not diskq."""
         with ExitStack() as stack:
             try:
                 self.out, self.err = (_memory(name, stack) for name in ("out", "err"))
@@ -108,7 +108,7 @@ class _Child:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(_places()), _MARK: "1"}
         spawn = partial(os.posix_spawn, self.program, self.command, environment, file_actions=files)
         child: list[int] = []
-        try:  # one call of C starts it and notes its number: whatever interrupts this can end it
+        try:  # one call of C starts it and notes its number, so that an interrupt can end it
             child.extend(map(operator.call, (spawn,)))
             code = self._wait(child[0])
         except BaseException as error:
@@ -133,8 +133,8 @@ class _Child:
         return f"{self.word[::-1]}\n" in _read(self.out)
 
     def _wait(self, child: int) -> int | None:
-        """The exit code of a child; None if this process reaps all its children elsewhere. Not in
-        one call that waits, so that whatever interrupts this thread ends the child, too."""
+        """The exit code of a child; None if this process reaps all its children elsewhere. Polls
+        instead of waiting in one call, so that an interrupt of this thread ends the child, too."""
         began, pause = time.monotonic(), 0.001
         begun = False
         try:
@@ -152,7 +152,7 @@ class _Child:
 
 
 def _memory(name: str, stack: ExitStack) -> int:
-    """A file in memory, as long as the stack."""
+    """A file in memory, closed with the stack."""
     file = os.memfd_create(f"diskq {name}")
     stack.callback(os.close, file)
     return file
@@ -166,7 +166,7 @@ def _end(child: int) -> int | None:
 
 
 def _places() -> Iterator[str]:
-    """Where this process imports from."""
+    """The places from which this process imports."""
     for place in sys.path:
         try:
             yield place or os.getcwd()
@@ -179,7 +179,7 @@ def _read(file: int) -> str:
 
 
 def serve(word: str, call: str, *arguments: str) -> None:
-    """The child: say the word, call the function, tell its outcome."""
+    """The work of the child: print the word, call the function, print its outcome."""
     _watch_parent()
     _say(word[::-1])
     module, _, name = call.partition(":")
@@ -203,7 +203,7 @@ def _one_line(text: str) -> str:
 
 
 def _watch_parent() -> None:
-    """End this process soon after its parent: nobody waits for what it does."""
+    """End this process soon after its parent, which alone needs the result."""
     parent = os.getppid()
 
     def watch() -> None:

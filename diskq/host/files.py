@@ -1,7 +1,7 @@
 """Is this path a store, could it become one, and can its disk keep the promises?
 
-A store's files are regular files: no symbolic link is followed, no FIFO is waited for. Those beside
-data.mdb have its owner, group and permissions, whichever process makes them and whenever.
+A store's files are regular files: no symbolic link is followed, no FIFO is waited for. The files
+beside data.mdb have its owner, group and permissions, whichever process creates them and whenever.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ..base.limits import MAX_READERS
 DATA, LOCK, SLOTS = "data.mdb", "lock.mdb", "slots"
 BOOT = "boot"  # only where commits are not flushed: the boot that last found the store sound
 NAMES = DATA, LOCK, SLOTS, BOOT
-# A store that is being made, see creation.py: its directory, and the file in it that says so.
+# A store that is being created, see creation.py: its directory, and the file that marks it.
 UNFINISHED, MARKER = ".diskq-unfinished", ".diskq-marker"
 
-PRIVATE = 0o600  # what a store's files are unless its maker says otherwise
+PRIVATE = 0o600  # the mode of a store's files unless `mode` says otherwise
 _LOCK_BYTES = 64 * (MAX_READERS + 2)  # mdb.c, MDB_reader and MDB_txninfo
 _PATIENCE_SECONDS = 1.0
 _KINDS = {
@@ -36,7 +36,7 @@ _REFUSED = {"nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "afs", "ceph", "lus
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """A path from the root. Raises: NotAStore if no file can have it, NotFound, TypeError."""
+    """The absolute path. Raises: NotAStore if no file can have it, NotFound, TypeError."""
     name = os.fsdecode(path)
     if not name:
         raise NotAStore("the path of the store is empty; give the path of a directory")
@@ -91,15 +91,15 @@ def _is_there(path: str) -> bool:
 
 def _may_stay(path: str, name: str, names: list[str]) -> bool:
     """Whether a directory with this name in it counts as empty. A process that was killed while it
-    made a store here may have left it; creation.py looks at that more closely."""
+    created a store here may have left the name; creation.py examines that more closely."""
     if name == "lost+found":
         return os.path.isdir(os.path.join(path, name))
     return name.startswith(UNFINISHED) or (name in NAMES and UNFINISHED in names)
 
 
 def check_mount(path: str) -> None:
-    """Refuse a store on a read-only mount. LMDB reads without its lock file there, so others, for
-    whom it is mounted writable, would overwrite what is being read.
+    """Refuse a store on a read-only mount. LMDB reads without its lock file there, so a process for
+    which it is mounted writable would overwrite pages that are being read.
 
     Raises: Unsupported, OSError.
     """
@@ -111,13 +111,13 @@ def check_mount(path: str) -> None:
 
 
 def has_leftovers(path: str) -> bool:
-    """Whether something is in a store that its maker may have left; see `creation.tidy`."""
+    """Whether a store has files that its creation may have left behind; see `creation.tidy`."""
     return not {UNFINISHED, MARKER}.isdisjoint(os.listdir(path))
 
 
 def check_regular(path: str) -> None:
-    """Refuse what is no regular file, unless nothing is there: it might lead to a file of somebody
-    else, or let the process wait.
+    """Refuse anything but a regular file, unless nothing is there: it might lead to a file of
+    another user, or make the process wait.
 
     Raises: NotAStore.
     """
@@ -134,9 +134,9 @@ def _refuse(path: str, mode: int) -> None:
 
 
 def open_regular(path: str, flags: int) -> int:
-    """Open a file of a store, which is there; returns its descriptor.
+    """Open an existing file of a store; returns its descriptor.
 
-    Raises: NotAStore if it is no regular file; OSError.
+    Raises: NotAStore if it is not a regular file; OSError.
     """
     check_regular(path)  # opening some devices does something
     file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -149,10 +149,10 @@ def open_regular(path: str, flags: int) -> int:
 
 
 def open_private(path: str, flags: int, *, like: str) -> int:
-    """Open a file beside data.mdb, `like`. If `flags` have O_CREAT and it is not there, it is made,
-    with the owner, group and permissions of data.mdb; returns its descriptor.
+    """Open a file beside data.mdb, which is `like`. If `flags` have O_CREAT and the file does not
+    exist, it is created with the owner, group and permissions of data.mdb; returns its descriptor.
 
-    Raises: NotAStore if it is no regular file; OSError.
+    Raises: NotAStore if it is not a regular file; OSError.
     """
     until, made = time.monotonic() + _PATIENCE_SECONDS, False
     while True:
@@ -163,7 +163,7 @@ def open_private(path: str, flags: int, *, like: str) -> int:
             if not flags & os.O_CREAT:
                 raise
         except PermissionError:
-            # The process that makes it, another user's, may be about to give it its permissions.
+            # Another user's process may be creating it, and be about to set its permissions.
             if time.monotonic() > until or not os.access(like, os.R_OK | os.W_OK):
                 raise
             time.sleep(0.01)
@@ -184,8 +184,8 @@ def open_private(path: str, flags: int, *, like: str) -> int:
 
 
 def permit(file: int, like: os.stat_result) -> None:
-    """Give an open file or directory the owner, group and permissions that another one has. If this
-    process may not give it to that group, its own group gets no more than everybody."""
+    """Give an open file or directory the owner, group and permissions of another one. If this
+    process may not give it to that group, its group gets no more permissions than all users."""
     found = os.fstat(file)
     mode = stat.S_IMODE(like.st_mode)
     if (found.st_uid, found.st_gid) != (like.st_uid, like.st_gid):
@@ -205,9 +205,9 @@ def _access(status: os.stat_result) -> tuple[int, int, int]:
 
 
 def prepare_lock(path: str) -> None:
-    """Make LMDB's lock file if it is not there, before LMDB does: with the permissions of data.mdb,
-    and with all its blocks, for on a full disk touching a hole in it would end the process with
-    SIGBUS. Not to be called while this process has the store open: its locks would go.
+    """Create LMDB's lock file if it does not exist, before LMDB does: with the permissions of
+    data.mdb, and with all its blocks, because on a full disk touching a hole would end the process
+    with SIGBUS. Do not call this while this process has the store open: its locks would be lost.
 
     Raises: NotAStore, OSError.
     """
@@ -227,7 +227,7 @@ def prepare_lock(path: str) -> None:
 
 
 def identity_of(path: str) -> tuple[int, int]:
-    """Device and inode of the data of the store at `path`: no other store has both."""
+    """Device and inode of the data file of the store at `path`: no other store has both."""
     status = os.lstat(os.path.join(path, DATA))
     return status.st_dev, status.st_ino
 
@@ -256,7 +256,7 @@ def check_data_file(data: str, expected: tuple[int, int]) -> int:
 
 
 def _check_file_system(path: str) -> None:
-    """Raise Unsupported where the type of the path's file system says that locks do not hold.
+    """Raise Unsupported if locks do not hold on the path's type of file system.
 
     Source: proc_pid_mountinfo(5): field 3 is the device, the type follows " - ".
     """

@@ -1,8 +1,8 @@
-"""Which process this is, and whether another one still runs.
+"""The identity of this process, and whether another process still runs.
 
-A lock tells that somebody lives; a child that was forked in C may keep the lock of a dead parent.
-So who holds something writes down its pid, with what makes a pid unique: the PID namespace and the
-time at which the process began.
+A lock shows that its holder lives, but a child that was forked in C may keep the lock of a dead
+parent. So a process that holds a lock records its pid, and two values that make a pid unique: the
+PID namespace and the start time of the process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _STATE, _STARTED = 0, 19  # fields of /proc/PID/stat behind the name, see proc_p
 
 
 class Process(NamedTuple):
-    """A process, as it names itself. `namespace` 0: the system does not tell."""
+    """The identity of a process. `namespace` is 0 if the system does not tell it."""
 
     pid: int
     namespace: int
@@ -40,7 +40,7 @@ def this_process() -> Process:
 
 
 class _Pid:
-    """The same as `HERE`, by a system call."""
+    """A replacement for `HERE` that asks the system."""
 
     def __getitem__(self, _: int) -> int:
         return os.getpid()
@@ -58,14 +58,14 @@ def _wiped_by_forks() -> Any:
         return _Pid()
 
 
-# The first number is this process's id once somebody noted it, and zero in a forked child, however
-# that was forked: madvise(2), MADV_WIPEONFORK. Asking the system takes a microsecond.
+# The first number is this process's id once it was noted, and zero in a forked child, however that
+# was forked: madvise(2), MADV_WIPEONFORK. Asking the system would take a microsecond.
 HERE = _wiped_by_forks()
 
 
-# py-lmdb keeps its state per process: two interpreters would take each other's objects for theirs.
+# py-lmdb keeps its state per process: two interpreters would mix up their objects.
 ONE_INTERPRETER = (
-    "diskq works in the main interpreter of a process only; use that one (uWSGI:"
+    "diskq works only in the main interpreter of a process; use that one (uWSGI:"
     " single-interpreter = true), or another process"
 )
 
@@ -80,16 +80,16 @@ def is_second_interpreter() -> bool:
 
 
 class Watch:
-    """Tells of processes whether they run. Keeps a descriptor (pidfd) for each that it was asked
-    about last, if it may have one. Safe across threads."""
+    """Tells whether processes run. Keeps a descriptor (pidfd) for each of the latest processes that
+    it was asked about, if the system allows that. Safe across threads."""
 
     def __init__(self, mine: Process) -> None:
         self.mine = mine
         self._pidfds: dict[Process, int] = {}
-        self._lock = guard.new_lock()  # a descriptor that another thread closes is another file's
+        self._lock = guard.new_lock()  # a closed descriptor's number may soon be another file's
 
     def is_gone(self, process: Process) -> bool:
-        """Whether a process surely ended, reaped or not; False if that cannot be told from here."""
+        """Whether a process has ended for certain, reaped or not; False if this cannot be told."""
         if not process.namespace or process.namespace != self.mine.namespace:
             return False
         if process.pid == self.mine.pid:
@@ -110,7 +110,7 @@ class Watch:
                 return True
             except OSError:  # no more descriptors, or a sandbox
                 return False
-            if not _has_ended(process):  # so it is this one's, not that of the next of its pid
+            if not _has_ended(process):  # so it is not of a later process with the same pid
                 return False
         else:
             poll = ondemand.select.poll()
@@ -121,11 +121,11 @@ class Watch:
         return True
 
     def forget(self, process: Process) -> None:
-        """Keep no descriptor for a process any more, unless another thread looks at some."""
+        """Close the descriptor for a process, unless another thread is using one."""
         guard.run_alone_or(self._lock, partial(self._drop, process), int)
 
     def close(self) -> None:
-        """Keep none at all."""
+        """Close all descriptors."""
         for process in list(self._pidfds):  # without the lock: another thread of a parent had it
             self._drop(process)
 
@@ -136,7 +136,7 @@ class Watch:
 
 
 def maps_file(pid: int, file: int) -> bool:
-    """Whether a process has a file mapped; True if that cannot be told."""
+    """Whether a process has a file mapped; True if this cannot be told."""
     try:
         status = os.fstat(file)
         with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
@@ -148,7 +148,7 @@ def maps_file(pid: int, file: int) -> bool:
 
 
 def describe(process: Process) -> str:
-    """A process for people: pid, command and state; only the pid where that is all to be had."""
+    """A process in words: pid, command and state; only the pid if the rest is unknown."""
     try:
         with open(f"/proc/{process.pid}/cmdline", "rb") as file:
             words = file.read(200).replace(b"\0", b" ").decode(errors="replace").split()

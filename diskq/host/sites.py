@@ -1,9 +1,10 @@
-"""Directories in which stores are built, and what is left of them. Imported on demand.
+"""Directories in which stores are built, and their leftovers. Imported on demand.
 
 The first file in such a site is its marker, on which its maker holds a lock as long as it lives.
-That tells a leftover of a killed process from a site at work, and from somebody else's directory:
-only a real directory of this user, with a marker that nobody locks, and with no other files than a
-store has, is taken over or removed. All goes by descriptors of directories; no link is followed.
+The lock distinguishes a leftover of a killed process from a site in use, and from a directory of
+another user: only a real directory of this user, with an unlocked marker, and with no other files
+than those of a store, is taken over or removed. All access is by descriptors of directories; no
+link is followed.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ _FLOCK = struct.Struct("hhqqi4x")  # fcntl(2), Linux
 
 class Site:
     """A directory in which a store is built, marked and locked by this process. Whether it has
-    become the store is looked up, not remembered: an interrupt may come between the two."""
+    become the store is read from the disk, not remembered: an interrupt may come in between."""
 
     directory = -1
-    marker: FileIO | None = None  # not a number: whatever happens, its lock ends with this object
+    marker: FileIO | None = None  # not a descriptor: its lock surely ends with this object
     taken = False  # from a process that was killed
 
     def __init__(self, parent: int, name: str) -> None:
@@ -42,8 +43,8 @@ class Site:
         self.name = name
 
     def claim(self) -> bool:
-        """Take it; False if a living process builds in it, or has moved it, or it is another
-        user's.
+        """Take the directory; False if a living process builds in it or has moved it, or it belongs
+        to another user.
 
         Raises: OSError, with ENOTDIR or ELOOP if it is something else.
         """
@@ -62,7 +63,7 @@ class Site:
         there = os.stat(MARKER, dir_fd=self.directory, follow_symlinks=False)
         if not os.path.samestat(there, os.fstat(marker.fileno())):
             return False
-        if not self.is_in_place():  # it became a store since it was opened here
+        if not self.is_in_place():  # it became a store since this opened it
             if not found:
                 os.unlink(MARKER, dir_fd=self.directory)
             return False
@@ -75,37 +76,39 @@ class Site:
         return True
 
     def is_in_place(self) -> bool:
-        """Whether it is still where it was made."""
+        """Whether the directory is still where it was created."""
         with suppress(FileNotFoundError):
             there = os.stat(self.name, dir_fd=self.parent, follow_symlinks=False)
             return os.path.samestat(there, os.fstat(self.directory))
         return False
 
     def names(self) -> list[str]:
-        """The files in it, without its marker."""
+        """The files in the directory, without the marker."""
         return sorted({*os.listdir(self.directory)} - {MARKER})
 
     def clear(self) -> None:
-        """Remove the files in it, but for its marker."""
+        """Remove the files in the directory, except the marker."""
         for name in files.NAMES:
             with suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=self.directory)
 
     def remove(self) -> None:
-        """Let go of it: without a trace, or as the store that it became."""
+        """Remove the directory without a trace, or only the marker if it became the store; then
+        drop the lock."""
         try:
             with suppress(OSError):
                 unused = self.is_in_place()
                 if unused:
                     self.clear()
-                os.unlink(MARKER, dir_fd=self.directory)  # the last one: it is ours until then
+                os.unlink(MARKER, dir_fd=self.directory)  # last: the directory is ours until then
                 if unused:
                     os.rmdir(self.name, dir_fd=self.parent)
         finally:
             self.close()
 
     def undo(self) -> None:
-        """Remove what an interrupted `claim` made here, unless somebody else took it over."""
+        """Remove the directory that an interrupted `claim` created, unless another process took it
+        over."""
         with suppress(OSError):
             if self.directory < 0:
                 flags = DIRECTORY | os.O_NOFOLLOW
@@ -129,8 +132,8 @@ class Site:
 
 def claim(parent: int, name: str, *, make: bool, taken: list[Site] | None = None) -> Site | None:
     """Take a directory to build in: a new one, if `make`, or one that a killed process left. None
-    if it is not to be had, now or any more. `taken` gets it first, so that whoever removes what is
-    in there removes it, whenever an interrupt comes.
+    if it is in use or gone. It is added to `taken` first, so that the caller can remove it whenever
+    an interrupt comes.
 
     Raises: NotAStore if it is something else; OSError.
     """
@@ -155,8 +158,8 @@ def claim(parent: int, name: str, *, make: bool, taken: list[Site] | None = None
         if error.errno not in (errno.ENOTDIR, errno.ELOOP):
             raise
         raise NotAStore(
-            f"{name} is something else than what diskq leaves there; move it elsewhere, or choose"
-            " another path"
+            f"{name} is not a directory that diskq left there; move it elsewhere, or choose another"
+            " path"
         ) from error
     finally:
         if not claimed and made:
@@ -183,16 +186,16 @@ def open_marker(directory: int, *, new: bool = False) -> FileIO:
 
 
 def is_marker(file: FileIO) -> bool:
-    """Whether a file is the marker of a site, be it one that was not written whole, or was not on
-    the disk when the power went: then some of it is zeros."""
+    """Whether a file is the marker of a site, even if it was not completely written, or was not on
+    the disk when the power failed: then a part of it is zeros."""
     status = os.fstat(file.fileno())
     mine = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
     return mine and _NOTE.startswith(os.pread(file.fileno(), len(_NOTE) + 1, 0).rstrip(b"\0"))
 
 
 def lock(marker: FileIO) -> bool:
-    """Lock a marker; False if another process, or thread, has it. The lock ends with the descriptor
-    only, whatever else this process does with the file."""
+    """Lock a marker; False if another process, or thread, has locked it. The lock ends only with
+    the descriptor, whatever else this process does with the file."""
     try:
         query = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
         fcntl.fcntl(marker, fcntl.F_OFD_SETLK, query)
@@ -201,15 +204,15 @@ def lock(marker: FileIO) -> bool:
             return False
         if error.errno == errno.EINVAL:
             raise Unsupported(
-                "this system has no locks of open files (F_OFD_SETLK); use diskq outside of this"
-                " sandbox"
+                "this system has no open file description locks (F_OFD_SETLK); use diskq outside"
+                " this sandbox"
             ) from error
         raise
     return True
 
 
 def sweep(folder: int) -> None:
-    """Remove what those left here who were killed while they built a store."""
+    """Remove the leftovers of processes that were killed while they built a store."""
     for name in os.listdir(folder):
         if _BESIDE.fullmatch(name):
             with suppress(OSError, NotAStore):

@@ -34,7 +34,8 @@ _FREE = bytes(_SLOT.size)
 
 
 class Slot(NamedTuple):
-    """The content of a slot, whether its consumer is alive or not; `handling` None: none named."""
+    """The content of a slot, whether its consumer is alive or not; `handling` is None if it named
+    no message."""
 
     owner: int
     group: int
@@ -46,7 +47,7 @@ class Slot(NamedTuple):
 
     @property
     def pid(self) -> int:
-        """The process's id."""
+        """The id of the process."""
         return self.process.pid
 
 
@@ -59,10 +60,10 @@ class Slots(SharedFile):
         super().__init__(path, readonly=readonly)
 
     def take(self, owner: int, group: int, name: str) -> int:
-        """For who writes, so one at a time of all processes: lock and fill a slot for a new
-        consumer; returns its number, the same one if it has one already.
+        """Lock and fill a slot for a new consumer; returns its number, the same one if the consumer
+        has a slot already. Only the process with the write lock may call this.
 
-        A slot whose consumer died is taken last: it still says what that one was handling.
+        A slot whose consumer died is taken last: it still names the message that was handled.
 
         Raises: Unsupported if MAX_CONSUMERS are alive.
         """
@@ -93,8 +94,8 @@ class Slots(SharedFile):
             raise
 
     def release(self, index: int, owner: int, *, clean: bool) -> None:
-        """Give a slot up, if it is still this owner's; unless `clean`, what it says stays, for who
-        frees its leases."""
+        """Give a slot up, if it still belongs to this owner; unless `clean`, its content stays, for
+        the process that frees its leases."""
         if self._mine.get(index) == owner:
             if clean:
                 self._fill(index, _FREE)
@@ -102,13 +103,13 @@ class Slots(SharedFile):
             self._mine.pop(index, None)
 
     def give_up(self, owner: int) -> None:
-        """Give up the slot of a consumer that was not made after all, if it has one."""
+        """Give up the slot of a consumer that could not be created, if it has one."""
         for index in [index for index, its in list(self._mine.items()) if its == owner]:
             self.release(index, owner, clean=True)
 
     def forget(self, index: int, owner: int) -> None:
-        """Clear the slot of a dead consumer whose leases are free again, unless another one has it
-        by now."""
+        """Clear the slot of a dead consumer whose leases are free again, unless another consumer
+        has it by now."""
         mark = -next(self._marks)  # of this call: a thread that wants the slot takes another one
 
         def clear() -> None:
@@ -122,16 +123,17 @@ class Slots(SharedFile):
         guard.surely(clear, lambda: self.release(index, mark, clean=False))
 
     def handle(self, index: int, offset: int | None) -> None:
-        """Name the message being handled: should the process die now, only that one is charged."""
+        """Name the message being handled: if the process dies now, only that one is charged."""
         value = 0 if offset is None else offset + 1
         _U64.pack_into(self._memory, _start(index) + _HANDLING, value)
 
     def hand_out(self, index: int, token: int) -> None:
-        """Tell others how far a prefetching consumer is: they leave that to it."""
+        """Publish the last token that a prefetching consumer handed out: other consumers leave the
+        messages up to it alone."""
         _U64.pack_into(self._memory, _start(index) + _HANDED, token)
 
     def set_waiting(self, index: int, threads: int) -> None:
-        """Tell others how many threads of this consumer are blocked in a get."""
+        """Publish how many threads of this consumer are blocked in a get."""
         self._memory[_start(index) + _WAITING] = min(threads, 255)
 
     def read(self, index: int) -> Slot:
@@ -159,8 +161,8 @@ class Slots(SharedFile):
         return [slot for at, slot in used if self.alive(at, slot.owner)]
 
     def peers(self, group: int) -> tuple[bool, list[tuple[int, int]]]:
-        """Whether consumers of other processes belong to the group, and which of them are dead:
-        slot and owner."""
+        """Whether the group has consumers of other processes, and those that are dead, as slot and
+        owner."""
         others, dead = False, []
         for index, used in enumerate(self._column(0)):
             if used and index not in self._mine:
@@ -181,7 +183,7 @@ class Slots(SharedFile):
         return sum(slot.waiting for slot in mine)
 
     def _column(self, field: int) -> bytes:
-        """One byte of each slot that was ever used."""
+        """One byte of each slot that was ever used, in order."""
         (used,) = _USED.unpack_from(self._memory, _USED_AT)
         return self._memory[SLOTS_AT + field : SLOTS_AT + used * _SLOT.size : _SLOT.size]
 

@@ -1,23 +1,24 @@
-"""Turns to write: who of all processes has the store's write lock, with a deadline for who waits.
+"""Turns to write: the store's write lock, held by one process at a time, with a deadline for those
+that wait.
 
-LMDB has a write lock, too, but waiting for that one cannot be interrupted. So whoever writes first
-locks a byte of the file `slots`. In its head page:
+LMDB has a write lock, too, but a wait for it cannot be interrupted. So a writer first locks a byte
+of the file `slots`. In its head page:
 
-    13   u8: 1 while who writes may take what others prefetched
+    13   u8: 1 while the writer may take messages that other consumers prefetched
     24   u32 twice: the ticket that was served last, and drawn last
     32   u32: generation of the lock, see below
-    40   pid u64, PID namespace u64, start time u64, since_ns u64: who took the lock last, and when
+    40   pid u64, PID namespace u64, start time u64, since_ns u64: the last writer, and since when
     256  TICKETS words, see wake.py: a process with ticket t sleeps on word t modulo TICKETS
 
 A process that finds others waiting draws a ticket, locks the ticket's byte, and sleeps until its
-turn comes; so equal consumers get equal shares. A process that just gave the lock back may take it
-again a few times, though others wait: each change of the process costs two switches of the kernel.
-One that died or gave up has let go of its ticket's byte, and one that is stopped while it waits
-holds the others up for a moment only: then they take the lock as it comes.
+turn comes; so equal consumers get equal shares. A process that just released the lock may take it
+again a few times, though others wait: each change of the process costs two context switches. A
+process that died or gave up has released its ticket's byte, and one that is stopped while it waits
+delays the others only for a moment: then they take the lock in any order.
 
 A child that was forked in C inherits the lock. If the writer is dead and its byte is still locked,
-the others go on with the byte of the next generation; should the lock be held twice for a moment,
-LMDB's own lock, which the kernel frees at any death, keeps the writers apart.
+the others go on with the byte of the next generation. If the lock is then held twice for a moment,
+LMDB's lock, which the kernel frees at any death, keeps the writers apart.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Waiting(Protocol):
 
 
 class Turns:
-    """One process's turns. Only the thread that leads in the process uses it, until `leave`."""
+    """The turns of one process. Only the thread that leads in the process uses it, until
+    `leave`."""
 
     def __init__(self, path: str, file: int, first_byte: int, memory: mmap, watch: Watch) -> None:
         self._path = path
@@ -70,8 +72,8 @@ class Turns:
             locks.request(first_byte + generation) for generation in range(_GENERATIONS)
         ]
         self._repeats = 0  # writes without waiting while others waited
-        # Gives back all that this process has, in one step: a call of C, which no signal handler
-        # interrupts. May be called by whoever leads, whether it got a turn or not.
+        # Releases all locks of this process, in one step: a call of C, which no signal handler
+        # interrupts. The leading thread may call it, whether it got a turn or not.
         self.leave: Callable[[], object] = locks.unlocker(file, first_byte, _LENGTH)
 
     def take(self, call: Waiting, check: Callable[[], object]) -> None:
@@ -103,17 +105,18 @@ class Turns:
             self._words.wake(word, self._words.read(word) + 1, TICKETS)
 
     def begin_stealing(self) -> None:
-        """For who writes, before it looks what others handed out: tell them that it may take the
-        rest. Until the next write."""
+        """Mark that the writer may take prefetched messages, before it reads which ones were handed
+        out. Lasts until the next write."""
         self._memory[_STEALING_AT] = 1
 
     def stealing(self) -> bool:
-        """Whether somebody may be taking prefetched messages, and may not have seen what was handed
-        out last: it marks first and then looks, who hands out does the same."""
+        """Whether a writer may be taking prefetched messages without having seen the last one that
+        was handed out: a writer marks first and then reads, and so does a consumer that hands
+        out."""
         return bool(self._memory[_STEALING_AT])
 
     def _try_lock(self) -> bool:
-        """Lock the byte of the present generation."""
+        """Lock the byte of the current generation."""
         (generation,) = _U32.unpack_from(self._memory, _GENERATION_AT)
         if not locks.try_lock(self._file, self._first + generation % _GENERATIONS):
             return False
@@ -121,7 +124,7 @@ class Turns:
 
     def _wait(self, until: float, check: Callable[[], object]) -> None:
         began = looked = time.monotonic()
-        until = max(until, began + NOWAIT_SECONDS)  # for who may not wait
+        until = max(until, began + NOWAIT_SECONDS)  # for a call that must not wait
         ticket = self._draw(began + _PATIENCE_SECONDS)
         suspect: Process | None = None
         while True:
@@ -133,7 +136,7 @@ class Turns:
             if now >= until:
                 raise self._busy(now - began)
             check()
-            if now - looked > _LOOK_SECONDS:  # twice: who just took the lock has not signed yet
+            if now - looked > _LOOK_SECONDS:  # twice: a new writer may not have signed yet
                 looked, dead = now, self._dead_writer()
                 if dead is not None and dead == suspect and self._next_generation():
                     return
@@ -142,8 +145,8 @@ class Turns:
             self._words.wait(ticket % TICKETS, seen, min(until - now, nap))
 
     def _draw(self, until: float) -> int:
-        """Draw a ticket. Without one, should somebody be stopped while it draws, this returns one
-        that was served already."""
+        """Draw a ticket. If another process is stopped while it draws, this returns a ticket that
+        was served already."""
         counter = self._first + _COUNTER_BYTE
         while not locks.try_lock(self._file, counter):
             if time.monotonic() > until:
@@ -159,7 +162,8 @@ class Turns:
         return int(_U32.unpack_from(self._memory, _DRAWN_AT)[0])
 
     def _is_my_turn(self, ticket: int, waited: float) -> bool:
-        """Whether nobody who drew before is still waiting; or whether that took too long."""
+        """Whether no process that drew before is still waiting; or whether the wait took too
+        long."""
         (served,) = _U32.unpack_from(self._memory, _SERVED_AT)
         ahead = (ticket - served) % 2**32
         if ahead <= 1 or ahead > TICKETS or waited > _PATIENCE_SECONDS:
@@ -174,12 +178,12 @@ class Turns:
         return writer, int(_U64.unpack_from(self._memory, _SINCE_AT)[0])
 
     def _dead_writer(self) -> Process | None:
-        """The process that wrote down that it writes, if it is dead."""
+        """The process that signed as the writer, if it is dead."""
         writer, _ = self._writer()
         return writer if writer.pid and self._watch.is_gone(writer) else None
 
     def _next_generation(self) -> bool:
-        """Go on without the byte that a dead writer's child keeps."""
+        """Take the byte of the next generation, since a dead writer's child keeps this one."""
         (generation,) = _U32.unpack_from(self._memory, _GENERATION_AT)
         after = (generation + 1) % 2**32
         if not locks.try_lock(self._file, self._first + after % _GENERATIONS):

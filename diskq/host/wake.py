@@ -1,10 +1,10 @@
-"""Waiting for a commit elsewhere, without polling where Linux lets us.
+"""Waits for a commit of another process, without polling where Linux allows it.
 
-A wake word is a u32 in memory shared by all processes of a store. A waiter reads it, looks into
-the store, and sleeps only if the word still has the value read; a committer changes the word, then
-wakes. So no wake-up is lost. See futex(2). Elsewhere, and where the call cannot be had (a Python
-without ctypes, no descriptor left to load it), the word is polled, every 10 ms at least. So nothing
-here raises, and a wake-up that an interrupt cut off comes with the next look.
+A wake word is a u32 in memory shared by all processes of a store. A waiter reads it, reads the
+store, and sleeps only if the word is still the same; a committer changes the word, then wakes the
+waiters. So no wake-up is lost. See futex(2). On other systems, and where the call is not available
+(a Python without ctypes, no descriptor left to load it), the word is polled, every 10 ms at least.
+So nothing here raises, and a wake-up that an interrupt cut off comes with the next poll.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Words:
         self._number = _SYSCALLS.get(os.uname().machine) if sys.platform == "linux" else None
 
     def read(self, index: int) -> int:
-        """The word's value: take it before looking for what the word announces."""
+        """The word's value; read it before you look for the announced change."""
         return self._view[index]
 
     def wake(self, index: int, value: int, count: int) -> None:
@@ -52,11 +52,11 @@ class Words:
             futex(index, _WAKE, min(count, ALL), None)
 
     def mark(self, index: int, value: int) -> None:
-        """Set the word, and wake nobody."""
+        """Set the word without a wake-up."""
         self._view[index] = value
 
     def nudge(self, index: int) -> None:
-        """Wake all waiters without touching the word: who is about to sleep still will."""
+        """Wake all waiters without touching the word: a thread about to sleep still sleeps."""
         futex = self._futex or self._load()
         if futex is not None:
             futex(index, _WAKE, ALL, None)
@@ -85,7 +85,7 @@ class Words:
         except ImportError:
             return None
         except OSError as error:
-            if error.errno is None:  # a handler's TimeoutError, not the system's word
+            if error.errno is None:  # a handler's TimeoutError, not an error of the system
                 raise
             return None
         kinds = ctypes.c_long, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32, ctypes.c_char_p

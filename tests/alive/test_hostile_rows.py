@@ -357,4 +357,4 @@ def test_a_segment_whose_ends_lie_is_corrupt(store):
         store.handle.engine.commit(lambda tx: tx.lmdb.put(key, value, db=log))  # noqa: B023
         if ends != (3, 3):
             raises_corrupt(store, group.consumer().get_nowait)
-            assert "cannot be taken apart" in problems(store)
+            assert "cannot be decoded" in problems(store)

@@ -114,7 +114,7 @@ def test_a_group_starts_where_it_is_told(shell: Any, start: str, unread: int) ->
 @pytest.mark.parametrize(
     ("option", "value", "hint"),
     [
-        ("--start", "tomorrow", "'tomorrow' is no start"),
+        ("--start", "tomorrow", "'tomorrow' is not a start"),
         ("--lease", "long", "'long' is not a duration"),
         ("--lease", "0", "Invalid value for '--lease': 0 is below 1ms, the least"),
         ("--lease", "8d", "Invalid value for '--lease': 8d is over 7d, the most"),
@@ -201,7 +201,7 @@ def test_redrive_wants_to_know_which(shell: Any) -> None:
     give_up(shell, b"one")
     redrive = ["dead", "redrive", "mail", "-g", "workers"]
     for which in ([], ["0", "--all"], ["--limit", "1", "--all"]):
-        assert "say which" in shell.error(*redrive, *which, code=2)
+        assert "name the dead letters" in shell.error(*redrive, *which, code=2)
     assert "9" in shell.error(*redrive, "0", "9", code=1)
     assert len(shell.json("dead", "ls", "mail", "-g", "workers")) == 1
 

@@ -110,7 +110,7 @@ def test_bad_settings_of_a_topic_are_usage_errors(
 
 def test_changing_nothing_is_a_usage_error_and_none_is_for_changes(shell: Any) -> None:
     shell.run("topic", "create", "mail")
-    assert "nothing was given" in shell.error("topic", "set", "mail", code=2)
+    assert "no setting was given to change" in shell.error("topic", "set", "mail", code=2)
     assert "leave it out" in shell.error("topic", "create", "mail", "--max-age", "none", code=2)
 
 
@@ -229,10 +229,10 @@ def test_with_priorities_purge_says_exactly_what_goes(shell: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "hint"),
     [
-        (["--before", "tomorrow"], "'tomorrow' is no place in a topic"),
-        (["--before", "latest"], "'latest' is no place in a topic"),
-        (["--before", "-1"], "'-1' is no place in a topic"),
-        (["--before", "9" * 30], "is no place in a topic"),
+        (["--before", "tomorrow"], "'tomorrow' is not a place in a topic"),
+        (["--before", "latest"], "'latest' is not a place in a topic"),
+        (["--before", "-1"], "'-1' is not a place in a topic"),
+        (["--before", "9" * 30], "is not a place in a topic"),
         (["--before", "9999-01-01"], "between the years"),
         (["--key", b"\xff"], "UTF-8"),
         (["--all"], "No such option"),
@@ -279,7 +279,7 @@ def test_more_dead_letters_than_one_commit_takes_are_all_removed(shell: Any) -> 
 def test_dead_rm_wants_to_know_which(shell: Any) -> None:
     give_up(shell, b"x")
     for which in ([], ["0", "--all"]):
-        assert "say which" in shell.error(*RM, *which, "--yes", code=2)
+        assert "name the dead letters" in shell.error(*RM, *which, "--yes", code=2)
     assert "'x' is not a valid integer" in shell.error(*RM, "x", "--yes", code=2)
     assert dead(shell) == [0]
 

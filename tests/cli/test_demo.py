@@ -11,7 +11,7 @@ import time
 import pytest
 
 import diskq
-from diskq.cli.demo import Outcome, judge
+from diskq.cli.demo_verdict import Outcome, comes_back, judge
 
 GROUP = diskq.GroupStats(
     topic="files",
@@ -112,3 +112,24 @@ def test_the_verdict_is_good_if_all_is_right():
 )
 def test_the_verdict_names_what_is_wrong(wrong):
     assert judge(GOOD._replace(**wrong))
+
+
+def lease(offset: int, token: int) -> diskq.PendingMessage:
+    return diskq.PendingMessage(offset, "CB", token, deadline_ns=0, attempt=1)
+
+
+@pytest.mark.parametrize(
+    ("pending", "failures", "expected"),
+    [
+        ([lease(3, 10), lease(7, 11)], 0, True),  # the dead consumer's lease is still there
+        ([lease(3, 10)], 1, True),  # another consumer took it back
+        ([lease(7, 12)], 1, True),  # and is handling the message now
+        ([], 1, True),  # or has acked it
+        ([lease(3, 10)], 0, False),  # the killed consumer had acked it
+        ([], 0, False),
+    ],
+)
+def test_a_killed_consumers_message_comes_back_unless_its_last_commit_acked_it(
+    pending, failures, expected
+):
+    assert comes_back(lease(7, 11), pending, failures) is expected

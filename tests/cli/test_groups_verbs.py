@@ -80,7 +80,7 @@ def test_settings_can_be_changed(shell: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "hint"),
     [
-        ([], "nothing was given to be changed"),
+        ([], "no setting was given"),
         (["--lease", "0"], "'--lease': 0 is below 1ms, the least"),
         (["--lease", "none"], "'none' is not a duration"),
         (["--max-deliveries", "none"], "'none' is not a valid integer"),
@@ -167,8 +167,8 @@ def test_seek_back_says_how_many_come_and_that_others_are_gone(shell: Any) -> No
     assert get(shell, "-n", "3") == ["a", "b", "c"]
     shell.run("trim", "mail")
     gone = (
-        "; earlier ones are gone, since topic mail keeps only what some group has not settled:"
-        " 'diskq topic set mail --retention limits' keeps more from now on\n"
+        "; earlier ones are gone, since topic mail keeps only messages that some group has not"
+        " settled: 'diskq topic set mail --retention limits' keeps more from now on\n"
     )
     for to in "earliest", "2", "2000-01-01":
         said = shell.out(*SEEK, to, "--dry-run")
@@ -270,7 +270,7 @@ def test_seek_with_priorities_says_at_least_what_is_lost(shell: Any) -> None:
 @pytest.mark.parametrize("to", ["tomorrow", "1.5", "", "9" * 30, "٣"])
 def test_a_bad_place_is_a_usage_error(shell: Any, to: str) -> None:
     shell.fill(b"a")
-    assert "is no start" in shell.error(*SEEK, to, "--yes", code=2)
+    assert "is not a start" in shell.error(*SEEK, to, "--yes", code=2)
     assert "Missing argument 'TO'" in shell.error(*SEEK, code=2)
 
 

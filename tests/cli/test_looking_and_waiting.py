@@ -123,7 +123,7 @@ def test_the_mode_of_a_new_store_can_be_given(
         (["put", "mail", "x", "--mode", "rw"], "'rw' is not a mode; write 0600, 0660"),
         (["put", "mail", "x", "--mode", "0888"], "'0888' is not a mode"),
         (["put", "mail", "x", "--mode", "2770"], "'2770' is not a mode"),
-        (["put", "mail", "x", "--mode", "0770"], "without x for anybody"),
+        (["put", "mail", "x", "--mode", "0770"], "without any x"),
         (["put", "mail", "x", "--mode", "0060"], "lets the owner read and write"),
     ],
 )

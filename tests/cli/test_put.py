@@ -119,7 +119,7 @@ def test_json_prints_a_receipt_for_each_message(shell: Any) -> None:
         (["mail", "x", "--header", b"a=\xff"], "UTF-8"),
         (["mail", "x", "y"], "unexpected extra argument"),
         (["mail", "x", "--delai", "1"], "No such option"),
-        (["mail", "-5"], "'-5'; write -- before what begins with a minus: diskq put TOPIC -- -5"),
+        (["mail", "-5"], "'-5'; write -- before a leading minus: diskq put TOPIC -- -5"),
         ([], "Missing argument"),
         (["a/b", "x"], "'a/b'"),
         (["", "x"], "topic name"),

@@ -106,7 +106,7 @@ def test_a_reader_who_has_seen_enough_ends_tail_silently(shell: Any) -> None:
     [
         (["-n", "-1"], "not in the range"),
         (["-n", "1", "--from", "0"], "either -n or --from"),
-        (["--from", "tomorrow"], "'tomorrow' is no start"),
+        (["--from", "tomorrow"], "'tomorrow' is not a start"),
         (["-f", "--from", "2"], "offset 2 is beyond the end of topic 'mail', which is 1"),
     ],
 )

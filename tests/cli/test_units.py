@@ -71,7 +71,7 @@ def test_a_start_is_a_word_an_offset_or_a_time() -> None:
     assert units.parse_start("17") == 17
     assert units.parse_start("2026-01-31T08:00") == datetime(2026, 1, 31, 8).astimezone()
     for text in ("tomorrow", "-1", "", "2026-13-01", "٣", "9" * 5000):
-        with pytest.raises(ValueError, match="is no start"):
+        with pytest.raises(ValueError, match="is not a start"):
             units.parse_start(text)
 
 
@@ -79,7 +79,7 @@ def test_a_place_is_an_offset_or_a_time() -> None:
     assert units.parse_place("17") == 17
     assert units.parse_place("2026-01-31T08:00") == datetime(2026, 1, 31, 8).astimezone()
     for text in ("latest", "-1", "", "1.5", "٣"):
-        with pytest.raises(ValueError, match="is no place in a topic"):
+        with pytest.raises(ValueError, match="is not a place in a topic"):
             units.parse_place(text)
 
 
@@ -87,7 +87,7 @@ def test_a_time_is_local_unless_it_names_its_zone() -> None:
     assert units.parse_time("2026-01-31") == datetime(2026, 1, 31).astimezone()
     assert units.parse_time("2026-01-31T08:00+02:00") == datetime(2026, 1, 31, 6, tzinfo=UTC)
     for text in ("tomorrow", "latest", "17", "", "2026-13-01", "0001-01-01T00:00+23:59"):
-        with pytest.raises(ValueError, match="is no time") as caught:
+        with pytest.raises(ValueError, match="is not a time") as caught:
             units.parse_time(text)
         assert repr(text) in str(caught.value)
 

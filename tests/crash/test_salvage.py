@@ -160,8 +160,8 @@ def test_the_pages_of_a_sound_store_have_no_findings(built):
         (0, struct.pack("=Q", 7), "is not a"),  # its number
         (10, struct.pack("=H", 4), "is not a"),  # a leaf or branch that is an overflow page
         (12, struct.pack("=H", 65_535), "wrong bounds"),
-        (16, struct.pack("=H", 5), "a node outside of it"),
-        (16, struct.pack("=H", 4_090), "a node outside of it"),
+        (16, struct.pack("=H", 5), "a node outside the page"),
+        (16, struct.pack("=H", 4_090), "a node outside the page"),
     ],
 )
 def test_a_page_that_cannot_be_what_its_parent_says_is_found(built, copy, at, value, finding):

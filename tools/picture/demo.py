@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console, RenderableType
 
-from diskq.cli import demo, demo_view
+from diskq.cli import demo, demo_play, demo_view
 
 PICTURE = Path(__file__).parents[2] / "docs" / "demo.svg"
 WIDTH = 100
@@ -39,7 +39,7 @@ def main() -> int:
     """Play the demo, and write the picture if it passed."""
     view = Recorded()
     with tempfile.TemporaryDirectory() as name:
-        passed = demo.run(demo.Pace(), view, Path(name), Path(name) / "store")
+        passed = demo.run(demo_play.Pace(), view, Path(name), Path(name) / "store")
     if passed:
         view.save(PICTURE)
     return 0 if passed else 1
