@@ -74,8 +74,8 @@ class SharedFile:
             raise
 
     def close(self) -> None:
-        """Drop all locks of this process; its consumers count as dead from now on. In a forked
-        child this only closes."""
+        """Drop all locks of this process, whose consumers count as dead from now on. In a forked
+        child this only closes the file."""
         file, self._file_or_none = self._file_or_none, -1
         if file >= 0:
             os.close(file)  # the memory goes with the last thread that waits in it
@@ -102,11 +102,11 @@ class SharedFile:
             time.sleep(_NAP_SECONDS)
 
     def end_opening(self) -> None:
-        """Let others go on; may be called twice."""
+        """Let other processes open the environment; may be called twice."""
         self._unlock(_OPENING_BYTE)
 
     def join(self) -> None:
-        """Show that the store is open, and known to be sound."""
+        """Mark the store as open, and known to be sound."""
         locks.try_lock(self._file, _OPEN_BYTE, shared=True)
 
     def used_elsewhere(self) -> bool:
@@ -120,7 +120,7 @@ class SharedFile:
         self._memory[_SHARED_AT] = 1
 
     def word(self, group: int) -> int:
-        """The group's word, to be read before looking for messages."""
+        """The group's word; read it before you look for messages."""
         return self._words.read(group % WAKE_WORDS)
 
     def wake(self, group: int, value: int, count: int) -> None:
@@ -128,7 +128,7 @@ class SharedFile:
         self._words.wake(group % WAKE_WORDS, value, ALL if self._memory[_SHARED_AT] else count)
 
     def nudge(self, group: int) -> None:
-        """Let the group's blocked consumers look around, though nothing was committed."""
+        """Wake the group's blocked consumers, though nothing was committed."""
         self._words.nudge(group % WAKE_WORDS)
 
     def wait(self, group: int, seen: int, seconds: float) -> None:
@@ -136,29 +136,29 @@ class SharedFile:
         self._words.wait(group % WAKE_WORDS, seen, seconds)
 
     def watch(self, topic: int, *, room: bool) -> int:
-        """The topic's word, marked as watched, and maybe for `room`: look at the topic after this,
-        then wait for the word to change. Only watched topics are announced, so nobody pays where
-        nobody waits."""
+        """The topic's word, marked as watched, and with `room` as watched for room. Read the topic
+        after this, then wait for the word to change. Only watched topics are announced, so a commit
+        pays nothing where no process waits."""
         value = self._words.read(_word_of(topic)) | _WATCHED | (_ROOM if room else 0)
         self._words.mark(_word_of(topic), value)
         return value
 
     def watched(self, topic: int) -> bool:
-        """Whether somebody waits for something to happen in the topic."""
+        """Whether a process waits for a change of the topic."""
         return self._words.read(_word_of(topic)) >= _WATCHED
 
     def room_wanted(self, topic: int) -> bool:
-        """Whether somebody waits for room in the topic."""
+        """Whether a process waits for room in the topic."""
         word = self._words.read(_word_of(topic))
         return word >= _WATCHED and bool(word & _ROOM)
 
     def announce(self, topic: int, value: int) -> None:
-        """Wake whoever watches the topic."""
+        """Wake all watchers of the topic."""
         if self.watched(topic):
             self._words.wake(_word_of(topic), value & ~(_WATCHED | _ROOM), ALL)
 
     def wait_for_topic(self, topic: int, seen: int, seconds: float) -> None:
-        """Sleep until something happens in the topic, or its word is not the one seen."""
+        """Sleep until the topic changes, or its word differs from `seen`."""
         self._words.wait(_word_of(topic), seen, seconds)
 
     def _unlock(self, byte: int) -> None:
@@ -187,7 +187,7 @@ def _open(path: str, readonly: bool) -> int:
 
 
 def _check_magic(path: str, found: bytes) -> None:
-    """Refuse what is no file of this kind, before anything in it is changed."""
+    """Refuse a file of another kind, before anything in it is changed."""
     if found != _MAGIC and any(found):
         raise WrongFormat(
             f"{path} is of another version of diskq; end its users, then remove this file"
@@ -195,5 +195,5 @@ def _check_magic(path: str, found: bytes) -> None:
 
 
 def _word_of(topic: int) -> int:
-    """Topics have their words from the end on, groups theirs from the front."""
+    """The word of a topic: topics count from the end of the words, groups from the front."""
     return WAKE_WORDS - 1 - topic % WAKE_WORDS
