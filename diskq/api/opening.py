@@ -55,21 +55,11 @@ def open(  # noqa: A001 - diskq.open is to diskq what open is to files
     `busy_seconds` (30; 0: one attempt of at most 0.1 s; math.inf: without end): how long a call
     that changes something waits for other processes and threads that do; then it raises Busy.
 
-    The same path may be opened more than once in a process, by its main interpreter. `clock` is for
-    tests.
-
+    A process may open a path more than once, in its main interpreter. `clock` is for tests.
     Raises: NotFound, NotAStore, ConfigConflict, WrongFormat, Corrupt, NoPermission, ReadOnly,
     Unsupported, Full, Busy, StoreMoved, Reentered.
     """
-    if durability not in (None, *DURABILITIES):
-        raise ValueError(f"durability must be one of {', '.join(DURABILITIES)}, not {durability!r}")
-    if max_bytes is not None:
-        check.count("max_bytes", max_bytes, limits.MIN_STORE_BYTES, limits.TIB)
-    busy = limits.BUSY_SECONDS
-    if busy_seconds is not None:
-        busy = check.seconds("busy_seconds", busy_seconds, 0, math.inf)
-    if mode is not None:
-        check.mode(mode)
+    busy = _check_options(durability, max_bytes, mode, busy_seconds)
     user = object()  # of the engine that all stores at this path share
     try:
         engine = open_engine(
@@ -84,15 +74,34 @@ def open(  # noqa: A001 - diskq.open is to diskq what open is to files
             busy_seconds=busy,
             fitness=fitness,
         )
-        _check_equal(engine, "durability", durability, DURABILITIES[engine.meta.durability])
-        _check_equal(engine, "max_bytes", max_bytes, engine.meta.max_bytes)
-        if not engine.readonly:
-            _catch_up(engine, time.monotonic() + busy)
-        engine.join()
-        return Store(Handle(engine, user, readonly=readonly, busy_seconds=busy))
+        _check_stored(engine, durability, max_bytes)
+        return _begin(engine, Handle(engine, user, readonly=readonly, busy_seconds=busy))
     except BaseException:
         close_engine(user)
         raise
+
+
+def _check_options(
+    durability: str | None, max_bytes: int | None, mode: int | None, busy_seconds: float | None
+) -> float:
+    """How long to wait for other processes. Raises: TypeError, ValueError."""
+    if durability not in (None, *DURABILITIES):
+        raise ValueError(f"durability must be one of {', '.join(DURABILITIES)}, not {durability!r}")
+    if max_bytes is not None:
+        check.count("max_bytes", max_bytes, limits.MIN_STORE_BYTES, limits.TIB)
+    if mode is not None:
+        check.mode(mode)
+    if busy_seconds is None:
+        return limits.BUSY_SECONDS
+    return check.seconds("busy_seconds", busy_seconds, 0, math.inf)
+
+
+def _begin(engine: Engine, handle: Handle) -> Store:
+    """The store, once it has caught up with what happened while it was closed."""
+    if not engine.readonly:
+        _catch_up(engine, time.monotonic() + handle.busy_seconds)
+    engine.join()
+    return Store(handle)
 
 
 def _catch_up(engine: Engine, until: float) -> None:
@@ -107,9 +116,13 @@ def _catch_up(engine: Engine, until: float) -> None:
             deletion.sweep(engine, max(until - time.monotonic(), 0))
 
 
-def _check_equal(engine: Engine, what: str, wanted: object, stored: object) -> None:
-    if wanted is not None and wanted != stored:
-        raise ConfigConflict(
-            f"store {engine.path} has {what}={stored!r}, not {wanted!r}; leave it out to take what"
-            " is stored"
-        )
+def _check_stored(engine: Engine, durability: str | None, max_bytes: int | None) -> None:
+    """Raises: ConfigConflict unless the options are those that the store has."""
+    stored = DURABILITIES[engine.meta.durability], engine.meta.max_bytes
+    names = "durability", "max_bytes"
+    for name, wanted, found in zip(names, (durability, max_bytes), stored, strict=True):
+        if wanted is not None and wanted != found:
+            raise ConfigConflict(
+                f"store {engine.path} has {name}={found!r}, not {wanted!r}; leave it out to take"
+                " what is stored"
+            )

@@ -13,7 +13,6 @@ from ..base.errors import Closed
 from ..base.model import Finding, StoreStats
 from ..base.ondemand import lazy
 from ..delivery import making
-from ..host import files
 from ..storage.handle import Handle
 from ..tables import catalog
 from .membership import Membership
@@ -21,14 +20,12 @@ from .queue import DEFAULT_GROUP, Queue
 from .topic import Topic
 
 if TYPE_CHECKING:
-    from ..operate import boots, deletion, stats
-    from ..repair import backup, fitness, verify
+    from ..operate import deletion, stats
+    from ..repair import backup, verify
     from . import transaction
 else:
     backup = lazy("repair.backup")
-    boots = lazy("operate.boots")
     deletion = lazy("operate.deletion")
-    fitness = lazy("repair.fitness")
     stats = lazy("operate.stats")
     transaction = lazy("api.transaction")
     verify = lazy("repair.verify")
@@ -139,7 +136,7 @@ class Store:
         StoreMoved (another store is at this one's path), NoPermission, ReadOnly.
         """
         engine = self.handle.engine
-        backup.copy_store(engine.path, engine.identity, files.absolute(path))
+        backup.copy_store(engine.path, engine.identity, path)
 
     def adopt(self, member: Membership) -> None:
         """For diskq's own use: close this consumer with the store."""

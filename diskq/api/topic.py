@@ -10,7 +10,6 @@ from ..base.model import LogMessage, Outgoing, Receipt, ScheduledMessage, TopicS
 from ..base.ondemand import lazy
 from ..delivery import making, put
 from ..storage.handle import Handle
-from ..tables import catalog
 from ..tables.refs import TopicRef
 from .group import Group
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from ..base.options import GroupChanges, PutOptions, Start, TopicChanges
-    from ..operate import configure, purge, reading, scheduled, stats
+    from ..operate import configure, purge, reading, scheduled, stats, trim
     from .store import Store
 else:
     purge = lazy("operate.purge")
@@ -26,6 +25,7 @@ else:
     scheduled = lazy("operate.scheduled")
     configure = lazy("operate.configure")
     stats = lazy("operate.stats")
+    trim = lazy("operate.trim")
 
 
 class Topic:
@@ -110,7 +110,7 @@ class Topic:
 
         Raises: NotFound, ReadOnly, Closed.
         """
-        return purge.trim(self.handle, self.ref)
+        return trim.trim(self.handle, self.ref)
 
     def purge(self, *, before: Start | None = None, key: str | None = None) -> int:
         """Delete messages, whether groups are done with them or not: all, those `before` an offset
@@ -169,7 +169,7 @@ class Topic:
 
     def groups(self) -> list[Group]:
         """The topic's groups, by name."""
-        found = self.handle.read(lambda tx: list(catalog.group_ids(tx, self.id)))
+        found = self.handle.read(lambda tx: making.list_groups(tx, self.id))
         return [Group(self, name, group_id) for name, group_id in found]
 
     # Looking

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from diskq import TopicSettings
-from diskq.base import check, limits, options
+from diskq.base import check, limits
+from diskq.base import settings as known_settings
 from diskq.base.model import DISCARDS, RETENTIONS
 
 from . import output, units
@@ -142,7 +143,7 @@ def topic_create(topic_name: str, mode: int | None, **settings: object) -> None:
     """
     given = cast("TopicChanges", given_settings(settings))
     check.name("topic", topic_name)  # fail before the store is created
-    options.settings(TopicSettings(), given)
+    known_settings.checked(TopicSettings(), given)
     with open_store(create=True, mode=mode) as store:
         known = any(topic.name == topic_name for topic in store.topics())
         store.topic(topic_name, **given)

@@ -23,10 +23,11 @@ from . import positions
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..base import options
-    from ..base.options import Settings, Start
+    from ..base import settings as known_settings
+    from ..base.options import Start
+    from ..base.settings import Settings
 else:
-    options = lazy("base.options")
+    known_settings = lazy("base.settings")
 
 Given: TypeAlias = "Mapping[str, object]"  # settings by name; None: not given
 
@@ -65,6 +66,11 @@ def find_group(tx: Tx, topic_id: int, name: str, given: Given) -> int | None:
         stored = decode_group(group_tx.load(tx, group_id, name).config).settings
         _check_equal("group", name, stored, given)
     return group_id
+
+
+def list_groups(tx: Tx, topic_id: int) -> list[tuple[str, int]]:
+    """Names and ids of a topic's groups, by name."""
+    return list(catalog.group_ids(tx, topic_id))
 
 
 def make_group(tx: Tx, ref: TopicRef, name: str, start: Start, given: Given) -> int:
@@ -109,4 +115,4 @@ def _check_equal(kind: str, name: str, stored: Settings, given: Given) -> None:
 def _checked(settings: Settings, given: Given) -> Settings:
     if not given:  # most callers need no import then
         return settings
-    return options.settings(settings, given)
+    return known_settings.checked(settings, given)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..base import limits, options
+from ..base import limits
+from ..base import settings as known_settings
 from ..base.errors import ConfigConflict
 from ..base.model import GroupSettings, TopicSettings
 from ..format.rows import TopicRow, decode_group, decode_topic
@@ -44,7 +45,7 @@ def _update_topic(tx: Tx, topic_id: int, name: str, given: Given) -> TopicSettin
     """None if it has not got to that: there were ids to be forgotten first."""
     row = log.load(tx, topic_id, name)
     config = decode_topic(row.config)
-    settings = options.changes(config.settings, given)
+    settings = known_settings.changed(config.settings, given)
     longer = settings.dedup_seconds > config.settings.dedup_seconds
     if longer and _forget_ids(tx, topic_id, row):
         return None  # in a longer window they would be known again
@@ -70,7 +71,7 @@ def update_group(tx: Tx, place: Place, given: Given) -> GroupSettings:
     """Change settings of a group; returns all of them. Raises: as update_topic."""
     row = group_tx.load(tx, place.group_id, place.group)
     config = decode_group(row.config)
-    settings = options.changes(config.settings, given)
+    settings = known_settings.changed(config.settings, given)
     if settings.ordering != config.settings.ordering:
         raise _fixed("ordering", "group", place.group)
     row.config = config._replace(settings=settings).encode()

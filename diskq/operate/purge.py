@@ -1,4 +1,4 @@
-"""Purge: take messages from the log and from all groups, settled or not. Trim: what is settled.
+"""Purge: take messages from the log and from all groups, settled or not.
 
 The messages below some offsets go with their segments, of which one may be cut. Of the messages
 with a key, only the key is left, see purge_key.py.
@@ -10,18 +10,17 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from ..base import limits
-from ..delivery import bounds, cursor, positions, retention
-from ..format.lanes import Cursor, lane_of, lane_start
+from ..delivery import bounds, cursor, positions
+from ..format.lanes import Cursor
 from ..format.rows import TopicRow
-from ..format.segment import pack_run
 from ..storage.handle import Handle
 from ..storage.tx import Tx
-from ..tables import dedup
 from ..tables import log as logs
 from ..tables.log import Log
 from ..tables.refs import TopicRef
+from .purge_held import withdraw_held
 from .purge_key import purge_key
-from .purge_rows import erase_scheduled, withdraw_held
+from .purge_scheduled import erase_scheduled
 
 if TYPE_CHECKING:
     from ..base.options import Start
@@ -76,7 +75,7 @@ def _purge_below(log: Log, name: str, floors: Cursor) -> tuple[int, int | None]:
         if done:
             withdraw_held(group, reached)
         group.store()
-    gone = sum(_cut(log, row, lane, floor) for lane, floor in enumerate(reached))
+    gone = sum(log.cut_below(row, lane, floor) for lane, floor in enumerate(reached))
     logs.store(log.tx, log.topic_id, row)
     log.tx.announced.add(log.topic_id)
     return gone, None if done else 0
@@ -87,34 +86,3 @@ def _reach(log: Log, row: TopicRow, lane: int, floor: int) -> int:
     most = limits.MAX_TRIM_SEGMENTS
     some = list(islice(log.heads(row, lane), most))
     return some[-1].stop if len(some) == most and some[-1].stop < floor else floor
-
-
-def _cut(log: Log, row: TopicRow, lane: int, floor: int) -> int:
-    """Delete what a lane has below an offset; of one segment that may be a part."""
-    gone = log.trim(row, lane_start(lane), floor, limits.MAX_TRIM_SEGMENTS)
-    segment = next(log.segments(floor), None)
-    if segment is None or segment.first >= floor or lane_of(segment.first) != lane:
-        return gone
-    passed: int = floor - segment.first
-    run = pack_run(list(segment.records(passed, segment.count)), segment.flags)
-    log.replace(row, segment, floor, run)
-    return gone + passed
-
-
-def trim(handle: Handle, topic: TopicRef) -> int:
-    """See Topic.trim."""
-    total = start = 0
-    while True:
-        count, start = handle.commit(
-            lambda tx: retention.trim(Log(tx, topic.id), topic.name, start)  # noqa: B023
-        )
-        total += count
-        if not count and not start:
-            break
-    while handle.commit(lambda tx: _forget_ids(tx, topic)):
-        pass
-    return total
-
-
-def _forget_ids(tx: Tx, topic: TopicRef) -> int:
-    return dedup.Ids(tx, topic.id, logs.load(tx, *topic)).forget(limits.MAX_FORGOTTEN_IDS)

@@ -14,7 +14,8 @@ from ..format.rows import TopicRow
 from ..format.segment import PURGED, RICH, Segment, is_purged, pack_run, purged_record
 from ..tables import log as logs
 from ..tables.log import Log
-from .purge_rows import erase_scheduled, has_key, withdraw_held
+from .purge_held import withdraw_held
+from .purge_scheduled import erase_scheduled, has_key
 
 
 def purge_key(

@@ -90,7 +90,7 @@ def store_stats(engine: Engine) -> StoreStats:
             durability=DURABILITIES[meta.durability],
             commit_id=tx.commit_id,
             file_bytes=file_bytes,
-            used_bytes=used_bytes(tx.engine, tx.lmdb),
+            used_bytes=used_bytes(tx),
             limit_bytes=meta.max_bytes,
             readers=len(reads),
             oldest_reader_pid=reads[0].pid if reads else 0,

@@ -13,15 +13,16 @@ from ..storage.environment import adopting, open_environment, read_row, translat
 from . import fitness
 
 
-def copy_store(source: str, identity: tuple[int, int], path: str) -> None:
-    """Make a compact copy of a store at `path`, as of one commit: all of it, flushed, or nothing.
+def copy_store(source: str, identity: tuple[int, int], target: str | os.PathLike[str]) -> None:
+    """Make a compact copy of a store at `target`, as of one commit: all of it, flushed, or nothing.
 
-    In a process of its own: its read transaction is open all the while, and no other one may be,
-    in the process that lets the map grow. `identity` is that of the store's data file.
+    A child process copies: its read transaction is open all the while, and in a process that lets
+    the map grow no other transaction may be open. `identity` is that of the store's data file.
 
-    Raises: NotAStore if something is at `path`; StoreMoved, Full, DiskFailed, NoPermission,
+    Raises: NotAStore if something is at `target`; StoreMoved, Full, DiskFailed, NoPermission,
     ReadOnly, NotFound.
     """
+    path = files.absolute(target)
     with translating(path):
         if files.is_store(path):
             raise errors.NotAStore(f"{path} exists; choose a new path for the copy")

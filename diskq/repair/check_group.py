@@ -69,7 +69,7 @@ def _check_leases(
     tx: Tx, where: str, group_id: int, group: GroupRow, taken: set[int], leased_held: set[int]
 ) -> Iterator[Finding]:
     """Leases do not overlap. Adds the offsets in them to `taken`, or to `leased_held`."""
-    newest = tx.lmdb.id() + catalog.load_meta(tx).commit_base  # the engine may know an older base
+    newest = tx.txn_id + catalog.load_meta(tx).commit_base  # the engine may know an older base
     ready = leased = 0
     for row in leases.rows(tx, group_id):
         if row.settled >> row.count or not row.unsettled or row.token >> TOKEN_BITS > newest:

@@ -81,4 +81,4 @@ def _some(puts: Iterator[Put]) -> Iterator[Put]:
 
 def _put_batch(tx: Tx, batch: list[Put]) -> None:
     for database, key, value in batch:
-        tx.lmdb.put(key, value, db=database)
+        tx.put(key, value, db=database)

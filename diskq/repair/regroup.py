@@ -33,7 +33,7 @@ def restart_group(source: Log, topic: TopicRow, group_id: int, group: GroupRow) 
         elif kind == DEAD and gone:
             row.dead += 1
         elif kind == DEAD:
-            tx.lmdb.delete(key, db=tx.engine.held)
+            tx.delete(key, db=tx.engine.held)
     now_ns = Clock.wall_ns()
     for offset, message in sorted(alive.items()):
         key_order.wait_or_park(restarted, offset, message, max(message.due_ns, now_ns))

@@ -135,7 +135,7 @@ class Room:
     def _has(self, size: int) -> bool:
         assert self._left is not None
         if self._left < size and not self._exact:
-            unused = self._high_water - used_bytes(self._engine, self._txn) - self._pinned()
+            unused = self._high_water - _used_bytes(self._engine, self._txn) - self._pinned()
             self._left, self._exact = self._left + max(unused, 0), True
         return self._left >= size
 
@@ -165,7 +165,7 @@ class Room:
             file_bytes, disk_full = _allocate(self._name, file_bytes, least, spare)
             self._file_bytes = file_bytes
         if over or disk_full:
-            used = used_bytes(self._engine, self._txn) + self._pinned()
+            used = _used_bytes(self._engine, self._txn) + self._pinned()
             wanted = size + self._reserve  # what this transaction put before is in use
             if used + wanted > self._limit:
                 why = f"of {self._limit} bytes, {self._reserve} are kept for settling"
@@ -252,8 +252,12 @@ def _allocate(name: str, size: int, least: int, spare: int) -> tuple[int, bool]:
     return size, True
 
 
-def used_bytes(engine: Connection, txn: Any) -> int:
+def used_bytes(tx: Tx) -> int:
     """Bytes in use, but for LMDB's list of free pages and what an open reader pins."""
+    return _used_bytes(tx.engine, tx.lmdb)
+
+
+def _used_bytes(engine: Connection, txn: Any) -> int:
     pages, handles = 2, engine.handles()
     for name, row in txn.cursor(engine.main):
         if name in handles:  # what this transaction changed is not in the row yet

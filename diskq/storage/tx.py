@@ -66,6 +66,11 @@ class Tx:
         return len(keys)
 
     @property
+    def txn_id(self) -> int:
+        """The number of the transaction in LMDB."""
+        return int(self.lmdb.id())
+
+    @property
     def tokens_left(self) -> int:
         """How many tokens this commit can still give out."""
         return ((self.commit_id + 1) << TOKEN_BITS) - self.tokens

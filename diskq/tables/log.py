@@ -16,7 +16,16 @@ from ..format.decoding import unpacked
 from ..format.lanes import lane_of, lane_start
 from ..format.layout import ID_KEY
 from ..format.rows import TopicRow, decode_topic
-from ..format.segment import LOG_KEY, Packed, Parts, Segment, decode_record, encode_segment, head_of
+from ..format.segment import (
+    LOG_KEY,
+    Packed,
+    Parts,
+    Segment,
+    decode_record,
+    encode_segment,
+    head_of,
+    pack_run,
+)
 from ..storage.tx import Tx
 from . import ages, gaps
 
@@ -213,6 +222,18 @@ class Log:
         elif deleted:
             gaps.add(self.tx, self.topic_id, row, begin, end)
         return deleted
+
+    def cut_below(self, row: TopicRow, lane: int, floor: int) -> int:
+        """Delete what a lane has below an offset, at most MAX_TRIM_SEGMENTS; one of them may be
+        cut. Returns how many messages went. The caller stores the row."""
+        gone = self.trim(row, lane_start(lane), floor, limits.MAX_TRIM_SEGMENTS)
+        segment = next(self.segments(floor), None)
+        if segment is None or segment.first >= floor or lane_of(segment.first) != lane:
+            return gone
+        passed: int = floor - segment.first
+        run = pack_run(list(segment.records(passed, segment.count)), segment.flags)
+        self.replace(row, segment, floor, run)
+        return gone + passed
 
     def replace(self, row: TopicRow, old: Segment, first: int, run: Packed) -> None:
         """Write a run in the place of a segment, maybe from a later offset on. The caller stores

@@ -108,7 +108,7 @@ def test_a_message_that_was_taken_over_is_fenced(store, filled, group):
     slow, idle = group.consumer("slow", prefetch=10), group.consumer("idle")
     slow.get_nowait()
     taken = idle.get_nowait()
-    lost = next(message for message in slow._fetched if message.offset == taken.offset)
+    lost = next(message for message in slow._taking.fetched if message.offset == taken.offset)
     with nothing_changes(store), pytest.raises(diskq.LeaseLost):
         lost.ack()
     taken.ack()

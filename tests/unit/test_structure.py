@@ -16,179 +16,21 @@ MODULES = graph.read()
 BELOW_CLI = {
     name: module for name, module in MODULES.items() if module.layer not in ("cli", "__main__")
 }
-FACES = frozenset(  # each refers to the one that it belongs to, for types
-    f"api.{name}"
-    for name in (
-        *("consumer", "group", "heartbeat", "message", "presence", "queue", "store", "topic"),
-        "transaction",
-    )
+# A topic refers to its store, a group to its topic, a consumer to its group: so users go from one to
+# the other. A queue and a transaction, which a store makes, refer to topics.
+FACES = frozenset(
+    f"api.{name}" for name in ("consumer", "group", "queue", "store", "topic", "transaction")
 )
 MOST = {"lines of a file": 400, "lines of a function": 50, "lines of a class": 250}
 MOST |= {"methods of a class": 20, "imports of a module": 12}
-CODE_LINES = 8900  # below the command line: neither blank, nor comment, nor docstring
+CODE_LINES = 9600  # below the command line: neither blank, nor comment, nor docstring
 
 # What takes long to import stays out of `import diskq`, so that each cron job starts fast.
 EXPENSIVE = {
     *("click", "rich", "asyncio", "json", "logging", "inspect", "multiprocessing", "subprocess"),
     *("dataclasses", "email", "http", "urllib", "socket", "ssl", "pickle"),
 }
-KNOWN = {
-    "no circles at run time": {
-        "delivery.retention",
-        "delivery.settle",
-        "delivery.stealing",
-        "delivery.take",
-        "format.lmdb_pages",
-        "host.files",
-        "host.sites",
-        "host.slots",
-        "operate.changes",
-        "repair.contents",
-        "repair.verify",
-        "storage.creation",
-        "storage.engine",
-        "storage.environment",
-        "storage.opened",
-        "storage.readers",
-        "storage.reserve",
-        "storage.tx",
-        "tables.ages",
-        "tables.catalog",
-        "tables.dedup",
-        "tables.gaps",
-        "tables.held",
-        "tables.key_owners",
-        "tables.leases",
-        "tables.log",
-        "tables.schedule",
-    },
-    "no circles with types": {
-        "base.check",
-        "base.options",
-        "delivery.drafts",
-        "delivery.put",
-        "delivery.reclaim",
-        "delivery.retention",
-        "delivery.settle",
-        "delivery.stealing",
-        "delivery.take",
-        "format.lmdb_pages",
-        "host.files",
-        "host.sites",
-        "host.slots",
-        "operate.changes",
-        "operate.dead_letters",
-        "operate.peek",
-        "operate.purge",
-        "operate.reading",
-        "operate.scheduled",
-        "operate.stats",
-        "repair.backup",
-        "repair.contents",
-        "repair.verify",
-        "storage.creation",
-        "storage.engine",
-        "storage.environment",
-        "storage.opened",
-        "storage.readers",
-        "storage.registry",
-        "storage.reserve",
-        "storage.tx",
-        "tables.ages",
-        "tables.catalog",
-        "tables.dedup",
-        "tables.gaps",
-        "tables.held",
-        "tables.key_owners",
-        "tables.leases",
-        "tables.log",
-        "tables.schedule",
-    },
-    "no imports upward": {
-        "delivery.put -> api.store",
-        "format.lmdb_pages -> host.files",
-        "host.files -> repair.verify",
-        "host.turns -> storage.commits",
-        "operate.changes -> api.group",
-        "operate.changes -> api.topic",
-        "operate.dead_letters -> api.group",
-        "operate.peek -> api.group",
-        "operate.purge -> api.topic",
-        "operate.reading -> api.topic",
-        "operate.scheduled -> api.topic",
-        "repair.salvage -> operate.changes",
-        "repair.verify -> operate.changes",
-        "storage.opened -> repair.verify",
-    },
-    "nobody below the faces knows one": {
-        "delivery.put",
-        "operate.changes",
-        "operate.dead_letters",
-        "operate.peek",
-        "operate.purge",
-        "operate.reading",
-        "operate.scheduled",
-    },
-    "only storage and tables use LMDB's transactions": {
-        "operate.changes",
-        "operate.purge",
-        "operate.stats",
-        "repair.regroup",
-        "repair.salvage",
-        "repair.verify",
-    },
-    "lines of a file": {
-        "api.consumer",
-        "cli.demo",
-        "cli.putting",
-        "delivery.take",
-        "repair.salvage",
-        "repair.verify",
-        "storage.engine",
-    },
-    "lines of a function": {
-        "api.store open",
-        "cli.putting put",
-        "cli.run run",
-        "repair.verify _check_group",
-    },
-    "lines of a class": {
-        "api.consumer Consumer",
-        "delivery.settle Settling",
-        "delivery.take Delivery",
-        "host.slots Slots",
-        "repair.salvage _Salvage",
-        "storage.engine Engine",
-    },
-    "methods of a class": {
-        "api.consumer Consumer",
-        "api.message Message",
-        "delivery.settle Settling",
-        "delivery.take Delivery",
-        "host.slots Slots",
-        "repair.salvage _Salvage",
-        "storage.engine Engine",
-    },
-    "imports of a module": {
-        "api.consumer",
-        "api.group",
-        "api.store",
-        "api.topic",
-        "delivery.retention",
-        "delivery.settle",
-        "delivery.take",
-        "diskq",
-        "operate.changes",
-        "operate.dead_letters",
-        "operate.purge",
-        "operate.stats",
-        "repair.salvage",
-        "repair.verify",
-        "storage.engine",
-        "storage.opened",
-        "tables.catalog",
-    },
-}
+KNOWN: dict[str, set[str]] = {}
 
 
 def check(rule, found):
@@ -304,7 +146,7 @@ def test_every_module_is_in_a_layer():
 
 def test_each_face_is_in_the_circle_of_faces():
     edges = {name: module.imports for name, module in MODULES.items()}
-    assert set().union(*graph.circles(edges)) >= FACES
+    assert set().union(*graph.circles(edges)) == FACES
 
 
 # The graph itself -------------------------------------------------------------------------------
@@ -365,7 +207,8 @@ def sizes():
     """How large is each thing that has a limit: (which limit, name, size)."""
     for name, module in MODULES.items():
         yield "lines of a file", name, len(module.text.splitlines())
-        yield "imports of a module", name, len(module.imports)
+        above_base = [other for other in module.imports if not other.startswith("base.")]
+        yield "imports of a module", name, len(above_base)  # base is for everybody
         for node in ast.walk(module.tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 yield "lines of a function", f"{name} {node.name}", length(node)

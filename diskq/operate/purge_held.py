@@ -1,20 +1,15 @@
-"""Purge messages that are outside of the log: held by a group, or scheduled."""
+"""Purge messages that a group holds outside of the log."""
 
 from __future__ import annotations
 
-from contextlib import suppress
-from itertools import islice
-
-from ..base.errors import Corrupt
 from ..delivery import key_order, leaving
 from ..format.held_row import HeldRow
 from ..format.lanes import Cursor
 from ..format.layout import HELD, LIVE
-from ..format.rows import TopicRow
-from ..format.segment import PURGED, key_of, purged_record
-from ..tables import held, key_owners, leases, schedule
+from ..format.segment import PURGED, purged_record
+from ..tables import held, key_owners, leases
 from ..tables.group_tx import GroupTx
-from ..tables.log import Log
+from .purge_scheduled import has_key
 
 
 def withdraw_held(group: GroupTx, floors: Cursor, key: bytes | None = None) -> None:
@@ -47,25 +42,3 @@ def withdraw_held(group: GroupTx, floors: Cursor, key: bytes | None = None) -> N
             leaving.unlease(group, 1)
             group.row.purged += 1
             key_order.free_key(group, lease.first, message)
-
-
-def erase_scheduled(log: Log, row: TopicRow, limit: int, key: bytes | None = None) -> int:
-    """Forget up to `limit` scheduled messages, all or those with a key; returns how many."""
-    if not row.scheduled:
-        return 0
-    mine = (
-        each
-        for each in schedule.rows(log.tx, log.topic_id)
-        if key is None or has_key(each.record, each.flags, key)
-    )
-    found = list(islice(mine, limit))
-    for each in found:
-        schedule.remove(log.tx, log.topic_id, row, each.due_ns, each.number)
-    return len(found)
-
-
-def has_key(record: bytes, flags: int, key: bytes) -> bool:
-    """Whether a record has this key. One that cannot be decoded has none."""
-    with suppress(Corrupt):
-        return key_of(record, flags) == key
-    return False
