@@ -16,8 +16,8 @@ MODULES = graph.read()
 BELOW_CLI = {
     name: module for name, module in MODULES.items() if module.layer not in ("cli", "__main__")
 }
-# A topic refers to its store, a group to its topic, a consumer to its group: so users go from one to
-# the other. A queue and a transaction, which a store makes, refer to topics.
+# A topic refers to its store, a group to its topic, a consumer to its group, so that users go from
+# one to the other. A queue and a transaction, which a store makes, refer to topics.
 FACES = frozenset(
     f"api.{name}" for name in ("consumer", "group", "queue", "store", "topic", "transaction")
 )
