@@ -1,6 +1,6 @@
 """Group: an independent reader of a topic, with its own position, leases and dead letters.
 
-What operators do is imported when they do it: each cron job pays for what is imported before.
+The verbs of operators are imported when they are used: each cron job pays for every import.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Group:
         commit when one is wanted. `heartbeat`: a thread extends the leases of its messages for as
         long as the process lives.
 
-        Raises: Unsupported if 1024 consumers of the store are alive, or no thread is to be had for
-        the heartbeat; Busy, StoreMoved, ReadOnly, Closed.
+        Raises: Unsupported if 1024 consumers of the store are alive, or no thread can be started
+        for the heartbeat; Busy, StoreMoved, ReadOnly, Closed.
         """
         self.handle.check_writable()
         if name is None:
@@ -92,8 +92,8 @@ class Group:
 
     def peek(self, limit: int) -> list[NextMessage]:
         """The messages that gets would return next, at most `limit` (10,000), without taking them,
-        from one snapshot: as if the group was not paused, and one consumer took all of them. What
-        is leased, parked or not due yet is left out.
+        from one snapshot: as if the group was not paused, and one consumer took all of them.
+        Messages that are leased, parked or not due yet are left out.
 
         Raises: NotFound, Corrupt, Closed, TypeError, ValueError.
         """
@@ -112,9 +112,9 @@ class Group:
         return dead_letters.dead(self.handle, self.place, start)
 
     def redrive(self, limit: int | None = None, offsets: Sequence[int] | None = None) -> int:
-        """Give dead letters back to this group, to be delivered at once with all deliveries anew:
-        the first `limit` by offset, those at `offsets` (at most 1,000), or all. Returns how many.
-        In a group with key order, one whose key is busy waits for its turn.
+        """Give dead letters back to this group, to be delivered at once, with all their deliveries
+        left: the first `limit` by offset, those at `offsets` (at most 1,000), or all. Returns how
+        many. In a group with key order, one whose key is busy waits for its turn.
 
         Raises: NotFound if one of `offsets` is not dead; then none is given back.
         """
@@ -153,9 +153,9 @@ class Group:
         return seek.preview(self.handle, self.place, to)
 
     def fork(self, name: str) -> Group:
-        """A new group that is where this one is, with the same settings: it has the cursor, and a
-        copy of what waits, is parked or is dead. What is leased here is given back there. From then
-        on they are independent.
+        """A new group with the cursor and the settings of this one, and a copy of its waiting,
+        parked and dead messages. Messages that are leased here are ready there. From then on the
+        groups are independent.
 
         Raises: ConfigConflict if the name is in use, NotFound, Full, ReadOnly, Closed.
         """

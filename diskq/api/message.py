@@ -114,7 +114,7 @@ class Message:
             self, lambda group: settle.extend(group, self.lease, self.offset, seconds), ends=False
         )
 
-    # What a transaction does with it, to be run inside of a commit.
+    # The actions that a transaction runs in its commit.
 
     def acking(self) -> Action:
         """For diskq's own use: the action of `ack`."""

@@ -88,12 +88,11 @@ class Topic:
             timeout = check.timeout(timeout) if block else 0
         return put.put(self.handle, self.ref, put.prepare(messages), timeout)
 
-    # What is to come, and what is to go
+    # Scheduled messages, trim and purge
 
     def scheduled(self) -> Iterator[ScheduledMessage]:
-        """The messages that are not due yet, in order of time, or due and not yet taken note of.
-        Those that are scheduled or fall due meanwhile may or may not appear."""
-
+        """The messages that have no offset yet, in order of time. Those that are scheduled or fall
+        due meanwhile may or may not appear."""
         return scheduled.scheduled(self.handle, self.ref)
 
     def cancel(self, schedule_id: str) -> None:
@@ -185,8 +184,8 @@ class Topic:
         """Stored messages from `start` to before `stop`, at most `limit`, without taking them; with
         `reverse` the last ones first. Both take an offset, "earliest", "latest", which is the end
         when this begins, or a datetime, by when messages were put. Offsets of a higher priority are
-        behind all lower ones. What is trimmed meanwhile is left out; each step is a short
-        transaction of its own.
+        behind all lower ones. Messages that are trimmed meanwhile are left out; each step is
+        a short transaction.
 
         Raises: Corrupt, NotFound, Closed, TypeError, ValueError.
         """
@@ -204,8 +203,8 @@ class Topic:
         self, start: Start = "latest", *, timeout: float | None = None
     ) -> Iterator[LogMessage]:
         """Messages as they are put, without taking them, from `start` on as in `group`. It ends
-        when none came for `timeout` seconds, None: never. What is trimmed before it was read is
-        left out.
+        when none came for `timeout` seconds, None: never. Messages that are trimmed before they
+        were read are left out.
 
         Raises: ReadOnly (waiting needs the store's shared memory), StoreMoved, Corrupt, NotFound,
         Closed.

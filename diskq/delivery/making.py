@@ -1,6 +1,6 @@
 """Topics and groups are found by their names, and made if need be.
 
-What changes or deletes them is in operate/.
+Changes and deletions are in operate/.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a get passes over: messages that were purged, or outlived their TTL or the topic's max_age.
+"""A get passes over messages that were purged, or outlived their TTL or the topic's max_age.
 
 They leave the group when a get meets them. An expired message may become a dead letter, which needs
 room for a copy; without it the message sticks, and its lane stands still.

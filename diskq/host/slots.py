@@ -28,8 +28,8 @@ _USED = struct.Struct("=I")
 _OWNER = struct.Struct("=QI")
 _U64 = struct.Struct("=Q")
 _HANDLING, _HANDED, _WAITING = 32, 40, 48  # in a slot
-SEVERAL = 2**64 - 2  # in the place of an offset: several are handled, and nobody knows which
-NOTHING = 2**64 - 3  # none is: nobody is to be charged
+SEVERAL = 2**64 - 2  # in place of an offset: several messages are handled
+NOTHING = 2**64 - 3  # no message is handled: after a death none is charged
 _FREE = bytes(_SLOT.size)
 
 

@@ -1,1 +1,1 @@
-"""What operators do: settings, positions, dead letters, schedules, purges, numbers."""
+"""Verbs of operators: settings, positions, dead letters, schedules, purges, numbers."""

@@ -21,9 +21,8 @@ else:
 
 
 def note_boot(tx: Tx, boot_id: bytes) -> None:
-    """Void all leases, since the machine was started anew; nobody is charged for that. Where
-    nothing is flushed, tokens may have been given out that the store does not know of: go on behind
-    them."""
+    """Void all leases, since the machine was started again; no message is charged for that. Without
+    flushes the store may not know the latest tokens: the next ones are larger than those."""
     meta = catalog.load_meta(tx)
     known, meta.boot_id = any(meta.boot_id), boot_id
     meta.boot_noted_ns = tx.engine.clock.elapsed_ns()

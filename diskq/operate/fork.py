@@ -13,8 +13,8 @@ from ..tables.group_tx import GroupTx, Place
 
 
 def fork_group(tx: Tx, at: Place, name: str) -> int:
-    """Make a group that is where another one is: its cursor, what waits, is parked or is dead, and
-    its settings. What is leased there is ready here. Returns its id.
+    """Make a group with the cursor, the settings, and a copy of the waiting, parked and dead
+    messages of another one. Messages that are leased there are ready here. Returns its id.
 
     Raises: ConfigConflict if there is a group of this name, Full.
     """
@@ -32,8 +32,8 @@ def fork_group(tx: Tx, at: Place, name: str) -> int:
 
 
 def _copy(group: GroupTx, other: GroupTx) -> None:
-    """Copy all but the cursor and the totals to a new group. What is leased here is given back
-    there, uncharged."""
+    """Copy all but the cursor and the totals to a new group. Messages that are leased here are
+    ready there, uncharged."""
     tx, copy = group.tx, other.row
     room = room_of(tx)
     for lease in [lease for lease in leases.rows(tx, group.id) if not lease.flags & HELD]:

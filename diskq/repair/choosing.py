@@ -20,7 +20,7 @@ def state_of(file: int) -> tuple[object, ...]:
 
 def choose(file: int) -> tuple[Snapshot, Snapshot | None]:
     """The state to go on from: of those that can be read a sound one, then a late one. If that is
-    not the latest, also the latest, whose pages are to be searched for newer messages.
+    not the latest, also the latest, whose pages may hold newer messages.
 
     Raises: Corrupt.
     """

@@ -1,5 +1,5 @@
-"""Decode every row of a store, for verify: each that cannot be decoded is a finding of its own, and
-the others are looked at all the same. Imported on demand.
+"""Decode every row of a store, for verify: each row that cannot be decoded is a finding, and the
+other rows are checked all the same. Imported on demand.
 
 The log is left out: verify decodes its segments one by one anyway.
 """

@@ -90,7 +90,7 @@ class LogCopy:
                 yield from self._missing(topic_id, end, row.offset(lane), row.last_put_ns)
 
     def topic(self, topic_id: int) -> TopicRow:
-        """The topic's row, its counters to be counted anew; one of its own if it is lost."""
+        """The topic's row, with counters that start from 0; a new row if it is lost."""
         if topic_id not in self.remains.topics:
             name = f"salvaged-{topic_id}"
             self.remains.topics[topic_id] = TopicRow(new_topic(name, TopicSettings()))

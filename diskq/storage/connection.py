@@ -1,7 +1,7 @@
 """A process's connection to a store: LMDB's environment, its databases, and the shared file.
 
-It is opened once, and again in a forked child on first use: no environment crosses a fork. What a
-process remembers of the store between transactions is here too, and a child forgets it.
+It is opened once, and again in a forked child on first use: no environment crosses a fork. The
+connection also remembers what helps the next transaction; a child forgets that.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class LogIsClosed(Exception):
 
 
 class Connection:
-    """What a process has open of a store. Transactions see it as `tx.engine`."""
+    """The open parts of a store in one process. Transactions see it as `tx.engine`."""
 
     state: Database
     held: Database

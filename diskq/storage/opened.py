@@ -1,9 +1,10 @@
 """Everything of a store that a process has open: LMDB's environment and its databases, its lock
 file, `slots`.
 
-In this order: `slots`, to know who lives and to keep others out meanwhile; the check after a boot;
-LMDB; the lock on LMDB's lock file. LMDB makes that file anew unless somebody locks its first byte,
-and its own lock goes with any close of the file in the process: so it is locked here, too.
+The order of opening: `slots`, which tells the live processes and keeps other openings out; the
+check after a boot; LMDB; the lock on LMDB's lock file. LMDB initializes that file unless a process
+locks its first byte, and LMDB's lock goes with any close of the file in the process: so it is
+locked here, too.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ class Opened:
             self.members.share_words()
 
     def open_again(self, until: float) -> None:
-        """Open the environment anew, when its map was lost. Raises: as `open`."""
+        """Open the environment again after its map was lost. Raises: as `open`."""
         try:
             if self.env is not None:
                 self.env.close()
@@ -161,8 +162,8 @@ class Opened:
         return guard.surely(databases, turns.leave)
 
     def _await_lock_file(self, until: float) -> None:
-        """LMDB waits without end while another process, which may be stopped, makes its lock file
-        anew."""
+        """Wait while another process, which may be stopped, initializes the lock file: LMDB itself
+        would wait without end."""
         if self.lock_file < 0:
             files.prepare_lock(self.path)
             name = os.path.join(self.path, files.LOCK)

@@ -1,4 +1,5 @@
-"""Who uses a store, who has been reading for long, and what that keeps. Imported on demand.
+"""Processes that use a store or have been reading for long, and the space that this keeps. Imported
+on demand.
 
 LMDB never uses a page again that a snapshot in use may need: the file grows while one stays open. A
 read of diskq is over in a moment, or renews itself; so what is found here is a process that was

@@ -99,7 +99,7 @@ class Room:
 
     @property
     def short(self) -> bool:
-        """Whether texts are to be cut, because only what messages may need is left."""
+        """Whether the store cuts texts, because the room left is needed for messages."""
         max_bytes = self._engine.meta.max_bytes
         spare = self._ceiling - max_bytes + self._reserve // 2
         return self.low or (max_bytes > 0 and not self._has(spare))

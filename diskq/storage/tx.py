@@ -96,8 +96,8 @@ class Tx:
 
 
 def run_others(calls: list[Call], tx: Tx) -> bool:
-    """Run the operations of other threads in a transaction. False if one failed: it is marked, to
-    be run by its own thread, and the transaction is to be undone."""
+    """Run the operations of other threads in a transaction. False if one failed: its own thread
+    runs that one, as the mark says, and the caller undoes the transaction."""
     for call in calls:
         try:
             call.result = call.operation(tx)

@@ -1,4 +1,4 @@
-"""The documents, the help texts, and the docstrings and comments of finished packages have none of
+"""The documents, the help texts, and the docstrings and comments have none of
 the phrases that read as if translated; CONTRIBUTING.md says what to write instead."""
 
 from __future__ import annotations
@@ -14,17 +14,13 @@ from typing import NamedTuple
 
 import click
 import pytest
+from picture import graph
 
 from diskq.cli import cli
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("diskq/cli", "diskq/base", "diskq/format", "diskq/host")
-OTHERS_PAGES = {"docs/explanation/architecture.md"}
-PAGES = sorted(
-    path
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
-    if str(path.relative_to(ROOT)) not in OTHERS_PAGES
-)
+PACKAGES = [f"diskq/{layer}" for layer in graph.LAYERS if (ROOT / "diskq" / layer).is_dir()]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 PHRASES = {
     "a sentence that begins with Who or What": re.compile(
         r"(?:\A|(?<=[.!?:]\s)|(?<=[|\n#]\s)|(?<=\n\n))\s*[-*#>|\s]*(?:Who|What)\b(?![^.|]*\?)"
