@@ -143,7 +143,7 @@ def parallel(options: tuple[str, ...]) -> list[str]:
     """One pytest process per processor and one more: tests wait more than they compute."""
     if any(option == "--pdb" or option.startswith(("-s", "-n")) for option in options):
         return []
-    return ["-n", str(min((os.cpu_count() or 1) + 1, 8))]
+    return ["-n", str(min((os.cpu_count() or 1) + 1, 8)), "--dist", "worksteal"]
 
 
 def set_up(environment: Path, *pinned: str) -> None:
