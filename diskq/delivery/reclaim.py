@@ -105,9 +105,23 @@ def reap(group: GroupTx) -> bool:
     more = len(lost) == limits.MAX_DEAD_OWNERS_LEASES
     for of_process in processes.values():
         _take_from_dead(group, of_process, more)
-    now_ns = group.clock.monotonic_ns()  # the look at many leases is long: then it is seldom
-    group.tx.engine.looked_ns[group.id] = now_ns + 20 * (now_ns - began_ns)
+    _note_look(group, began_ns)
     return bool(lost)
+
+
+def somebody_died(group: GroupTx) -> bool:
+    """Whether a consumer died that holds a lease. Changes no row."""
+    began_ns = group.clock.monotonic_ns()
+    if any(dead(group)):
+        return True
+    _note_look(group, began_ns)
+    return False
+
+
+def _note_look(group: GroupTx, began_ns: int) -> None:
+    """Note when this process looked for dead consumers: seldom, if many leases make a look long."""
+    now_ns = group.clock.monotonic_ns()
+    group.tx.engine.looked_ns[group.id] = now_ns + 20 * (now_ns - began_ns)
 
 
 def _take_from_dead(group: GroupTx, lost: list[LeaseRow], more: bool) -> None:

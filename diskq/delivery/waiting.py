@@ -52,7 +52,7 @@ def seconds_to_wait(group: GroupTx, member: Member, *, stuck: bool) -> float:
         waits.append((due_ns - group.clock.wall_ns()) / NS)
     if row.leased and (first := next(leases.leased(group), None)):
         waits.append((first.deadline_ns - group.clock.monotonic_ns()) / NS)
-        if any(reclaim.dead(group)) or (not held_up and reclaim.may_steal(group, member.owner)):
+        if reclaim.somebody_died(group) or (not held_up and reclaim.may_steal(group, member.owner)):
             return 0
     return max(min(waits), 0)
 

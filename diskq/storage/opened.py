@@ -147,7 +147,7 @@ class Opened:
         self.keep_reading()
         self.drop_dead_readers()
         self._check_meta(adopting(env, lambda: read_row(env, b"state", META_KEY)))
-        self.main = env.open_db(None)
+        self.main = adopting(env, lambda: env.open_db(None))
         self.databases = self._open_databases(env, until, mine)
         return env
 

@@ -111,7 +111,7 @@ class Filler:
 
     def die(self):
         which = self.chance.randrange(len(self.members))
-        self.held = [each for each in self.held if each.consumer is not self.members[which]]
+        self.held = [each for each in self.held if each.member is not self.members[which].member]
         self.members[which] = None
         gc.collect()
         self.members[which] = self.groups[which].consumer()

@@ -12,7 +12,7 @@ import pytest
 from support.programs import ROOT
 
 import diskq
-from diskq.api import consumer as consumers
+from diskq.api import taking
 
 DEADLINE_SECONDS = 60
 MEMBER = """
@@ -107,7 +107,7 @@ def test_one_whose_time_is_over_when_messages_come_takes_the_share_that_others_l
 ):
     """It has looked for the last time, but not said yet that it gives up."""
     late, others = group.consumer("late"), [group.consumer(), group.consumer()]
-    wait, gives_up, go_on = consumers.wait_for_message, threading.Event(), threading.Event()
+    wait, gives_up, go_on = taking.wait_for_message, threading.Event(), threading.Event()
 
     def give_up_late(member, *arguments, **options):
         came = wait(member, *arguments, **options)
@@ -116,7 +116,7 @@ def test_one_whose_time_is_over_when_messages_come_takes_the_share_that_others_l
             go_on.wait(DEADLINE_SECONDS)
         return came
 
-    monkeypatch.setattr(consumers, "wait_for_message", give_up_late)
+    monkeypatch.setattr(taking, "wait_for_message", give_up_late)
     last = Blocked(store, [late], timeout=0.1)
     assert gives_up.wait(DEADLINE_SECONDS)
     rest = Blocked(store, others)

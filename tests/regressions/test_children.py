@@ -61,7 +61,7 @@ def test_a_sound_store_has_no_findings_though_the_exit_code_of_a_child_is_lost(s
 def test_damage_is_found_though_the_exit_code_of_a_child_is_lost(sound):
     """Without an exit code, what the child said must tell that there is damage."""
     key = ID_KEY.pack(b"T", sound.topic("mail").id)
-    sound.engine.commit(lambda tx: tx.put(key, b"nonsense"))
+    sound.handle.engine.commit(lambda tx: tx.put(key, b"nonsense"))
     assert list(sound.verify())
 
 

@@ -333,7 +333,7 @@ def test_two_stores_on_one_path_share_an_environment_and_one_can_be_closed(open_
     one, two = open_store(), open_store()
     (tmp_path / "link").symlink_to(tmp_path / "store")
     three = diskq.open(tmp_path / "link")
-    assert one.engine is two.engine is three.engine
+    assert one.handle.engine is two.handle.engine is three.handle.engine
     three.close()
     topic = one.topic("t")
     topic.put_many([b"a", b"b"])
