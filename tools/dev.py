@@ -66,6 +66,7 @@ def main(verb: str = "help", *options: str) -> int:
             return code
     if verb in ("test", "check"):
         os.chdir(ROOT)
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or hundreds of processes compile diskq
         pytest = [python(VENV), "-m", "pytest", *parallel(options), *options]
         os.execv(pytest[0], pytest)
     return 0
