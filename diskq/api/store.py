@@ -6,7 +6,7 @@ import os
 import weakref
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, NoReturn, TypeVar, Unpack
+from typing import TYPE_CHECKING, NoReturn, Unpack
 
 from ..base import check, guard
 from ..base.errors import Closed
@@ -20,22 +20,17 @@ from .queue import DEFAULT_GROUP, Queue
 from .topic import Topic
 
 if TYPE_CHECKING:
+    from ..base.options import TopicChanges
     from ..operate import deletion, stats
     from ..repair import backup, verify
     from . import transaction
+    from .transaction import Transaction
 else:
     backup = lazy("repair.backup")
     deletion = lazy("operate.deletion")
     stats = lazy("operate.stats")
     transaction = lazy("api.transaction")
     verify = lazy("repair.verify")
-
-
-if TYPE_CHECKING:
-    from ..base.options import TopicChanges
-    from .transaction import Transaction
-
-T = TypeVar("T")
 
 
 class Store:

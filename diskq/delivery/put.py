@@ -25,13 +25,10 @@ from . import retention, scheduling
 if TYPE_CHECKING:
     from ..tables import dedup
     from . import drafts
+    from .drafts import Draft
 else:
     dedup = lazy("tables.dedup")
     drafts = lazy("delivery.drafts")
-
-
-if TYPE_CHECKING:
-    from .drafts import Draft
 
 T = TypeVar("T")
 
